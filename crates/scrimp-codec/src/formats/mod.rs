@@ -1,0 +1,243 @@
+//! Number formats: one file per family, one row per family in [`FAMILIES`].
+//!
+//! A [`Format`] is a finite set of values with a code for each. How a format uses the scale of a group is its own
+//! affair: it is given the group's range and answers with [`Params`].
+
+mod float32;
+mod integer;
+mod minifloat;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+pub use float32::Float32;
+pub use integer::Integer;
+pub use minifloat::{Minifloat, Overflow, Top};
+
+use crate::{Range, Rounding, ScaleFormat};
+
+/// Every family of formats, in the order of the tables.
+pub static FAMILIES: &[&dyn Family] = &[
+    &float32::Float32Family,
+    &minifloat::NamedFamily,
+    &minifloat::FreeFamily,
+    &minifloat::QmlFamily,
+    &integer::SignedFamily,
+    &integer::UnsignedFamily,
+];
+
+/// A family of formats: it reads the head of a scheme string.
+pub trait Family: Sync {
+    /// How a member's name is written, e.g. `int2..int16`.
+    fn syntax(&self) -> &'static str;
+    /// One sentence on the family.
+    fn about(&self) -> &'static str;
+    /// Members that tables list and tests run, as scheme strings.
+    fn members(&self) -> Vec<String>;
+    /// Reads a head such as `int8`: `None` if it is not of this family, an error if it is but cannot be.
+    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Format>, HeadError>>;
+}
+
+/// Why a head of a known family is no format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadError {
+    /// What is wrong.
+    pub message: String,
+    /// What would be valid.
+    pub help: String,
+}
+
+/// How the codes of one group become values: `value = (grid(code) - zero) * scale + offset`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Params {
+    /// The step between integer codes, or what a float format's values are multiplied by. As stored.
+    pub scale: f32,
+    /// The code of the value 0 in an affine integer format, else 0.
+    pub zero: i32,
+    /// What is added after scaling in the min/max variants, else 0.
+    pub offset: f32,
+}
+
+impl Params {
+    /// The parameters of a format that is not scaled.
+    pub const UNIT: Params = Params { scale: 1.0, zero: 0, offset: 0.0 };
+}
+
+/// Whether groups have a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scaling {
+    /// Never (`f32`).
+    Never,
+    /// Only where the scheme names a granularity or a storage format for scales (small floats).
+    OnRequest,
+    /// Always (integers).
+    Always,
+}
+
+/// What a format stores with each group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Whether there is a scale.
+    pub scaling: Scaling,
+    /// Bits of the zero point; 0 where there is none.
+    pub zero_bits: u32,
+    /// Whether an `f32` offset is stored.
+    pub offset: bool,
+}
+
+/// The facts about a format at scale 1.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Card {
+    /// Name, as a scheme string.
+    pub name: String,
+    /// Bits of one code.
+    pub bits: u32,
+    /// Exponent bits, for floats.
+    pub exponent_bits: Option<u32>,
+    /// Stored mantissa bits, for floats.
+    pub mantissa_bits: Option<u32>,
+    /// Exponent bias, for floats.
+    pub bias: Option<i32>,
+    /// Smallest finite value.
+    pub min: f32,
+    /// Largest finite value.
+    pub max: f32,
+    /// Smallest positive normal value, for floats.
+    pub min_normal: Option<f32>,
+    /// Smallest positive subnormal value, for floats that have subnormals.
+    pub min_subnormal: Option<f32>,
+    /// Which of infinity and NaN have codes.
+    pub specials: &'static str,
+    /// What happens to values beyond the largest: `saturate` or `infinity`, `NaN`.
+    pub overflow: &'static str,
+    /// The rounding that is used unless the scheme names another.
+    pub rounding: &'static str,
+    /// One sentence.
+    pub about: String,
+}
+
+/// A finite set of values, and the code of each.
+///
+/// [`encode`](Self::encode) and [`decode`](Self::decode) are the readable truth. The `_run` methods work on many
+/// elements of one group and may be fast; they give the same bits.
+///
+/// # Contract
+/// - `decode(encode(x))` is the value that emulation gives, for every `x` that the format can hold.
+/// - A value that is decoded and encoded again keeps its code's value (idempotence), except under stochastic rounding of inexact scales.
+/// - `decode` is total on `0..2^bits`.
+pub trait Format: Debug + Send + Sync {
+    /// The head of a scheme string that gives this format.
+    fn name(&self) -> String;
+    /// Bits of one code, 1 to 32.
+    fn bits(&self) -> u32;
+    /// The identity card.
+    fn card(&self) -> Card;
+    /// What is stored with each group.
+    fn header(&self) -> Header;
+    /// The granularity that is meant when the scheme names none.
+    fn default_granularity(&self) -> crate::Granularity {
+        crate::Granularity::Tensor
+    }
+    /// The rounding that is meant when the scheme names none.
+    fn default_rounding(&self) -> Rounding {
+        Rounding::NearestEven
+    }
+    /// Whether NaN has a code.
+    fn holds_nan(&self) -> bool;
+    /// Whether an infinity can be encoded without complaint: it has a code, or saturates as the format's rule says.
+    fn holds_infinity(&self) -> bool {
+        self.holds_nan()
+    }
+    /// The words that this format takes in a scheme, besides the common ones.
+    fn words(&self) -> &'static [&'static str] {
+        &[]
+    }
+    /// The format with such a word applied.
+    fn with_word(&self, word: &str) -> Option<Arc<dyn Format>> {
+        let _ = word;
+        None
+    }
+    /// Why the format as it stands cannot be used, if so (said once all words are applied).
+    fn complaint(&self) -> Option<HeadError> {
+        None
+    }
+    /// The words in force that are not the default, as they follow the name in a scheme string: `/full`.
+    fn suffix(&self) -> String {
+        String::new()
+    }
+    /// The parameters of a group with this range.
+    fn fit(&self, range: Range, store: ScaleFormat) -> Params;
+    /// The code of a value. `draw` is the 24-bit random integer of stochastic rounding.
+    ///
+    /// A NaN that has no code becomes the code of zero; the codec's edge has refused or counted it before.
+    fn encode(&self, x: f32, params: &Params, rounding: Rounding, draw: u32) -> u32;
+    /// The value of a code; bits above the width are ignored.
+    fn decode(&self, code: u32, params: &Params) -> f32;
+
+    /// Rounds the elements of one group to their values in place. `draws` is empty unless `rounding` is stochastic.
+    fn quantize_run(&self, x: &mut [f32], params: &Params, rounding: Rounding, draws: &[u32]) {
+        quantize_by_definition(self, x, params, rounding, draws);
+    }
+    /// Rounds consecutive groups of `len` elements to a range of their own each, as far as there is a fast way, and
+    /// answers how many elements are done: whole groups, up to the first that is shorter or not finite.
+    fn quantize_blocks(
+        &self,
+        x: &mut [f32],
+        len: usize,
+        store: ScaleFormat,
+        rounding: Rounding,
+    ) -> usize {
+        let _ = (x, len, store, rounding);
+        0
+    }
+    /// The codes of the elements of one group.
+    fn encode_run(
+        &self,
+        x: &[f32],
+        params: &Params,
+        rounding: Rounding,
+        draws: &[u32],
+        codes: &mut [u32],
+    ) {
+        for (i, (v, code)) in x.iter().zip(codes).enumerate() {
+            let draw = draws.get(i).copied().unwrap_or(0);
+            *code = self.encode(*v, params, rounding, draw);
+        }
+    }
+    /// The values of the codes of one group.
+    fn decode_run(&self, codes: &[u32], params: &Params, out: &mut [f32]) {
+        for (code, v) in codes.iter().zip(out) {
+            *v = self.decode(*code, params);
+        }
+    }
+    /// Whether the range that [`fit`](Self::fit) needs is only the largest magnitude.
+    fn wants_only_amax(&self) -> bool {
+        true
+    }
+}
+
+/// `decode(encode(x))`, element by element: the truth beside every fast path.
+pub(crate) fn quantize_by_definition<F: Format + ?Sized>(
+    format: &F,
+    x: &mut [f32],
+    params: &Params,
+    rounding: Rounding,
+    draws: &[u32],
+) {
+    for (i, v) in x.iter_mut().enumerate() {
+        let draw = draws.get(i).copied().unwrap_or(0);
+        *v = format.decode(format.encode(*v, params, rounding, draw), params);
+    }
+}
+
+/// Keeps a decoded value finite: a scale near the top of `f32` can push the product past it.
+#[inline(always)]
+pub(crate) fn finite(x: f32) -> f32 {
+    if x > f32::MAX {
+        f32::MAX
+    } else if x < -f32::MAX {
+        -f32::MAX
+    } else {
+        x
+    }
+}

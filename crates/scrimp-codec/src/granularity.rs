@@ -1,0 +1,383 @@
+//! Which elements of a tensor share a scale.
+
+use std::ops;
+
+/// Which elements share a scale. `tensor` is the default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Granularity {
+    /// The whole tensor.
+    Tensor,
+    /// The channel axis: axis 0 of a weight; [`Scheme::for_activation`](crate::Scheme::for_activation) makes it axis 1.
+    Channel,
+    /// One group for each index along an axis.
+    Axis(usize),
+    /// All but the last axis: one group for each row.
+    Row,
+    /// Runs of so many elements along the last axis; the last of a row may be short.
+    Group(usize),
+    /// Runs of so many elements in storage order, whatever the rows.
+    Flat(usize),
+    /// Rectangles of the last two axes; those at the edges may be smaller.
+    Tile(usize, usize),
+}
+
+/// A granularity that a tensor's shape cannot have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShapeError {
+    /// Channels, rows, groups and tiles need at least two axes.
+    #[error(
+        "`{granularity}` needs a tensor of at least two axes, and this one has shape {shape:?}; `tensor` fits it"
+    )]
+    Rank {
+        /// The granularity as a scheme writes it.
+        granularity: String,
+        /// The tensor's shape.
+        shape: Vec<usize>,
+    },
+    /// The axis does not exist.
+    #[error("`axis:{axis}` does not exist in shape {shape:?}; its axes are 0 to {}", shape.len().saturating_sub(1))]
+    Axis {
+        /// The axis asked for.
+        axis: usize,
+        /// The tensor's shape.
+        shape: Vec<usize>,
+    },
+    /// The number of elements or bytes does not fit the address space.
+    #[error("a tensor of shape {shape:?} is too large for this machine's address space")]
+    TooLarge {
+        /// The tensor's shape.
+        shape: Vec<usize>,
+    },
+}
+
+impl std::fmt::Display for Granularity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tensor => f.write_str("tensor"),
+            Self::Channel => f.write_str("channel"),
+            Self::Row => f.write_str("row"),
+            Self::Axis(n) => write!(f, "axis:{n}"),
+            Self::Group(n) => write!(f, "group:{n}"),
+            Self::Flat(n) => write!(f, "flat:{n}"),
+            Self::Tile(r, c) => write!(f, "tile:{r}x{c}"),
+        }
+    }
+}
+
+impl Granularity {
+    /// How a tensor of this shape falls into groups.
+    pub(crate) fn layout(self, shape: &[usize]) -> Result<Layout, ShapeError> {
+        let elems = elems(shape)?;
+        let rank_error =
+            || Err(ShapeError::Rank { granularity: self.to_string(), shape: shape.to_vec() });
+        let last = shape.last().copied().unwrap_or(1);
+        Ok(match self {
+            Self::Tensor => Layout::Rows { elems, row: elems, block: elems },
+            Self::Flat(n) => Layout::Rows { elems, row: elems, block: n },
+            _ if shape.len() < 2 => return rank_error(),
+            Self::Row => Layout::Rows { elems, row: last, block: last },
+            Self::Group(n) => Layout::Rows { elems, row: last, block: n.min(last) },
+            Self::Channel => return Self::Axis(0).layout(shape),
+            Self::Axis(axis) if axis >= shape.len() => {
+                return Err(ShapeError::Axis { axis, shape: shape.to_vec() });
+            }
+            Self::Axis(0) => {
+                let row = elems.checked_div(shape[0]).unwrap_or(0);
+                Layout::Rows { elems, row, block: row }
+            }
+            Self::Axis(axis) => {
+                Layout::Axis { elems, groups: shape[axis], run: shape[axis + 1..].iter().product() }
+            }
+            Self::Tile(rows, cols) => Layout::Tiles {
+                elems,
+                height: shape[shape.len() - 2],
+                width: last,
+                rows: rows.min(shape[shape.len() - 2]),
+                cols: cols.min(last),
+            },
+        })
+    }
+}
+
+/// The number of elements of a shape.
+pub(crate) fn elems(shape: &[usize]) -> Result<usize, ShapeError> {
+    // Zero-sized axes first, so that an empty tensor is empty however large its other axes are.
+    if shape.contains(&0) {
+        return Ok(0);
+    }
+    shape
+        .iter()
+        .try_fold(1usize, |n, &d| n.checked_mul(d))
+        .filter(|&n| isize::try_from(n).is_ok())
+        .ok_or_else(|| ShapeError::TooLarge { shape: shape.to_vec() })
+}
+
+/// A tensor as runs of consecutive elements, each of which belongs to one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Rows of `row` elements, each cut into blocks; every block is one group.
+    Rows { elems: usize, row: usize, block: usize },
+    /// Run after run; run `i` belongs to group `i % groups`.
+    Axis { elems: usize, groups: usize, run: usize },
+    /// Matrices of `height` x `width`, cut into tiles of `rows` x `cols`.
+    Tiles { elems: usize, height: usize, width: usize, rows: usize, cols: usize },
+}
+
+/// A stretch of consecutive elements that one task works on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Band {
+    /// The elements.
+    pub elems: ops::Range<usize>,
+    /// The groups that have elements here.
+    pub groups: ops::Range<usize>,
+}
+
+/// Consecutive elements of one group, counted from the start of a band.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub group: usize,
+    pub start: usize,
+    pub len: usize,
+}
+
+/// About how many elements one task works on: small enough to stay in the second-level cache between the pass
+/// that finds the range and the pass that rounds.
+const BAND_ELEMS: usize = 32 * 1024;
+
+impl Layout {
+    pub fn elems(self) -> usize {
+        let (Self::Rows { elems, .. } | Self::Axis { elems, .. } | Self::Tiles { elems, .. }) =
+            self;
+        elems
+    }
+
+    /// The number of groups. An empty tensor has none.
+    pub fn groups(self) -> usize {
+        match self {
+            _ if self.elems() == 0 => 0,
+            Self::Rows { elems, row, block } => elems / row * row.div_ceil(block),
+            Self::Axis { groups, .. } => groups,
+            Self::Tiles { elems, height, width, rows, cols } => {
+                elems / (height * width) * height.div_ceil(rows) * width.div_ceil(cols)
+            }
+        }
+    }
+
+    /// Whether a group's elements may lie in several bands, so that its range must be known before the first is rounded.
+    pub fn spans_bands(self) -> bool {
+        match self {
+            Self::Rows { block, .. } => block > BAND_ELEMS,
+            Self::Axis { .. } => true,
+            Self::Tiles { .. } => false,
+        }
+    }
+
+    /// Cuts the tensor into bands. Unless [`spans_bands`](Self::spans_bands), each band holds whole groups.
+    pub fn bands(self) -> Vec<Band> {
+        let elems = self.elems();
+        if elems == 0 {
+            return Vec::new();
+        }
+        match self {
+            // Long blocks: every band lies inside one of them.
+            Self::Rows { row, block, .. } if block > BAND_ELEMS => {
+                let mut bands = Vec::new();
+                let per_row = row.div_ceil(block);
+                for g in 0..self.groups() {
+                    let start = g / per_row * row + g % per_row * block;
+                    let end = (start + block).min((g / per_row + 1) * row);
+                    let mut at = start;
+                    while at < end {
+                        let next = (at + BAND_ELEMS).min(end);
+                        bands.push(Band { elems: at..next, groups: g..g + 1 });
+                        at = next;
+                    }
+                }
+                bands
+            }
+            // Long rows of short blocks: whole blocks of one row.
+            Self::Rows { row, block, .. } if row > BAND_ELEMS => {
+                let (per_row, per_band) = (row.div_ceil(block), BAND_ELEMS / block);
+                let mut bands = Vec::new();
+                for r in 0..elems / row {
+                    let mut g = 0;
+                    while g < per_row {
+                        let next = (g + per_band).min(per_row);
+                        bands.push(Band {
+                            elems: r * row + g * block..r * row + (next * block).min(row),
+                            groups: r * per_row + g..r * per_row + next,
+                        });
+                        g = next;
+                    }
+                }
+                bands
+            }
+            Self::Rows { row, block, .. } => {
+                let (per_row, rows) = (row.div_ceil(block), elems / row);
+                steps(rows, (BAND_ELEMS / row).max(1))
+                    .map(|r| Band {
+                        elems: r.start * row..r.end * row,
+                        groups: r.start * per_row..r.end * per_row,
+                    })
+                    .collect()
+            }
+            Self::Axis { groups, run, .. } => steps(elems / run, (BAND_ELEMS / run).max(1))
+                .map(|r| Band { elems: r.start * run..r.end * run, groups: 0..groups })
+                .collect(),
+            Self::Tiles { height, width, rows, cols, .. } => {
+                let (down, across) = (height.div_ceil(rows), width.div_ceil(cols));
+                (0..elems / (height * width) * down)
+                    .map(|i| {
+                        let (matrix, strip) = (i / down * height * width, i % down * rows);
+                        let end = (strip + rows).min(height);
+                        Band {
+                            elems: matrix + strip * width..matrix + end * width,
+                            groups: i * across..(i + 1) * across,
+                        }
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    /// Calls `visit` for every run of a band, in storage order.
+    pub fn runs(self, band: &Band, mut visit: impl FnMut(Run)) {
+        let len = band.elems.len();
+        match self {
+            Self::Rows { row, block, .. } => {
+                let mut group = band.groups.start;
+                let (mut at, mut column) = (0, band.elems.start % row);
+                if block > BAND_ELEMS {
+                    return visit(Run { group, start: 0, len });
+                }
+                while at < len {
+                    let run = block.min(row - column);
+                    visit(Run { group, start: at, len: run });
+                    (at, column, group) = (at + run, (column + run) % row, group + 1);
+                }
+            }
+            Self::Axis { groups, run, .. } => {
+                let first = band.elems.start / run;
+                for i in 0..len / run {
+                    visit(Run { group: (first + i) % groups, start: i * run, len: run });
+                }
+            }
+            Self::Tiles { width, cols, .. } => {
+                for start in (0..len).step_by(width) {
+                    for (i, column) in (0..width).step_by(cols).enumerate() {
+                        let run = cols.min(width - column);
+                        visit(Run {
+                            group: band.groups.start + i,
+                            start: start + column,
+                            len: run,
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn steps(end: usize, step: usize) -> impl Iterator<Item = ops::Range<usize>> {
+    (0..end).step_by(step).map(move |at| at..(at + step).min(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The group of every element, by the definition of each granularity.
+    fn by_definition(granularity: Granularity, shape: &[usize]) -> Vec<usize> {
+        let n: usize = shape.iter().product();
+        let last = *shape.last().unwrap_or(&1);
+        let inner = |axis: usize| shape[axis + 1..].iter().product::<usize>();
+        (0..n)
+            .map(|i| match granularity {
+                Granularity::Tensor => 0,
+                Granularity::Channel => i / inner(0),
+                Granularity::Axis(a) => i / inner(a) % shape[a],
+                Granularity::Row => i / last,
+                Granularity::Group(g) => i / last * last.div_ceil(g.min(last)) + i % last / g,
+                Granularity::Flat(g) => i / g,
+                Granularity::Tile(r, c) => {
+                    let height = shape[shape.len() - 2];
+                    let (matrix, y, x) = (i / (height * last), i / last % height, i % last);
+                    (matrix * height.div_ceil(r) + y / r) * last.div_ceil(c) + x / c
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_element_lies_in_the_group_of_its_definition() {
+        let shapes: [&[usize]; 8] = [
+            &[5, 7],
+            &[1, 1],
+            &[4, 3, 5, 7],
+            &[3, 70_000],
+            &[70_000, 3],
+            &[2, 40_000, 2],
+            &[40_000, 1],
+            &[1, 100_000],
+        ];
+        for shape in shapes {
+            for granularity in [
+                Granularity::Tensor,
+                Granularity::Channel,
+                Granularity::Axis(1),
+                Granularity::Row,
+                Granularity::Group(1),
+                Granularity::Group(3),
+                Granularity::Group(1_000_000),
+                Granularity::Flat(64),
+                Granularity::Flat(50_000),
+                Granularity::Tile(2, 3),
+            ] {
+                let layout = granularity.layout(shape).unwrap();
+                let expected = by_definition(granularity, shape);
+                let mut got = Vec::new();
+                for band in layout.bands() {
+                    assert_eq!(band.elems.start, got.len());
+                    layout.runs(&band, |run| {
+                        assert!(band.groups.contains(&run.group));
+                        assert_eq!(
+                            band.elems.start + run.start,
+                            got.len(),
+                            "runs come in storage order"
+                        );
+                        got.extend(std::iter::repeat_n(run.group, run.len));
+                    });
+                }
+                assert_eq!(got, expected, "{granularity} of {shape:?}");
+                assert_eq!(
+                    layout.groups(),
+                    expected.last().unwrap().max(expected.iter().max().unwrap()) + 1
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_slides_example_of_tiles_holds() {
+        // A 4x4 matrix a..p in 2x2 tiles: abef, cdgh, ijmn, klop.
+        let groups = by_definition(Granularity::Tile(2, 2), &[4, 4]);
+        let tile = |g: usize| -> String {
+            ('a'..='p').zip(&groups).filter(|(_, t)| **t == g).map(|(c, _)| c).collect()
+        };
+        assert_eq!([tile(0), tile(1), tile(2), tile(3)], ["abef", "cdgh", "ijmn", "klop"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        assert!(matches!(Granularity::Channel.layout(&[5]), Err(ShapeError::Rank { .. })));
+        assert!(matches!(Granularity::Group(4).layout(&[]), Err(ShapeError::Rank { .. })));
+        assert!(matches!(Granularity::Axis(2).layout(&[5, 5]), Err(ShapeError::Axis { .. })));
+        assert!(matches!(
+            Granularity::Tensor.layout(&[usize::MAX, 2]),
+            Err(ShapeError::TooLarge { .. })
+        ));
+        assert_eq!(Granularity::Row.layout(&[usize::MAX, 2, 0]).unwrap().groups(), 0);
+        assert_eq!(Granularity::Tensor.layout(&[]).unwrap().groups(), 1);
+    }
+}

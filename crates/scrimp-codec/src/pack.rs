@@ -1,0 +1,154 @@
+//! Codes to bits: a little-endian bit stream in which code `i` takes bits `i*b .. (i+1)*b`.
+
+/// Bytes of `count` codes of `bits` bits; only the end is padded to a byte.
+pub(crate) fn packed_len(count: usize, bits: u32) -> Option<usize> {
+    // Whole groups of eight codes first, so that the product cannot overflow where the result does not.
+    let bits = bits as usize;
+    (count / 8).checked_mul(bits)?.checked_add((count % 8 * bits).div_ceil(8))
+}
+
+/// Packs codes; `out` holds exactly [`packed_len`] bytes. Bits above the width are ignored.
+pub(crate) fn pack(codes: &[u32], bits: u32, out: &mut [u8]) {
+    debug_assert_eq!(Some(out.len()), packed_len(codes.len(), bits));
+    match bits {
+        4 => {
+            let (pairs, last) = codes.as_chunks::<2>();
+            for (b, [low, high]) in out.iter_mut().zip(pairs) {
+                *b = byte((low & 15) | (high & 15) << 4);
+            }
+            if let ([code], Some(b)) = (last, out.last_mut()) {
+                *b = byte(code & 15);
+            }
+        }
+        8 => {
+            for (b, code) in out.iter_mut().zip(codes) {
+                *b = byte(*code);
+            }
+        }
+        16 => {
+            for (b, code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+                *b = [byte(*code), byte(code >> 8)];
+            }
+        }
+        _ => {
+            let mask = (1u64 << bits) - 1;
+            let (mut window, mut held) = (0u64, 0);
+            let mut bytes = out.iter_mut();
+            for code in codes {
+                window |= (u64::from(*code) & mask) << held;
+                held += bits;
+                while held >= 8 {
+                    if let Some(b) = bytes.next() {
+                        *b = window.to_le_bytes()[0];
+                    }
+                    window >>= 8;
+                    held -= 8;
+                }
+            }
+            if let Some(b) = bytes.next() {
+                *b = window.to_le_bytes()[0];
+            }
+        }
+    }
+}
+
+/// Unpacks the codes from number `first` on, as many as `codes` has room for. The bytes must reach that far.
+pub(crate) fn unpack(bytes: &[u8], bits: u32, first: usize, codes: &mut [u32]) {
+    match bits {
+        4 if first % 2 == 0 => {
+            let bytes = &bytes[first / 2..];
+            let (pairs, last) = codes.as_chunks_mut::<2>();
+            let count = pairs.len();
+            for ([low, high], b) in pairs.iter_mut().zip(bytes) {
+                (*low, *high) = (u32::from(b & 15), u32::from(b >> 4));
+            }
+            if let [code] = last {
+                *code = u32::from(bytes[count] & 15);
+            }
+        }
+        8 => {
+            for (code, b) in codes.iter_mut().zip(&bytes[first..]) {
+                *code = u32::from(*b);
+            }
+        }
+        16 => {
+            for (code, b) in codes.iter_mut().zip(&bytes.as_chunks::<2>().0[first..]) {
+                *code = u32::from(u16::from_le_bytes(*b));
+            }
+        }
+        _ => {
+            let mask = (1u64 << bits) - 1;
+            // Eight codes take `bits` whole bytes; the rest of the way is less than that many bits.
+            let skip = first % 8 * bits as usize;
+            let mut bytes = bytes[first / 8 * bits as usize + skip / 8..].iter();
+            let mut next = || u64::from(bytes.next().copied().unwrap_or(0));
+            let (mut window, mut held) = (0, 0);
+            if skip % 8 != 0 {
+                (window, held) = (next() >> (skip % 8), 8 - (skip % 8) as u32);
+            }
+            for code in codes {
+                while held < bits {
+                    window |= next() << held;
+                    held += 8;
+                }
+                *code = low(window & mask);
+                window >>= bits;
+                held -= bits;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn byte(code: u32) -> u8 {
+    code.to_le_bytes()[0]
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the caller masks to at most 32 bits")]
+fn low(x: u64) -> u32 {
+    x as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packed(codes: &[u32], bits: u32) -> Vec<u8> {
+        let mut out = vec![0; packed_len(codes.len(), bits).unwrap()];
+        pack(codes, bits, &mut out);
+        out
+    }
+
+    #[test]
+    fn the_worked_examples_of_the_specification_hold() {
+        assert_eq!(packed(&[7, 31, 0, 18], 5), [0xe7, 0x03, 0x09]);
+        assert_eq!(packed(&[1, 0, 1, 1, 0, 0, 0, 1, 1], 1), [0x8d, 0x01]);
+        assert_eq!(packed(&[2, 1, 0, 2, 0, 1], 2), [0x86, 0x04]);
+    }
+
+    #[test]
+    fn every_width_and_length_comes_back_and_sits_at_its_bits() {
+        for bits in 1..=32 {
+            for len in 0..40u32 {
+                let codes: Vec<u32> =
+                    (0..len).map(|i| i.wrapping_mul(0x9E37_79B9) >> (32 - bits)).collect();
+                let bytes = packed(&codes, bits);
+                assert_eq!(bytes.len(), (codes.len() * bits as usize).div_ceil(8));
+                for (i, code) in codes.iter().enumerate() {
+                    for b in 0..bits as usize {
+                        let at = i * bits as usize + b;
+                        assert_eq!(u32::from(bytes[at / 8] >> (at % 8) & 1), code >> b & 1);
+                    }
+                }
+                let mut back = vec![0; codes.len()];
+                unpack(&bytes, bits, 0, &mut back);
+                assert_eq!(back, codes, "{bits} bits");
+                for first in 0..codes.len() {
+                    let mut back = vec![0; (codes.len() - first).min(3)];
+                    unpack(&bytes, bits, first, &mut back);
+                    assert_eq!(back, codes[first..first + back.len()], "{bits} bits from {first}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,595 @@
+//! Scaled elements: groups of a tensor share a scale, and each element is a code of a format.
+//!
+//! Bytes of one tensor, in this order, each part only where the format has it:
+//!
+//! | part | bytes |
+//! |---|---|
+//! | scales, one for each group | 4, 2 or 1 each |
+//! | offsets, one `f32` for each group | 4 each |
+//! | zero points, packed at the width of a code | `ceil(groups * bits / 8)` |
+//! | codes in the order of the elements, packed | `ceil(elements * bits / 8)` |
+//!
+//! All little-endian. Groups are numbered in storage order of their first elements (tiles: row-major).
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::formats::{Format, Header, Params, Scaling, quantize_by_definition};
+use crate::granularity::{Band, Layout};
+use crate::{Granularity, NonFinite, Range, Rounding, ScaleFormat, ShapeError, Stream, pack, simd};
+
+/// What was not ordinary about the values of a tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Values that were NaN and became zero.
+    pub nans: u64,
+    /// Values that were infinite and became the largest code.
+    pub infinities: u64,
+}
+
+impl Tally {
+    /// Both counts together.
+    #[must_use]
+    pub fn join(self, other: Tally) -> Tally {
+        Tally { nans: self.nans + other.nans, infinities: self.infinities + other.infinities }
+    }
+}
+
+/// A tensor that a scheme cannot take.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// The scheme does not fit the shape.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// The slice has another length than the shape.
+    #[error("shape {shape:?} has {expected} elements, and {actual} values were given")]
+    Length {
+        /// The shape.
+        shape: Vec<usize>,
+        /// Elements of the shape.
+        expected: usize,
+        /// Elements of the slice.
+        actual: usize,
+    },
+    /// NaN or infinity, which the scheme cannot hold.
+    #[error(
+        "element {index} is {value}, which `{scheme}` cannot hold; `{scheme}/nonfinite:saturate` would make NaN zero and infinity the largest code"
+    )]
+    NonFinite {
+        /// The scheme.
+        scheme: String,
+        /// Where, in storage order.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+}
+
+/// Bytes that are not what a scheme writes for a shape.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// The scheme does not fit the shape.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// Wrong number of bytes.
+    #[error("`{scheme}` stores shape {shape:?} in {expected} bytes, and there are {actual}")]
+    Length {
+        /// The scheme.
+        scheme: String,
+        /// The shape.
+        shape: Vec<usize>,
+        /// Bytes that the scheme writes.
+        expected: usize,
+        /// Bytes that are there.
+        actual: usize,
+    },
+    /// A stored scale is zero, negative, subnormal or not finite.
+    #[error("the scale of group {group} is not a positive number")]
+    Scale {
+        /// The group.
+        group: usize,
+    },
+    /// A stored offset is not finite.
+    #[error("the offset of group {group} is not a finite number")]
+    Offset {
+        /// The group.
+        group: usize,
+    },
+    /// The output slice has another length than the shape.
+    #[error("shape {shape:?} has {expected} elements, and there is room for {actual}")]
+    Output {
+        /// The shape.
+        shape: Vec<usize>,
+        /// Elements of the shape.
+        expected: usize,
+        /// Elements of the slice.
+        actual: usize,
+    },
+}
+
+/// A format with a scale for each group.
+#[derive(Clone, Debug)]
+pub(crate) struct Scaled {
+    pub format: Arc<dyn Format>,
+    pub granularity: Granularity,
+    /// `None`: values are codes of the format as it is.
+    pub scale: Option<ScaleFormat>,
+    pub rounding: Rounding,
+    pub nonfinite: NonFinite,
+}
+
+/// Where the parts of an encoded tensor lie.
+struct Parts {
+    layout: Layout,
+    groups: usize,
+    scales: usize,
+    offsets: usize,
+    zeros: usize,
+    codes: usize,
+}
+
+impl Parts {
+    fn total(&self) -> Option<usize> {
+        self.scales.checked_add(self.offsets)?.checked_add(self.zeros)?.checked_add(self.codes)
+    }
+}
+
+impl Scaled {
+    fn header(&self) -> Header {
+        self.format.header()
+    }
+
+    fn parts(&self, shape: &[usize]) -> Result<Parts, ShapeError> {
+        // A tensor without a scale has groups of nothing: its shape does not matter.
+        let granularity = if self.scale.is_some() { self.granularity } else { Granularity::Tensor };
+        let layout = granularity.layout(shape)?;
+        let groups = layout.groups();
+        let too_large = || ShapeError::TooLarge { shape: shape.to_vec() };
+        let each = |bytes: usize| groups.checked_mul(bytes).ok_or_else(too_large);
+        let header = self.header();
+        let parts = Parts {
+            layout,
+            groups,
+            scales: each(self.scale.map_or(0, ScaleFormat::bytes))?,
+            offsets: each(if header.offset { 4 } else { 0 })?,
+            zeros: pack::packed_len(groups, header.zero_bits).ok_or_else(too_large)?,
+            codes: pack::packed_len(layout.elems(), self.format.bits()).ok_or_else(too_large)?,
+        };
+        parts.total().ok_or_else(too_large)?;
+        Ok(parts)
+    }
+
+    pub fn packed_bytes(&self, shape: &[usize]) -> Result<usize, ShapeError> {
+        let parts = self.parts(shape)?;
+        parts.total().ok_or_else(|| ShapeError::TooLarge { shape: shape.to_vec() })
+    }
+
+    pub fn groups(&self, shape: &[usize]) -> Result<usize, ShapeError> {
+        Ok(if self.scale.is_some() { self.parts(shape)?.groups } else { 0 })
+    }
+
+    fn parts_for(&self, x: &[f32], shape: &[usize]) -> Result<Parts, EncodeError> {
+        let parts = self.parts(shape)?;
+        let expected = parts.layout.elems();
+        if x.len() == expected {
+            Ok(parts)
+        } else {
+            Err(EncodeError::Length { shape: shape.to_vec(), expected, actual: x.len() })
+        }
+    }
+
+    /// Whether values can be rounded without having been looked at.
+    fn takes_anything(&self) -> bool {
+        self.scale.is_none() && self.format.holds_nan() && self.format.holds_infinity()
+    }
+
+    /// The range of consecutive elements of a group, with a count of what is not finite.
+    fn scan(&self, x: &[f32], first: usize) -> Result<(Range, Tally), Refusal> {
+        let amax = f32::from_bits(simd::amax_bits(x));
+        if amax.is_finite() {
+            let range = if x.is_empty() {
+                Range::EMPTY
+            } else if self.scale.is_none() || self.format.wants_only_amax() {
+                Range { min: -amax, max: amax }
+            } else {
+                let (min, max) = simd::min_max(x);
+                Range { min, max }
+            };
+            return Ok((range, Tally::default()));
+        }
+        let mut tally = Tally::default();
+        for (i, &value) in x.iter().enumerate() {
+            let held = match value {
+                _ if value.is_finite() => continue,
+                _ if value.is_nan() => self.format.holds_nan(),
+                _ => self.format.holds_infinity(),
+            };
+            match (held, self.nonfinite) {
+                (true, _) => {}
+                (false, NonFinite::Saturate) if value.is_nan() => tally.nans += 1,
+                (false, NonFinite::Saturate) => tally.infinities += 1,
+                (false, _) => return Err(Refusal { index: first + i, value }),
+            }
+        }
+        Ok((Range::of_finite(x), tally))
+    }
+
+    fn fit(&self, range: Range) -> Params {
+        match self.scale {
+            Some(store) => self.format.fit(range.or_zero(), store),
+            None => Params::UNIT,
+        }
+    }
+
+    /// The parameters of every group.
+    fn fit_all(
+        &self,
+        x: &[f32],
+        layout: Layout,
+        bands: &[Band],
+    ) -> Result<(Vec<Params>, Tally), Refusal> {
+        if self.takes_anything() {
+            return Ok((vec![Params::UNIT; layout.groups()], Tally::default()));
+        }
+        let none = || (vec![Range::EMPTY; layout.groups()], Tally::default());
+        if layout.spans_bands() {
+            let (ranges, tally) = bands
+                .par_iter()
+                .try_fold(none, |(mut ranges, mut tally), band| {
+                    let x = &x[band.elems.clone()];
+                    let mut refusal = None;
+                    layout.runs(band, |run| {
+                        if refusal.is_some() {
+                            return;
+                        }
+                        let part = &x[run.start..run.start + run.len];
+                        match self.scan(part, band.elems.start + run.start) {
+                            Ok((range, seen)) => {
+                                ranges[run.group] = ranges[run.group].join(range);
+                                tally = tally.join(seen);
+                            }
+                            Err(r) => refusal = Some(r),
+                        }
+                    });
+                    refusal.map_or(Ok((ranges, tally)), Err)
+                })
+                .try_reduce(none, |(mut a, s), (b, t)| {
+                    for (a, b) in a.iter_mut().zip(b) {
+                        *a = a.join(b);
+                    }
+                    Ok((a, s.join(t)))
+                })?;
+            return Ok((ranges.into_iter().map(|r| self.fit(r)).collect(), tally));
+        }
+        let mut ranges = none().0;
+        let tally = bands
+            .par_iter()
+            .zip(split(&mut ranges, bands, |band| band.groups.len()))
+            .map(|(band, ranges)| {
+                let x = &x[band.elems.clone()];
+                let mut result = Ok(Tally::default());
+                layout.runs(band, |run| {
+                    let Ok(tally) = result else { return };
+                    let part = &x[run.start..run.start + run.len];
+                    result = self.scan(part, band.elems.start + run.start).map(|(range, seen)| {
+                        let slot = &mut ranges[run.group - band.groups.start];
+                        *slot = slot.join(range);
+                        tally.join(seen)
+                    });
+                });
+                result
+            })
+            .try_reduce(Tally::default, |a, b| Ok(a.join(b)))?;
+        Ok((ranges.into_par_iter().map(|r| self.fit(r)).collect(), tally))
+    }
+
+    /// Rounds the elements of a band, given the parameters of its groups.
+    fn round_band(
+        &self,
+        x: &mut [f32],
+        band: &Band,
+        layout: Layout,
+        from: usize,
+        params: impl Fn(usize) -> Params,
+        stream: &Stream,
+    ) {
+        let mut draws = Draws::new(self.rounding, stream);
+        layout.runs(band, |run| {
+            if run.start < from {
+                return;
+            }
+            let params = params(run.group);
+            draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
+                let x = &mut x[at];
+                if self.format.holds_nan() || !x.iter().any(|v| v.is_nan()) {
+                    self.format.quantize_run(x, &params, self.rounding, draws);
+                } else {
+                    quantize_by_definition(&*self.format, x, &params, self.rounding, draws);
+                }
+            });
+        });
+    }
+
+    pub fn emulate(
+        &self,
+        x: &mut [f32],
+        shape: &[usize],
+        stream: &Stream,
+        name: impl Fn() -> String,
+    ) -> Result<Tally, EncodeError> {
+        let parts = self.parts_for(x, shape)?;
+        if self.header().scaling == Scaling::Never {
+            return Ok(Tally::default());
+        }
+        let layout = parts.layout;
+        let bands = layout.bands();
+        let refused = |r: Refusal| r.by(name());
+        // Groups inside a band are rounded while they are still in the cache.
+        let fused = self.scale.is_some() && !layout.spans_bands();
+        let (params, tally) = if fused {
+            (Vec::new(), Tally::default())
+        } else {
+            self.fit_all(x, layout, &bands).map_err(refused)?
+        };
+        let tallies = split(x, &bands, |band| band.elems.len())
+            .into_par_iter()
+            .zip(&bands)
+            .map(|(x, band)| {
+                if !fused {
+                    self.round_band(x, band, layout, 0, |group| params[group], stream);
+                    return Ok(Tally::default());
+                }
+                self.emulate_band(x, band, layout, stream)
+            })
+            .try_reduce(Tally::default, |a, b| Ok(a.join(b)))
+            .map_err(refused)?;
+        Ok(tally.join(tallies))
+    }
+
+    /// Fits and rounds a band of whole groups.
+    fn emulate_band(
+        &self,
+        x: &mut [f32],
+        band: &Band,
+        layout: Layout,
+        stream: &Stream,
+    ) -> Result<Tally, Refusal> {
+        let mut done = 0;
+        if let (Layout::Rows { row, block, .. }, Some(store)) = (layout, self.scale)
+            && row % block == 0
+        {
+            done = self.format.quantize_blocks(x, block, store, self.rounding);
+            if done == x.len() {
+                return Ok(Tally::default());
+            }
+        }
+        let mut tally = Tally::default();
+        let mut refusal = None;
+        let mut ranges = vec![Range::EMPTY; band.groups.len()];
+        layout.runs(band, |run| {
+            if run.start >= done && refusal.is_none() {
+                let part = &x[run.start..run.start + run.len];
+                match self.scan(part, band.elems.start + run.start) {
+                    Ok((range, seen)) => {
+                        let slot = &mut ranges[run.group - band.groups.start];
+                        *slot = slot.join(range);
+                        tally = tally.join(seen);
+                    }
+                    Err(r) => refusal = Some(r),
+                }
+            }
+        });
+        if let Some(r) = refusal {
+            return Err(r);
+        }
+        let params: Vec<Params> = ranges.into_iter().map(|r| self.fit(r)).collect();
+        self.round_band(x, band, layout, done, |group| params[group - band.groups.start], stream);
+        Ok(tally)
+    }
+
+    pub fn encode(
+        &self,
+        x: &[f32],
+        shape: &[usize],
+        stream: &Stream,
+        out: &mut Vec<u8>,
+        name: impl Fn() -> String,
+    ) -> Result<Tally, EncodeError> {
+        let parts = self.parts_for(x, shape)?;
+        let layout = parts.layout;
+        let bands = layout.bands();
+        let (params, tally) = self.fit_all(x, layout, &bands).map_err(|r| r.by(name()))?;
+
+        let start = out.len();
+        out.resize(start + parts.scales + parts.offsets + parts.zeros + parts.codes, 0);
+        let (scales, rest) = out[start..].split_at_mut(parts.scales);
+        let (offsets, rest) = rest.split_at_mut(parts.offsets);
+        let (zeros, packed) = rest.split_at_mut(parts.zeros);
+        if let Some(store) = self.scale {
+            for (bytes, p) in scales.chunks_exact_mut(store.bytes()).zip(&params) {
+                store.write(p.scale, bytes);
+            }
+        }
+        for (bytes, p) in offsets.as_chunks_mut::<4>().0.iter_mut().zip(&params) {
+            *bytes = p.offset.to_le_bytes();
+        }
+        let header = self.header();
+        if header.zero_bits > 0 {
+            let codes: Vec<u32> = params.iter().map(|p| p.zero.cast_unsigned()).collect();
+            pack::pack(&codes, header.zero_bits, zeros);
+        }
+
+        let mut codes = vec![0; x.len()];
+        split(&mut codes, &bands, |band| band.elems.len()).into_par_iter().zip(&bands).for_each(
+            |(codes, band)| {
+                let x = &x[band.elems.clone()];
+                let mut draws = Draws::new(self.rounding, stream);
+                layout.runs(band, |run| {
+                    draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
+                        let params = &params[run.group];
+                        self.format.encode_run(
+                            &x[at.clone()],
+                            params,
+                            self.rounding,
+                            draws,
+                            &mut codes[at],
+                        );
+                    });
+                });
+            },
+        );
+        // Eight codes end on a byte, whatever their width.
+        let bits = self.format.bits();
+        packed
+            .par_chunks_mut(PACK_CODES / 8 * bits as usize)
+            .zip(codes.par_chunks(PACK_CODES))
+            .for_each(|(bytes, codes)| pack::pack(codes, bits, bytes));
+        Ok(tally)
+    }
+
+    pub fn decode(
+        &self,
+        bytes: &[u8],
+        shape: &[usize],
+        out: &mut [f32],
+        name: impl Fn() -> String,
+    ) -> Result<(), DecodeError> {
+        let parts = self.parts(shape)?;
+        let layout = parts.layout;
+        let expected = self.packed_bytes(shape)?;
+        if bytes.len() != expected {
+            let shape = shape.to_vec();
+            return Err(DecodeError::Length {
+                scheme: name(),
+                shape,
+                expected,
+                actual: bytes.len(),
+            });
+        }
+        if out.len() != layout.elems() {
+            let shape = shape.to_vec();
+            return Err(DecodeError::Output { shape, expected: layout.elems(), actual: out.len() });
+        }
+        let (scales, rest) = bytes.split_at(parts.scales);
+        let (offsets, rest) = rest.split_at(parts.offsets);
+        let (zeros, packed) = rest.split_at(parts.zeros);
+        let mut params = vec![Params::UNIT; parts.groups];
+        if let Some(store) = self.scale {
+            for (group, (p, bytes)) in
+                params.iter_mut().zip(scales.chunks_exact(store.bytes())).enumerate()
+            {
+                p.scale = store.read(bytes).ok_or(DecodeError::Scale { group })?;
+            }
+        }
+        for (group, (p, bytes)) in params.iter_mut().zip(offsets.as_chunks::<4>().0).enumerate() {
+            p.offset = f32::from_le_bytes(*bytes);
+            if !p.offset.is_finite() {
+                return Err(DecodeError::Offset { group });
+            }
+        }
+        let header = self.header();
+        if header.zero_bits > 0 {
+            let mut codes = vec![0; parts.groups];
+            pack::unpack(zeros, header.zero_bits, 0, &mut codes);
+            for (p, zero) in params.iter_mut().zip(codes) {
+                p.zero = zero.cast_signed();
+            }
+        }
+
+        let bands = layout.bands();
+        let bits = self.format.bits();
+        split(out, &bands, |band| band.elems.len()).into_par_iter().zip(&bands).for_each(
+            |(out, band)| {
+                let mut codes = [0; WINDOW];
+                layout.runs(band, |run| {
+                    let params = &params[run.group];
+                    for start in (run.start..run.start + run.len).step_by(WINDOW) {
+                        let len = WINDOW.min(run.start + run.len - start);
+                        pack::unpack(packed, bits, band.elems.start + start, &mut codes[..len]);
+                        self.format.decode_run(&codes[..len], params, &mut out[start..start + len]);
+                    }
+                });
+            },
+        );
+        Ok(())
+    }
+}
+
+/// Codes that one task packs.
+const PACK_CODES: usize = 64 * 1024;
+
+/// Elements for which random numbers, or codes, are held at a time.
+const WINDOW: usize = 1024;
+
+/// A value that the scheme does not take.
+struct Refusal {
+    index: usize,
+    value: f32,
+}
+
+impl Refusal {
+    fn by(self, scheme: String) -> EncodeError {
+        EncodeError::NonFinite { scheme, index: self.index, value: self.value }
+    }
+}
+
+/// Cuts a slice into consecutive parts, one for each band.
+fn split<'a, T>(
+    mut rest: &'a mut [T],
+    bands: &[Band],
+    len: impl Fn(&Band) -> usize,
+) -> Vec<&'a mut [T]> {
+    bands
+        .iter()
+        .map(|band| {
+            let (part, tail) = std::mem::take(&mut rest).split_at_mut(len(band));
+            rest = tail;
+            part
+        })
+        .collect()
+}
+
+/// The random numbers of a band, a window at a time.
+struct Draws<'a> {
+    stream: Option<&'a Stream>,
+    /// The index of the first element of the window; the window is empty at first.
+    start: u64,
+    window: [u32; WINDOW],
+    len: usize,
+}
+
+impl<'a> Draws<'a> {
+    fn new(rounding: Rounding, stream: &'a Stream) -> Self {
+        let stream = (rounding == Rounding::Stochastic).then_some(stream);
+        Self { stream, start: 0, window: [0; WINDOW], len: 0 }
+    }
+
+    /// Calls `visit` for pieces of a run with the draws of their elements; a single piece without draws where
+    /// rounding is not stochastic. Runs come in ascending order.
+    fn pieces(
+        &mut self,
+        band: usize,
+        run: usize,
+        len: usize,
+        mut visit: impl FnMut(std::ops::Range<usize>, &[u32]),
+    ) {
+        let Some(stream) = self.stream else {
+            return visit(run..run + len, &[]);
+        };
+        let mut at = run;
+        while at < run + len {
+            let index = (band + at) as u64;
+            let mut offset = usize::try_from(index - self.start).unwrap_or(usize::MAX);
+            if offset >= self.len {
+                stream.fill(index, &mut self.window);
+                (self.start, self.len, offset) = (index, WINDOW, 0);
+            }
+            let take = (run + len - at).min(self.len - offset);
+            visit(at..at + take, &self.window[offset..offset + take]);
+            at += take;
+        }
+    }
+}

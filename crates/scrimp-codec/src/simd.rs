@@ -1,0 +1,579 @@
+//! Loops over many elements, compiled once for each instruction set and chosen at run time.
+//!
+//! The bodies are plain Rust that the compiler turns into vector code; only the `#[target_feature]` wrappers differ. Each
+//! body computes the same bits as the definition in [`Format`](crate::Format), which the tests compare it with.
+#![expect(
+    unsafe_code,
+    clippy::inline_always,
+    reason = "a wrapper compiled for an instruction set is called after that set was detected, and its body must be inlined into it"
+)]
+
+use std::sync::OnceLock;
+
+use crate::philox::{LANES, Stream};
+use crate::{Rounding, ScaleFormat};
+
+/// An instruction set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// The best instruction set of this machine.
+fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    #[cfg(test)]
+    if let Some(level) = tests::FORCED.get() {
+        return level;
+    }
+    *LEVEL.get_or_init(|| {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+            {
+                return Level::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") {
+                return Level::Avx2;
+            }
+        }
+        Level::Portable
+    })
+}
+
+/// Defines a function whose body is compiled for every level.
+macro_rules! versions {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$doc])*
+        pub(crate) fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            match level() {
+                // SAFETY: `level` gives this only after it has detected the features.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => unsafe { avx2($($arg),*) },
+                Level::Portable => body($($arg),*),
+            }
+        }
+    };
+}
+
+const SIGN: u32 = 0x8000_0000;
+const INFINITY: u32 = 0x7F80_0000;
+const NAN: u32 = 0x7FC0_0000;
+
+versions! {
+    /// [`LANES`] Philox blocks.
+    fn philox_lanes(stream: &Stream, block: u64, out: &mut [u32; 4 * LANES]) {
+        stream.lanes(block, out);
+    }
+}
+
+versions! {
+    /// The bits of the largest magnitude; above those of `f32::MAX` if any value is infinite or NaN.
+    fn amax_bits(x: &[f32]) -> u32 {
+        x.iter().fold(0, |m, v| m.max(v.to_bits() & !SIGN))
+    }
+}
+
+versions! {
+    /// The smallest and the largest of values that are not NaN.
+    fn min_max(x: &[f32]) -> (f32, f32) {
+        x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &v| {
+            (if v < low { v } else { low }, if v > high { v } else { high })
+        })
+    }
+}
+
+/// An integer grid as the vector loops see it: `clamp(round((x - offset) / scale), low, high) * scale + offset`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IntGrid {
+    /// The smallest code less the zero point.
+    pub low: f32,
+    /// The largest code less the zero point.
+    pub high: f32,
+    pub scale: f32,
+    pub offset: f32,
+}
+
+#[inline(always)]
+fn clamp(v: f32, low: f32, high: f32) -> f32 {
+    let v = if v < low { low } else { v };
+    if v > high { high } else { v }
+}
+
+impl IntGrid {
+    #[inline(always)]
+    fn nearest(self, x: f32) -> f32 {
+        let q = ((x - self.offset) / self.scale).round_ties_even();
+        clamp(q, self.low, self.high) * self.scale + self.offset
+    }
+
+    /// As [`nearest`](Self::nearest) for any rounding that is done in `f64`.
+    #[inline(always)]
+    fn by(self, x: f32, round: impl Fn(f64) -> f64) -> f32 {
+        let q = round(f64::from((x - self.offset) / self.scale));
+        let (low, high) = (f64::from(self.low), f64::from(self.high));
+        let q = if q < low { low } else { q };
+        let q = if q > high { high } else { q };
+        (q as f32) * self.scale + self.offset
+    }
+}
+
+/// Rounds values, none of them NaN, to an integer grid.
+pub(crate) fn int_run(grid: &IntGrid, x: &mut [f32], rounding: Rounding, draws: &[u32]) {
+    match rounding {
+        Rounding::NearestEven => int_nearest(grid, x),
+        Rounding::HalfAway => int_half_away(grid, x),
+        Rounding::TowardZero => int_toward_zero(grid, x),
+        Rounding::Floor => int_floor(grid, x),
+        Rounding::Stochastic => int_stochastic(grid, x, draws),
+    }
+}
+
+versions! {
+    fn int_nearest(grid: &IntGrid, x: &mut [f32]) {
+        let grid = *grid;
+        for v in x { *v = grid.nearest(*v); }
+    }
+}
+versions! {
+    fn int_half_away(grid: &IntGrid, x: &mut [f32]) {
+        let grid = *grid;
+        for v in x { *v = grid.by(*v, f64::round); }
+    }
+}
+versions! {
+    fn int_toward_zero(grid: &IntGrid, x: &mut [f32]) {
+        let grid = *grid;
+        for v in x { *v = grid.by(*v, f64::trunc); }
+    }
+}
+versions! {
+    fn int_floor(grid: &IntGrid, x: &mut [f32]) {
+        let grid = *grid;
+        for v in x { *v = grid.by(*v, f64::floor); }
+    }
+}
+versions! {
+    fn int_stochastic(grid: &IntGrid, x: &mut [f32], draws: &[u32]) {
+        let grid = *grid;
+        for (v, d) in x.iter_mut().zip(draws) {
+            *v = grid.by(*v, |q| Rounding::Stochastic.round(q, *d));
+        }
+    }
+}
+
+/// A float grid as the vector loops see it, in bit patterns of `f32`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FloatGrid {
+    /// How many mantissa bits of `f32` are dropped.
+    pub shift: u32,
+    /// 1 where the parity of a code is the opposite of that of its `f32` exponent (no mantissa bits, odd difference of biases).
+    pub odd: u32,
+    /// The smallest normal value.
+    pub min_normal: u32,
+    /// The number whose last mantissa bit is worth the subnormal step: adding and subtracting it rounds to that step.
+    pub magic: f32,
+    /// The largest finite value.
+    pub max: u32,
+    /// What an overflow becomes.
+    pub over: u32,
+    /// What infinity becomes.
+    pub infinity: u32,
+    /// The exponent of the smallest normal value.
+    pub step_exponent: i32,
+    pub mantissa_bits: i32,
+}
+
+impl FloatGrid {
+    #[inline(always)]
+    fn nearest(self, v: f32) -> f32 {
+        let bits = v.to_bits();
+        let a = bits & !SIGN;
+        let even = (a >> self.shift & 1) ^ self.odd;
+        let below_half = (1 << (self.shift - 1)) - 1;
+        let normal = (a + below_half + even) & !((1 << self.shift) - 1);
+        let subnormal = ((f32::from_bits(a) + self.magic) - self.magic).to_bits();
+        let r = if a < self.min_normal { subnormal } else { normal };
+        self.specials(a, r, self.over, bits & SIGN)
+    }
+
+    /// Puts overflow, infinity, NaN and the sign in place.
+    #[inline(always)]
+    fn specials(self, a: u32, rounded: u32, over: u32, sign: u32) -> f32 {
+        let r = if rounded > self.max { over } else { rounded };
+        let r = if a == INFINITY { self.infinity } else { r };
+        let r = if a > INFINITY { NAN } else { r };
+        f32::from_bits(r | sign)
+    }
+
+    /// As [`nearest`](Self::nearest) for a rounding that is done in `f64` on the signed number of steps.
+    #[inline(always)]
+    fn by(self, v: f32, stays_finite: fn(bool) -> bool, round: impl Fn(f64) -> f64) -> f32 {
+        let bits = v.to_bits();
+        let a = bits & !SIGN;
+        let magnitude = f64::from(f32::from_bits(a));
+        let exponent = (magnitude.to_bits() >> 52) as i32 - 1023;
+        let e = exponent.max(self.step_exponent).min(128) - self.mantissa_bits;
+        let power = |e: i32| f64::from_bits(((e + 1023) as u64) << 52);
+        let steps = magnitude * power(-e);
+        let signed = if bits & SIGN != 0 { -steps } else { steps };
+        let value = round(signed).abs() * power(e);
+        // A rounded value of 2^128 becomes the bits of infinity, which are above every maximum.
+        let r = (value as f32).to_bits();
+        let over = if stays_finite(bits & SIGN != 0) { self.max } else { self.over };
+        self.specials(a, r, over, bits & SIGN)
+    }
+
+    #[inline(always)]
+    fn finite(v: f32) -> f32 {
+        clamp(v, -f32::MAX, f32::MAX)
+    }
+}
+
+/// Rounds values to a float grid times `scale`.
+pub(crate) fn float_run(
+    grid: &FloatGrid,
+    x: &mut [f32],
+    scale: f32,
+    rounding: Rounding,
+    draws: &[u32],
+) {
+    match rounding {
+        // Dividing and multiplying by one changes nothing, so the most frequent case can do without; a clamp would
+        // make an infinity finite, and a scaled value can only be infinite if it was before.
+        Rounding::NearestEven if scale == 1.0 => float_nearest_unscaled(grid, x),
+        Rounding::NearestEven => float_nearest(grid, x, scale),
+        Rounding::HalfAway => float_half_away(grid, x, scale),
+        Rounding::TowardZero => float_toward_zero(grid, x, scale),
+        Rounding::Floor => float_floor(grid, x, scale),
+        Rounding::Stochastic => float_stochastic(grid, x, scale, draws),
+    }
+}
+
+/// Multiplies by the scale; what was finite stays finite.
+#[inline(always)]
+fn rescale(r: f32, scale: f32) -> f32 {
+    let v = r * scale;
+    if r.to_bits() & !SIGN < INFINITY { FloatGrid::finite(v) } else { r }
+}
+
+versions! {
+    fn float_nearest_unscaled(grid: &FloatGrid, x: &mut [f32]) {
+        let grid = *grid;
+        for v in x { *v = grid.nearest(*v); }
+    }
+}
+versions! {
+    fn float_nearest(grid: &FloatGrid, x: &mut [f32], scale: f32) {
+        let grid = *grid;
+        for v in x { *v = rescale(grid.nearest(*v / scale), scale); }
+    }
+}
+versions! {
+    fn float_half_away(grid: &FloatGrid, x: &mut [f32], scale: f32) {
+        let grid = *grid;
+        for v in x { *v = rescale(grid.by(*v / scale, |_| false, f64::round), scale); }
+    }
+}
+versions! {
+    fn float_toward_zero(grid: &FloatGrid, x: &mut [f32], scale: f32) {
+        let grid = *grid;
+        for v in x { *v = rescale(grid.by(*v / scale, |_| true, f64::trunc), scale); }
+    }
+}
+versions! {
+    fn float_floor(grid: &FloatGrid, x: &mut [f32], scale: f32) {
+        let grid = *grid;
+        for v in x { *v = rescale(grid.by(*v / scale, |negative| !negative, f64::floor), scale); }
+    }
+}
+versions! {
+    fn float_stochastic(grid: &FloatGrid, x: &mut [f32], scale: f32, draws: &[u32]) {
+        let grid = *grid;
+        for (v, d) in x.iter_mut().zip(draws) {
+            *v = rescale(grid.by(*v / scale, |_| false, |q| Rounding::Stochastic.round(q, *d)), scale);
+        }
+    }
+}
+
+/// Blocks of one of these lengths get a loop with a length that the compiler knows.
+macro_rules! block_lengths {
+    ($x:ident, $len:ident, $one:expr) => {{
+        let mut done = 0;
+        match $len {
+            16 => {
+                for b in $x.as_chunks_mut::<16>().0 {
+                    if !$one(b.as_mut_slice()) {
+                        break;
+                    }
+                    done += 16;
+                }
+            }
+            32 => {
+                for b in $x.as_chunks_mut::<32>().0 {
+                    if !$one(b.as_mut_slice()) {
+                        break;
+                    }
+                    done += 32;
+                }
+            }
+            64 => {
+                for b in $x.as_chunks_mut::<64>().0 {
+                    if !$one(b.as_mut_slice()) {
+                        break;
+                    }
+                    done += 64;
+                }
+            }
+            128 => {
+                for b in $x.as_chunks_mut::<128>().0 {
+                    if !$one(b.as_mut_slice()) {
+                        break;
+                    }
+                    done += 128;
+                }
+            }
+            _ => {
+                for b in $x.chunks_exact_mut($len) {
+                    if !$one(b) {
+                        break;
+                    }
+                    done += $len;
+                }
+            }
+        }
+        done
+    }};
+}
+
+#[inline(always)]
+fn block_amax(b: &[f32]) -> u32 {
+    b.iter().fold(0, |m, v| m.max(v.to_bits() & !SIGN))
+}
+
+versions! {
+    /// Rounds blocks of `len` values to symmetric integers, each by its own range; `codes` is the smallest code, the largest,
+    /// and what the range is divided by. Returns how many values are done: up to a block that is not finite or that comes
+    /// near the top of `f32`.
+    fn int_blocks(x: &mut [f32], len: usize, store: ScaleFormat, codes: [f32; 3]) -> usize {
+        let [low, high, divisor] = codes;
+        let one = |b: &mut [f32]| {
+            let amax = block_amax(b);
+            if amax > 0x7D00_0000 {
+                return false;
+            }
+            let scale = if amax == 0 { 1.0 } else { store.store(f32::from_bits(amax) / divisor) };
+            for v in b {
+                *v = clamp((*v / scale).round_ties_even(), low, high) * scale + 0.0;
+            }
+            true
+        };
+        block_lengths!(x, len, one)
+    }
+}
+
+versions! {
+    /// Rounds blocks of `len` values to a float grid, each scaled so that its largest magnitude is the grid's. Returns
+    /// as [`int_blocks`].
+    fn float_blocks(grid: &FloatGrid, x: &mut [f32], len: usize, store: ScaleFormat) -> usize {
+        let grid = *grid;
+        let max = f32::from_bits(grid.max);
+        let one = |b: &mut [f32]| {
+            let amax = block_amax(b);
+            if amax >= INFINITY {
+                return false;
+            }
+            let scale = if amax == 0 { 1.0 } else { store.store(f32::from_bits(amax) / max) };
+            for v in b {
+                *v = rescale(grid.nearest(*v / scale), scale);
+            }
+            true
+        };
+        block_lengths!(x, len, one)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::cell::Cell;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::Range;
+    use crate::formats::{FAMILIES, Format, quantize_by_definition};
+
+    thread_local! {
+        /// The level that a test asks for on its thread.
+        pub(crate) static FORCED: Cell<Option<Level>> = const { Cell::new(None) };
+    }
+
+    /// Runs a test at every level that this machine has.
+    fn at_every_level(test: impl Fn(Level)) {
+        let best = level();
+        let levels = [
+            Level::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512,
+        ];
+        for l in levels.into_iter().filter(|l| *l <= best) {
+            FORCED.set(Some(l));
+            test(l);
+            FORCED.set(None);
+        }
+    }
+
+    /// Values of every size, with ties, zeros of both signs, subnormals and infinities.
+    fn values(n: usize) -> Vec<f32> {
+        let stream = Stream::named(5, "simd");
+        (0..n)
+            .map(|i| {
+                let bits = stream.words(i as u64)[0];
+                match i % 8 {
+                    0 => f32::from_bits(bits & 0x807F_FFFF),
+                    1 => f32::from_bits(bits & SIGN),
+                    2 => (bits % 512) as f32 / 4.0 - 64.0,
+                    3 => f32::from_bits(bits & SIGN | INFINITY),
+                    4 | 5 => f32::from_bits(bits & 0x83FF_FFFF | 0x3C00_0000),
+                    _ if bits & INFINITY == INFINITY => 1.0,
+                    _ => f32::from_bits(bits),
+                }
+            })
+            .collect()
+    }
+
+    fn formats() -> Vec<Arc<dyn Format>> {
+        let all = FAMILIES
+            .iter()
+            .flat_map(|f| f.members())
+            .chain(["e4m3fn/ieee", "f16/sat"].map(String::from));
+        let parse = |text: String| -> Arc<dyn Format> {
+            let (head, word) = text.split_once('/').unwrap_or((&text, ""));
+            let format = FAMILIES.iter().find_map(|f| f.parse(head)).unwrap().unwrap();
+            format.with_word(word).unwrap_or(format)
+        };
+        all.map(parse).collect()
+    }
+
+    fn bits(x: &[f32]) -> Vec<u32> {
+        x.iter().map(|v| v.to_bits()).collect()
+    }
+
+    #[test]
+    fn every_level_rounds_runs_as_the_definition_at_every_length_and_offset() {
+        let x = values(2000);
+        let mut draws = vec![0; x.len()];
+        Stream::new(1, 1).fill(0, &mut draws);
+        for format in formats() {
+            for range in [Range { min: -3.0, max: 2.0 }, Range { min: 1e-3, max: 3e38 }] {
+                let params = format.fit(range, ScaleFormat::F32);
+                for (_, rounding) in Rounding::WORDS {
+                    let mut expected = x.clone();
+                    quantize_by_definition(&*format, &mut expected, &params, rounding, &draws);
+                    at_every_level(|level| {
+                        let mut whole = x.clone();
+                        format.quantize_run(&mut whole, &params, rounding, &draws);
+                        for (i, (got, want)) in whole.iter().zip(&expected).enumerate() {
+                            assert_eq!(
+                                got.to_bits(),
+                                want.to_bits(),
+                                "{format:?} {params:?} {rounding:?} {level:?}: {:e} -> {got:e}, not {want:e}",
+                                x[i]
+                            );
+                        }
+                        for start in [0, 1, 3] {
+                            for len in 0..70 {
+                                let mut part = x[start..start + len].to_vec();
+                                format.quantize_run(
+                                    &mut part,
+                                    &params,
+                                    rounding,
+                                    &draws[start..start + len],
+                                );
+                                assert_eq!(bits(&part), bits(&expected[start..start + len]));
+                            }
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_rounds_blocks_as_the_definition() {
+        let x: Vec<f32> = values(4000).into_iter().filter(|v| v.abs() < 1e36).collect();
+        for format in formats() {
+            for (_, store) in ScaleFormat::WORDS {
+                for len in [1, 5, 16, 32, 64, 128] {
+                    let whole = x.len() / len * len;
+                    let mut expected = x[..whole].to_vec();
+                    for block in expected.chunks_mut(len) {
+                        let range = Range::of_finite(block);
+                        let params =
+                            format.fit(Range { min: -range.amax(), max: range.amax() }, store);
+                        quantize_by_definition(
+                            &*format,
+                            block,
+                            &params,
+                            Rounding::NearestEven,
+                            &[],
+                        );
+                    }
+                    at_every_level(|level| {
+                        let mut fast = x.clone();
+                        let done =
+                            format.quantize_blocks(&mut fast, len, store, Rounding::NearestEven);
+                        assert!(done == 0 || done == whole, "{format:?} {done}");
+                        assert_eq!(
+                            bits(&fast[..done]),
+                            bits(&expected[..done]),
+                            "{format:?} {store:?} {len} {level:?}"
+                        );
+                        assert_eq!(bits(&fast[done..]), bits(&x[done..]));
+                    });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_and_random_numbers_are_the_same_at_every_level() {
+        let x = values(300);
+        let stream = Stream::new(3, 4);
+        let mut expected = vec![0; 300];
+        for (i, d) in expected.iter_mut().enumerate() {
+            *d = stream.draw(i as u64);
+        }
+        at_every_level(|_| {
+            for len in 0..x.len() {
+                let largest = x[..len].iter().map(|v| v.abs().to_bits()).max().unwrap_or(0);
+                assert_eq!(amax_bits(&x[..len]), largest);
+                let (low, high) = min_max(&x[..len]);
+                assert_eq!(low, x[..len].iter().copied().fold(f32::INFINITY, f32::min));
+                assert_eq!(high, x[..len].iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            }
+            let mut draws = vec![0; 300];
+            stream.fill(0, &mut draws);
+            assert_eq!(draws, expected);
+        });
+    }
+}

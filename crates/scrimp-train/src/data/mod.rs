@@ -1,0 +1,360 @@
+//! Data sets: labelled images, split into training, validation and test, and the batches made of
+//! them.
+//!
+//! A data set is one file and one row in [`DATA_SETS`]. Nothing here names the engine: images are
+//! bytes, batches are `f32` slices. Foreign files are read as hostile: every length is checked
+//! before memory is taken, and an error names the file and what is wrong with it.
+//!
+//! # Random streams
+//! Everything random comes from [`scrimp_codec::philox`] under stream ids of the form `0xDA7A_000n`
+//! ([`SPLIT_STREAM`], [`ORDER_STREAM`], [`AUGMENT_STREAM`], [`DIGITS_STREAM`]), so that it is
+//! independent of the tensors' streams and of the number of threads.
+
+mod batch;
+pub mod cifar10;
+mod digits;
+mod files;
+pub mod idx;
+mod mnist;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use scrimp_codec::philox::Stream;
+use thiserror::Error;
+
+pub use batch::{Augment, Loader, epoch_order};
+pub use digits::Digits;
+pub use files::{FileError, Packing, unpack};
+pub use mnist::{FashionMnist, Mnist};
+
+/// Stream id of the permutation that takes the validation images out of a training set.
+pub const SPLIT_STREAM: u32 = 0xDA7A_0001;
+/// Stream id of the order of an epoch.
+pub const ORDER_STREAM: u32 = 0xDA7A_0002;
+/// Stream id of crops and flips.
+pub const AUGMENT_STREAM: u32 = 0xDA7A_0003;
+/// Stream id of the generator behind [`Digits`].
+pub const DIGITS_STREAM: u32 = 0xDA7A_0004;
+
+/// Environment variable that names the folder of data files where a request names none.
+pub const FOLDER_VARIABLE: &str = "SCRIMP_DATA";
+
+/// All data sets; the order is the order in tables, and the first needs no file.
+pub static DATA_SETS: &[&dyn DataSet] =
+    &[&Digits, &Mnist, &FashionMnist, &cifar10::Cifar10, &cifar10::Cifar10Jpeg];
+
+/// A data set by its key.
+///
+/// # Errors
+/// [`DataError::UnknownDataSet`] with the nearest key and the list of all.
+pub fn find(name: &str) -> Result<&'static dyn DataSet, DataError> {
+    if let Some(set) = DATA_SETS.iter().find(|set| set.name() == name) {
+        return Ok(*set);
+    }
+    // Below this likeness a suggestion would be a guess.
+    const ALIKE: f64 = 0.5;
+    let wanted = name.to_ascii_lowercase().replace('_', "-");
+    let nearest = DATA_SETS
+        .iter()
+        .map(|set| (strsim::normalized_damerau_levenshtein(&wanted, set.name()), set.name()))
+        .filter(|(likeness, _)| *likeness >= ALIKE)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name);
+    let known = DATA_SETS.iter().map(|set| set.name()).collect();
+    Err(DataError::UnknownDataSet { name: name.to_owned(), nearest, known: Names(known) })
+}
+
+/// A source of labelled images.
+pub trait DataSet: fmt::Debug + Sync {
+    /// The key in recipes, unique among [`DATA_SETS`].
+    fn name(&self) -> &'static str;
+
+    /// One line for lists: what the images show and where they come from.
+    fn about(&self) -> &'static str;
+
+    /// `[channels, height, width]` of every image, known without loading.
+    fn image_shape(&self) -> [usize; 3];
+
+    /// Number of classes, known without loading; labels lie in `0..classes`.
+    fn classes(&self) -> usize;
+
+    /// Reads or makes the images and splits them.
+    ///
+    /// The same request and the same files give the same bytes, for any number of threads. The
+    /// validation images come out of the training set, the test set is never touched, and
+    /// [`DataRequest::limit`] shortens what is left for training. Images keep the order of their
+    /// source.
+    ///
+    /// # Errors
+    /// [`DataError`], naming the file, for a file that is missing or broken and for a request that
+    /// leaves nothing to train on.
+    fn load(&self, request: &DataRequest) -> Result<Splits, DataError>;
+}
+
+/// What to load and how to split it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DataRequest {
+    /// Folder of the data files; without one, the folder that `SCRIMP_DATA` names.
+    pub dir: Option<PathBuf>,
+    /// Share of the training set that becomes the validation set, in `[0, 1)`. A share above zero
+    /// takes at least one image. A data set with a validation set of its own (`digits`) takes no
+    /// notice.
+    pub validation: f32,
+    /// Seed of the split.
+    pub seed: u32,
+    /// Most images to train on, at least one; a smaller limit trains on a subset of a larger one.
+    pub limit: Option<usize>,
+}
+
+impl Default for DataRequest {
+    /// A tenth of the training set for validation, seed 0, no limit, folder from `SCRIMP_DATA`.
+    fn default() -> Self {
+        Self { dir: None, validation: 0.1, seed: 0, limit: None }
+    }
+}
+
+impl DataRequest {
+    /// The folder asked for, or the one that `SCRIMP_DATA` names.
+    ///
+    /// # Errors
+    /// [`DataError::NoFolder`] where there is neither.
+    fn folder(&self, set: &dyn DataSet) -> Result<PathBuf, DataError> {
+        let from_environment = || {
+            let value = std::env::var_os(FOLDER_VARIABLE)?;
+            (!value.is_empty()).then(|| PathBuf::from(value))
+        };
+        self.dir
+            .clone()
+            .or_else(from_environment)
+            .ok_or(DataError::NoFolder { set: set.name() })
+    }
+
+    /// Checks the numbers that do not depend on the data.
+    fn check(&self) -> Result<(), DataError> {
+        if !(0.0..1.0).contains(&self.validation) {
+            return Err(DataError::ValidationShare { share: self.validation });
+        }
+        if self.limit == Some(0) {
+            return Err(DataError::NothingLeft { reason: "limit is 0, at least 1 is needed" });
+        }
+        Ok(())
+    }
+}
+
+/// Images of one size with their labels.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Images {
+    /// `[count, channels, height, width]`, row-major.
+    pub pixels: Vec<u8>,
+    /// `[count]`.
+    pub labels: Vec<u8>,
+    /// Planes per image: 1 for grey, 3 for red, green, blue.
+    pub channels: usize,
+    /// Rows per plane.
+    pub height: usize,
+    /// Pixels per row.
+    pub width: usize,
+}
+
+impl Images {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Values per image: `channels * height * width`.
+    pub fn image_len(&self) -> usize {
+        self.channels * self.height * self.width
+    }
+
+    /// Pixels of one image, `[channels, height, width]`.
+    ///
+    /// # Panics
+    /// If `index` is not below [`Images::len`].
+    pub fn image(&self, index: usize) -> &[u8] {
+        let len = self.image_len();
+        &self.pixels[index * len..(index + 1) * len]
+    }
+
+    /// A copy of the images at `indices`, which must be in range.
+    fn select(&self, indices: &[u32]) -> Self {
+        let mut pixels = Vec::with_capacity(indices.len() * self.image_len());
+        let mut labels = Vec::with_capacity(indices.len());
+        for &index in indices {
+            pixels.extend_from_slice(self.image(index as usize));
+            labels.push(self.labels[index as usize]);
+        }
+        Self { pixels, labels, ..*self }
+    }
+}
+
+impl fmt::Debug for Images {
+    /// Sizes only: the pixels of a data set help nobody in a message.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Images[{}, {}, {}, {}]", self.len(), self.channels, self.height, self.width)
+    }
+}
+
+/// A data set, loaded and split.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Splits {
+    /// Images to train on.
+    pub train: Images,
+    /// Images to choose settings by; empty where the request asked for none.
+    pub validation: Images,
+    /// Images to report by.
+    pub test: Images,
+    /// Number of classes; every label is below it.
+    pub classes: usize,
+    /// Mean of `pixel / 255` per channel, to be subtracted.
+    pub mean: Vec<f32>,
+    /// Standard deviation of `pixel / 255` per channel, to divide by.
+    pub std: Vec<f32>,
+    /// Where the images are from, in a word or two: `generated`, `official files`.
+    pub note: String,
+}
+
+/// Why a data set could not be had.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// No data set has this key.
+    #[error(
+        "no data set is called `{name}`{}; there are {known}",
+        .nearest.map(|near| format!(", did you mean `{near}`?")).unwrap_or_default()
+    )]
+    UnknownDataSet {
+        /// The key asked for.
+        name: String,
+        /// The most alike key, if any is alike.
+        nearest: Option<&'static str>,
+        /// All keys.
+        known: Names,
+    },
+    /// The data set lies in files and no folder is known.
+    #[error(
+        "{set} is read from files: give their folder with --data-dir or in {FOLDER_VARIABLE}"
+    )]
+    NoFolder {
+        /// Key of the data set.
+        set: &'static str,
+    },
+    /// No file of a part of the data set was found.
+    #[error(
+        "{set} has no {part}: looked in {} for {names}, each plain, .gz or .zst; \
+         get the files from {origin}, and give their folder with --data-dir or in {FOLDER_VARIABLE}",
+        shown(.folders)
+    )]
+    FileNotFound {
+        /// Key of the data set.
+        set: &'static str,
+        /// What the file would hold.
+        part: &'static str,
+        /// Folders searched, in order.
+        folders: Vec<PathBuf>,
+        /// File names looked for.
+        names: Names,
+        /// Where the files are published, with a checksum.
+        origin: &'static str,
+    },
+    /// A file could not be read or does not hold what it should.
+    #[error("{}: {source}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: FileError,
+    },
+    /// An image file and its label file disagree.
+    #[error(
+        "{} holds {labels} labels, but {} holds {images} images",
+        .label_path.display(), .image_path.display()
+    )]
+    Unpaired {
+        /// The file of images.
+        image_path: PathBuf,
+        /// Images in it.
+        images: usize,
+        /// The file of labels.
+        label_path: PathBuf,
+        /// Labels in it.
+        labels: usize,
+    },
+    /// The validation share is not a share.
+    #[error("validation share {share} is outside [0, 1)")]
+    ValidationShare {
+        /// The share asked for.
+        share: f32,
+    },
+    /// The request leaves no image to train on.
+    #[error("no image is left to train on: {reason}")]
+    NothingLeft {
+        /// Why.
+        reason: &'static str,
+    },
+}
+
+impl DataError {
+    fn file(path: &Path, source: impl Into<FileError>) -> Self {
+        Self::File { path: path.to_owned(), source: source.into() }
+    }
+}
+
+/// Names in a message, separated by commas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names(pub Vec<&'static str>);
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(", "))
+    }
+}
+
+fn shown(folders: &[PathBuf]) -> String {
+    let shown: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    shown.join(", ")
+}
+
+/// Takes the validation images out of a training set and limits the rest.
+///
+/// The permutation depends on the seed and the number of images alone, validation takes its head
+/// and training what follows, so that neither the limit nor the test set moves an image from one
+/// side to the other.
+///
+/// # Errors
+/// [`DataError::NothingLeft`] where no image is left for training; `request` has been checked.
+fn split(all: Images, request: &DataRequest) -> Result<(Images, Images), DataError> {
+    let count = all.len();
+    if count == 0 {
+        return Err(DataError::NothingLeft { reason: "the training set is empty" });
+    }
+    let share = f64::from(request.validation);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the share lies in [0, 1), so the product is a count below `count`"
+    )]
+    let mut held_out = (count as f64 * share + 0.5) as usize;
+    if share > 0.0 {
+        held_out = held_out.max(1);
+    }
+    if held_out >= count {
+        return Err(DataError::NothingLeft { reason: "validation takes every training image" });
+    }
+    let kept = request.limit.unwrap_or(usize::MAX).min(count - held_out);
+    if held_out == 0 && kept == count {
+        let none = all.select(&[]);
+        return Ok((all, none));
+    }
+    let mut order = batch::permutation(count, &Stream::new(request.seed, SPLIT_STREAM));
+    // Sorted parts keep the order of the source and are read in one sweep.
+    order[..held_out].sort_unstable();
+    order[held_out..held_out + kept].sort_unstable();
+    Ok((all.select(&order[held_out..held_out + kept]), all.select(&order[..held_out])))
+}
