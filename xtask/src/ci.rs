@@ -120,9 +120,10 @@ fn clippy(root: &Path) -> Result<()> {
 }
 
 fn docs(root: &Path) -> Result<()> {
-    command::run(
-        cargo(root, &["doc", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"),
-    )
+    // With the examples, so that the dependencies have the features they have for the lints and
+    // the tests; by itself `cargo doc` would check all of them, the engine included, once more.
+    let targets = ["doc", "--no-deps", "--workspace", "--lib", "--examples"];
+    command::run(cargo(root, &targets).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 fn test(root: &Path) -> Result<()> {

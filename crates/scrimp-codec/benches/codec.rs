@@ -57,7 +57,7 @@ fn table(source: &[f32], shape: &[usize], threads: usize, rounds: usize, stream:
     let mut copy = Vec::new();
     let mut times = vec![[const { Vec::new() }; 3]; schemes.len()];
     for round in 0..=rounds {
-        let mut timed = |list: &mut Vec<f64>, mut f: Box<dyn FnMut() + '_>| {
+        let timed = |list: &mut Vec<f64>, mut f: Box<dyn FnMut() + '_>| {
             let start = Instant::now();
             for _ in 0..repeat {
                 f();

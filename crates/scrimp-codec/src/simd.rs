@@ -314,54 +314,37 @@ versions! {
     }
 }
 
-/// Blocks of one of these lengths get a loop with a length that the compiler knows.
-macro_rules! block_lengths {
-    ($x:ident, $len:ident, $one:expr) => {{
+/// Works on whole blocks of `len` values until `one` refuses one; a loop of its own for the usual lengths lets the
+/// compiler unroll them.
+#[inline(always)]
+fn blocks(x: &mut [f32], len: usize, one: impl Fn(&mut [f32]) -> bool + Copy) -> usize {
+    #[inline(always)]
+    fn fixed<const N: usize>(x: &mut [f32], one: impl Fn(&mut [f32]) -> bool) -> usize {
         let mut done = 0;
-        match $len {
-            16 => {
-                for b in $x.as_chunks_mut::<16>().0 {
-                    if !$one(b.as_mut_slice()) {
-                        break;
-                    }
-                    done += 16;
-                }
+        for block in x.as_chunks_mut::<N>().0 {
+            if !one(block) {
+                break;
             }
-            32 => {
-                for b in $x.as_chunks_mut::<32>().0 {
-                    if !$one(b.as_mut_slice()) {
-                        break;
-                    }
-                    done += 32;
-                }
-            }
-            64 => {
-                for b in $x.as_chunks_mut::<64>().0 {
-                    if !$one(b.as_mut_slice()) {
-                        break;
-                    }
-                    done += 64;
-                }
-            }
-            128 => {
-                for b in $x.as_chunks_mut::<128>().0 {
-                    if !$one(b.as_mut_slice()) {
-                        break;
-                    }
-                    done += 128;
-                }
-            }
-            _ => {
-                for b in $x.chunks_exact_mut($len) {
-                    if !$one(b) {
-                        break;
-                    }
-                    done += $len;
-                }
-            }
+            done += N;
         }
         done
-    }};
+    }
+    match len {
+        16 => fixed::<16>(x, one),
+        32 => fixed::<32>(x, one),
+        64 => fixed::<64>(x, one),
+        128 => fixed::<128>(x, one),
+        _ => {
+            let mut done = 0;
+            for block in x.chunks_exact_mut(len) {
+                if !one(block) {
+                    break;
+                }
+                done += len;
+            }
+            done
+        }
+    }
 }
 
 #[inline(always)]
@@ -369,24 +352,45 @@ fn block_amax(b: &[f32]) -> u32 {
     b.iter().fold(0, |m, v| m.max(v.to_bits() & !SIGN))
 }
 
+/// Rounds one block to symmetric integers; `false` if a value is not finite or comes near the top of `f32`.
+#[inline(always)]
+fn int_block(b: &mut [f32], store: ScaleFormat, [low, high, divisor]: [f32; 3]) -> bool {
+    let amax = block_amax(b);
+    if amax > 0x7D00_0000 {
+        return false;
+    }
+    let scale = if amax == 0 { 1.0 } else { store.store(f32::from_bits(amax) / divisor) };
+    for v in b {
+        *v = clamp((*v / scale).round_ties_even(), low, high) * scale + 0.0;
+    }
+    true
+}
+
+/// Rounds one block to a float grid; `false` if a value is not finite.
+#[inline(always)]
+fn float_block(b: &mut [f32], store: ScaleFormat, grid: FloatGrid) -> bool {
+    let amax = block_amax(b);
+    if amax >= INFINITY {
+        return false;
+    }
+    let max = f32::from_bits(grid.max);
+    let scale = if amax == 0 { 1.0 } else { store.store(f32::from_bits(amax) / max) };
+    for v in b {
+        *v = rescale(grid.nearest(*v / scale), scale);
+    }
+    true
+}
+
 versions! {
     /// Rounds blocks of `len` values to symmetric integers, each by its own range; `codes` is the smallest code, the largest,
     /// and what the range is divided by. Returns how many values are done: up to a block that is not finite or that comes
     /// near the top of `f32`.
     fn int_blocks(x: &mut [f32], len: usize, store: ScaleFormat, codes: [f32; 3]) -> usize {
-        let [low, high, divisor] = codes;
-        let one = |b: &mut [f32]| {
-            let amax = block_amax(b);
-            if amax > 0x7D00_0000 {
-                return false;
-            }
-            let scale = if amax == 0 { 1.0 } else { store.store(f32::from_bits(amax) / divisor) };
-            for v in b {
-                *v = clamp((*v / scale).round_ties_even(), low, high) * scale + 0.0;
-            }
-            true
-        };
-        block_lengths!(x, len, one)
+        match store {
+            // The usual storage apart, so that its loop holds no conversion.
+            ScaleFormat::F32 => blocks(x, len, |b| int_block(b, ScaleFormat::F32, codes)),
+            _ => blocks(x, len, |b| int_block(b, store, codes)),
+        }
     }
 }
 
@@ -395,19 +399,10 @@ versions! {
     /// as [`int_blocks`].
     fn float_blocks(grid: &FloatGrid, x: &mut [f32], len: usize, store: ScaleFormat) -> usize {
         let grid = *grid;
-        let max = f32::from_bits(grid.max);
-        let one = |b: &mut [f32]| {
-            let amax = block_amax(b);
-            if amax >= INFINITY {
-                return false;
-            }
-            let scale = if amax == 0 { 1.0 } else { store.store(f32::from_bits(amax) / max) };
-            for v in b {
-                *v = rescale(grid.nearest(*v / scale), scale);
-            }
-            true
-        };
-        block_lengths!(x, len, one)
+        match store {
+            ScaleFormat::F32 => blocks(x, len, |b| float_block(b, ScaleFormat::F32, grid)),
+            _ => blocks(x, len, |b| float_block(b, store, grid)),
+        }
     }
 }
 

@@ -79,7 +79,12 @@ pub enum ContainerError {
         dtype: Dtype,
     },
     /// A scheme that does not parse.
-    #[error("tensor `{name}`: `{}` is no scheme: {}; {}", problem.text, problem.message, problem.help)]
+    #[error(
+        "tensor `{name}`: `{}` is no scheme: {}; {}",
+        problem.text,
+        problem.message,
+        problem.help
+    )]
     Scheme {
         /// Name of the tensor.
         name: String,
@@ -96,8 +101,8 @@ pub enum ContainerError {
     },
     /// A packed tensor of the wrong length.
     #[error(
-        "packed tensor `{name}`: `{scheme}` takes {expected} bytes for shape {shape:?}, but {bytes} \
-         are stored"
+        "packed tensor `{name}`: `{scheme}` takes {expected} bytes for shape {shape:?}, but \
+         {bytes} are stored"
     )]
     PackedLength {
         /// Name of the tensor.
@@ -357,7 +362,7 @@ pub fn pack(
                 tallies[place] = Some(tally.map_err(|problem| FileError::Encode {
                     path: reader.path().to_owned(),
                     name: entry.name.clone(),
-                    problem,
+                    problem: Box::new(problem),
                 })?);
             }
             (Storage::Packed { .. }, Storage::Packed { .. }) => {
@@ -371,7 +376,10 @@ pub fn pack(
 }
 
 fn plan(reader: &Reader, decisions: &[Storage]) -> Result<Plan, FileError> {
-    let wrong = |problem| FileError::Container { path: reader.path().to_owned(), problem };
+    let wrong = |problem| FileError::Container {
+        path: reader.path().to_owned(),
+        problem: Box::new(problem),
+    };
     let (tensors, given) = (reader.entries().len(), decisions.len());
     if tensors != given {
         return Err(wrong(ContainerError::Decisions { decisions: given, tensors }));
@@ -438,8 +446,7 @@ mod tests {
                 "conv.weight" => scheme("int8/channel"),
                 "fc.weight" => scheme("int4/group:32/stochastic"),
                 "deep.weight" => scheme("e5m2"),
-                "deep.brain" => scheme("int8"),
-                "empty" => scheme("int8"),
+                "deep.brain" | "empty" => scheme("int8"),
                 "fc.bias" => kept("1-D"),
                 _ => Storage::Plain,
             };

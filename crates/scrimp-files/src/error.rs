@@ -30,8 +30,8 @@ pub enum FileError {
     },
     /// Neither content nor name belongs to a kind of file that holds tensors.
     #[error(
-        "{}: {found}; accepted are safetensors (.safetensors), PyTorch checkpoints of version 0.1.10 \
-         and later (.pt .pth .th .bin) and NumPy arrays (.npy)",
+        "{}: {found}; accepted are safetensors (.safetensors), checkpoints of PyTorch 0.1.10 and \
+         later (.pt .pth .th .bin) and NumPy arrays (.npy)",
         path.display()
     )]
     UnknownKind {
@@ -70,7 +70,7 @@ pub enum FileError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        problem: ContainerError,
+        problem: Box<ContainerError>,
     },
     /// A tensor read from the file contradicts its own header.
     #[error("{}: {problem}", path.display())]
@@ -88,7 +88,7 @@ pub enum FileError {
         /// Name of the tensor.
         name: String,
         /// What the codec said.
-        problem: DecodeError,
+        problem: Box<DecodeError>,
     },
     /// A tensor could not be packed.
     #[error("{}: tensor `{name}`: {problem}", path.display())]
@@ -98,7 +98,7 @@ pub enum FileError {
         /// Name of the tensor.
         name: String,
         /// What the codec said.
-        problem: EncodeError,
+        problem: Box<EncodeError>,
     },
     /// Values were asked of a tensor that holds none.
     #[error(
@@ -114,7 +114,7 @@ pub enum FileError {
         dtype: Dtype,
     },
     /// A tensor does not fit into memory.
-    #[error("{}: tensor `{name}` needs {bytes} bytes of memory, more than there is", path.display())]
+    #[error("{}: tensor `{name}` needs {bytes} bytes, more than there is", path.display())]
     Memory {
         /// The file.
         path: PathBuf,

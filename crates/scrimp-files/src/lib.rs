@@ -12,7 +12,8 @@
 //! ```
 //! use scrimp_files::{Dtype, Storage, Tensor, open, pack, predicted_file_bytes, save};
 //! # let folder = tempfile::tempdir()?;
-//! # let (plain, packed) = (folder.path().join("a.safetensors"), folder.path().join("b.safetensors"));
+//! # let plain = folder.path().join("plain.safetensors");
+//! # let packed = folder.path().join("packed.safetensors");
 //!
 //! let weight = Tensor::from_f32("fc.weight", vec![2, 4], Dtype::F32, &[0.5; 8])?;
 //! let bias = Tensor::from_f32("fc.bias", vec![2], Dtype::F32, &[1.0, 2.0])?;

@@ -1,7 +1,7 @@
-//! The `.npy` format of NumPy: a magic, a header that is a Python dictionary, and one array.
+//! The `.npy` array format: a magic, a header that is a Python dictionary, and one array.
 //!
 //! # Source
-//! NumPy enhancement proposal 1 and the documentation of `numpy.lib.format`, versions 1.0 to 3.0.
+//! The documentation of `numpy.lib.format`, versions 1.0 to 3.0.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -13,11 +13,11 @@ use crate::{Dtype, FileError, Tensor, write_atomic};
 /// The first bytes of every `.npy` file.
 pub(crate) const MAGIC: &[u8; 6] = b"\x93NUMPY";
 
-/// The longest header that is read, in bytes. NumPy itself stops at 10000 where it is not told to
+/// The longest header that is read, in bytes. `numpy` itself stops at 10000 where it is not told to
 /// trust the file.
 const MAX_HEADER_BYTES: u64 = 65_535;
 
-/// NumPy's limit for the number of axes.
+/// The limit of `numpy` for the number of axes.
 const MAX_RANK: usize = 64;
 
 /// The data of a file that is written starts at a multiple of this.
@@ -82,7 +82,7 @@ pub enum NpyError {
         /// Bytes of the file.
         file_bytes: u64,
     },
-    /// The dtype does not exist in NumPy.
+    /// The dtype does not exist in `numpy`.
     #[error("tensor `{name}` of dtype {dtype} cannot be written as .npy; convert it to f32 first")]
     NoSuchDtype {
         /// Name of the tensor.
@@ -279,9 +279,8 @@ impl Parser<'_> {
 
     fn string(&mut self, expected: &'static str) -> Result<String, NpyError> {
         self.blanks();
-        let quote = match self.text.get(self.at) {
-            Some(&quote @ (b'\'' | b'"')) => quote,
-            _ => return Err(self.error(expected)),
+        let Some(&quote @ (b'\'' | b'"')) = self.text.get(self.at) else {
+            return Err(self.error(expected));
         };
         let body = &self.text[self.at + 1..];
         let length = body.iter().position(|&byte| byte == quote);
@@ -363,7 +362,7 @@ fn shorten(text: &[u8]) -> String {
 /// Writes one tensor as `.npy` version 1.0, row-major and little-endian; its name is not stored.
 ///
 /// # Errors
-/// [`NpyError::NoSuchDtype`] for a dtype that NumPy does not have, such as bf16, and
+/// [`NpyError::NoSuchDtype`] for a dtype that `numpy` does not have, such as bf16, and
 /// [`FileError::Io`].
 pub fn write_npy(path: &Path, tensor: &Tensor) -> Result<(), FileError> {
     let header = encode_header(tensor)

@@ -24,7 +24,7 @@ pub enum Kind {
     Packed,
     /// A PyTorch checkpoint, zip archive or older.
     Pytorch,
-    /// A NumPy array.
+    /// A `numpy` array.
     Npy,
 }
 
@@ -247,6 +247,7 @@ fn open_safetensors(
         .map_err(|source| FileError::io("read", path, source))?
         .map_err(|problem| FileError::Safetensors { path: path.to_owned(), problem })?;
     let content = container::interpret(&header)
+        .map_err(Box::new)
         .map_err(|problem| FileError::Container { path: path.to_owned(), problem })?;
     Ok(Reader {
         path: path.to_owned(),
@@ -448,7 +449,7 @@ impl Reader {
             scheme.decode(&bytes, shape, &mut values).map_err(|problem| FileError::Decode {
                 path: self.path.clone(),
                 name: name.clone(),
-                problem,
+                problem: Box::new(problem),
             })?;
             return Ok(values);
         }

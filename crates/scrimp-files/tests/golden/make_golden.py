@@ -1,4 +1,4 @@
-"""Writes the files of this folder: what NumPy, PyTorch and safetensors themselves make of known values.
+"""Writes the files of this folder: what NumPy, PyTorch and safetensors make of known values.
 
 Made with numpy 2.4.6, torch 2.15.0 and safetensors 0.8.0:
 

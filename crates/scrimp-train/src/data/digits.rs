@@ -26,6 +26,9 @@ const CLASSES: usize = 10;
 const TRAIN: usize = 8_000;
 const VALIDATION: usize = 2_000;
 const TEST: usize = 2_000;
+/// Statistics of the whole training set.
+const MEAN: f32 = 0.1247;
+const STD: f32 = 0.2560;
 /// Fixed, so that runs with different seeds differ by training alone.
 const SEED: u32 = 1;
 
@@ -48,11 +51,8 @@ impl DataSet for Digits {
 
     fn load(&self, request: &DataRequest) -> Result<Splits, DataError> {
         request.check()?;
-        let train_len = request.limit.unwrap_or(TRAIN).min(TRAIN);
-        let train = draw(0, train_len);
-        // The statistics are those of the whole training set, whatever the limit.
         Ok(Splits {
-            train,
+            train: draw(0, request.limit.unwrap_or(TRAIN).min(TRAIN)),
             validation: draw(TRAIN, VALIDATION),
             test: draw(TRAIN + VALIDATION, TEST),
             classes: CLASSES,
@@ -62,8 +62,6 @@ impl DataSet for Digits {
         })
     }
 }
-const MEAN: f32 = 0.15;
-const STD: f32 = 0.28;
 
 /// Draws the images `first .. first + count`; image `i` shows the digit `i % 10`.
 fn draw(first: usize, count: usize) -> Images {
@@ -92,6 +90,9 @@ const fn p(x: i16, y: i16) -> Point {
 
 /// Control points of one pen stroke; a point given twice is a corner.
 type Stroke = &'static [Point];
+
+/// Most control points of a stroke.
+const MOST_POINTS: usize = 16;
 
 /// Ways to write each digit, in a box of width and height 1.
 #[rustfmt::skip]
@@ -250,16 +251,10 @@ fn mark(centre: Point, length: f32, pen: Pen, dice: &mut Dice, canvas: &mut Canv
 }
 
 /// Draws a spline through the displaced control points.
-fn draw_stroke(
-    stroke: Stroke,
-    place: &Placement,
-    pen: Pen,
-    dice: &mut Dice,
-    canvas: &mut Canvas,
-) {
+fn draw_stroke(stroke: Stroke, place: &Placement, pen: Pen, dice: &mut Dice, canvas: &mut Canvas) {
+    // Lines per piece of the spline, short enough to look round.
     const STEPS: u16 = 6;
-    const MOST: usize = 16;
-    let mut points = [Point { x: 0.0, y: 0.0 }; MOST];
+    let mut points = [Point { x: 0.0, y: 0.0 }; MOST_POINTS];
     let points = &mut points[..stroke.len()];
     for (i, control) in stroke.iter().enumerate() {
         // Both points of a corner, and both ends of a ring, move together.
@@ -276,7 +271,8 @@ fn draw_stroke(
     }
     let last = points.len() - 1;
     for i in 0..last {
-        let ends = [points[i.saturating_sub(1)], points[i], points[i + 1], points[(i + 2).min(last)]];
+        let ends =
+            [points[i.saturating_sub(1)], points[i], points[i + 1], points[(i + 2).min(last)]];
         let mut from = points[i];
         for step in 1..=STEPS {
             let to = catmull_rom(ends, f32::from(step) / f32::from(STEPS));
@@ -441,5 +437,170 @@ impl Dice {
         let sum: u32 = self.word().to_le_bytes().into_iter().map(u32::from).sum();
         // The sum of four uniform bytes has mean 510 and variance (256² - 1) / 3.
         (sum as f32 - 510.0) / 147.8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::super::files::hexadecimal;
+    use super::super::{Loader, epoch_order};
+    use super::*;
+
+    fn load() -> Splits {
+        Digits.load(&DataRequest::default()).unwrap()
+    }
+
+    #[test]
+    fn the_splits_have_their_sizes_and_every_class_equally_often() {
+        let splits = load();
+        let parts = [(&splits.train, 8_000), (&splits.validation, 2_000), (&splits.test, 2_000)];
+        for (images, count) in parts {
+            assert_eq!(images.len(), count);
+            assert_eq!(images.pixels.len(), count * PIXELS);
+            let mut of_class = [0; CLASSES];
+            for &label in &images.labels {
+                of_class[usize::from(label)] += 1;
+            }
+            assert_eq!(of_class, [count / CLASSES; CLASSES]);
+        }
+    }
+
+    #[test]
+    fn the_images_are_those_of_every_other_machine() {
+        let splits = load();
+        let parts = [
+            (&splits.train, "e16ebd25d9aeb3e7536f4e5c006e4d3a1b8dbc15f1b2eff7d900f5c8d739d804"),
+            (
+                &splits.validation,
+                "b2eb47f1f2d586a1446dc4da593511cacf8b7d0b171bf1fd73eb38f817a34a9a",
+            ),
+            (&splits.test, "e9244419262f3ad40670a651293e824c4a20cedf7f1494a4ee09feed1ea9d1de"),
+        ];
+        for (images, sha256) in parts {
+            assert_eq!(hexadecimal(&Sha256::digest(&images.pixels)), sha256);
+        }
+    }
+
+    #[test]
+    fn the_images_are_the_same_for_any_number_of_threads() {
+        let with_threads = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| draw(100, 300))
+        };
+        let one = with_threads(1);
+        assert_eq!(one, with_threads(2));
+        assert_eq!(one, with_threads(5));
+    }
+
+    #[test]
+    fn a_limit_keeps_the_head_of_the_training_set_and_all_of_the_rest() {
+        let all = load();
+        let limited = Digits.load(&DataRequest { limit: Some(70), ..DataRequest::default() });
+        let limited = limited.unwrap();
+        assert_eq!(limited.train.labels, all.train.labels[..70]);
+        assert_eq!(limited.train.pixels, all.train.pixels[..70 * PIXELS]);
+        assert_eq!((limited.validation, limited.test), (all.validation, all.test));
+    }
+
+    #[test]
+    fn the_statistics_are_those_of_the_training_set() {
+        let pixels = load().train.pixels;
+        let count = pixels.len() as f64;
+        let sum: u64 = pixels.iter().map(|&pixel| u64::from(pixel)).sum();
+        let squares: u64 = pixels.iter().map(|&pixel| u64::from(pixel).pow(2)).sum();
+        let mean = sum as f64 / count / 255.0;
+        let std = (squares as f64 / count / (255.0 * 255.0) - mean * mean).sqrt();
+        assert!((mean - f64::from(MEAN)).abs() < 5e-5, "{mean}");
+        assert!((std - f64::from(STD)).abs() < 5e-5, "{std}");
+    }
+
+    #[test]
+    fn no_image_comes_twice() {
+        let splits = load();
+        let mut images = std::collections::HashSet::new();
+        for part in [&splits.train, &splits.validation, &splits.test] {
+            for index in 0..part.len() {
+                assert!(images.insert(part.image(index).to_vec()), "{part:?} {index}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_tables_stay_within_the_box_and_the_longest_stroke() {
+        for stroke in WAYS.iter().flat_map(|ways| ways.iter()).flat_map(|way| way.iter()) {
+            assert!((2..=MOST_POINTS).contains(&stroke.len()));
+            for point in *stroke {
+                assert!((0.0..=1.0).contains(&point.x) && (0.0..=1.0).contains(&point.y));
+            }
+        }
+    }
+
+    #[test]
+    fn a_spline_runs_through_its_inner_points() {
+        let points = [p(10, 20), p(30, 25), p(50, 75), p(100, 50)];
+        assert_eq!(catmull_rom(points, 0.0), points[1]);
+        let end = catmull_rom(points, 1.0);
+        assert!((end.x - points[2].x).abs() < 1e-6 && (end.y - points[2].y).abs() < 1e-6);
+    }
+
+    /// Multinomial logistic regression by plain stochastic gradient descent, batches of 64.
+    fn softmax_regression_accuracy(splits: &Splits, epochs: u64, rate: f32) -> f64 {
+        let train = Loader::new(&splits.train, &splits.mean, &splits.std);
+        let mut weights = vec![0.0_f32; CLASSES * PIXELS];
+        let mut biases = [0.0_f32; CLASSES];
+        let scores = |weights: &[f32], biases: &[f32; CLASSES], x: &[f32]| {
+            let mut scores = *biases;
+            for (score, row) in scores.iter_mut().zip(weights.chunks_exact(PIXELS)) {
+                *score += row.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
+            }
+            scores
+        };
+        let mut batch = vec![0.0; 64 * PIXELS];
+        for epoch in 0..epochs {
+            for indices in epoch_order(splits.train.len(), 1, epoch).chunks_exact(64) {
+                train.fill(indices, epoch, &mut batch);
+                let errors: Vec<[f32; CLASSES]> = batch
+                    .chunks_exact(PIXELS)
+                    .zip(train.labels(indices))
+                    .map(|(x, label)| {
+                        let mut p = scores(&weights, &biases, x);
+                        let most = p.iter().copied().fold(f32::MIN, f32::max);
+                        p = p.map(|p| (p - most).exp());
+                        let sum: f32 = p.iter().sum();
+                        p = p.map(|p| p / sum);
+                        p[usize::from(label)] -= 1.0;
+                        p
+                    })
+                    .collect();
+                let step = rate / 64.0;
+                for (x, error) in batch.chunks_exact(PIXELS).zip(&errors) {
+                    for (class, row) in weights.chunks_exact_mut(PIXELS).enumerate() {
+                        biases[class] -= step * error[class];
+                        for (w, x) in row.iter_mut().zip(x) {
+                            *w -= step * error[class] * x;
+                        }
+                    }
+                }
+            }
+        }
+        let test = Loader::new(&splits.test, &splits.mean, &splits.std);
+        let mut x = vec![0.0; PIXELS];
+        let mut right = 0;
+        for index in 0..2_000 {
+            test.fill(&[index], 0, &mut x);
+            let scores = scores(&weights, &biases, &x);
+            let best = (0..CLASSES).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap();
+            right += usize::from(best == usize::from(splits.test.labels[index as usize]));
+        }
+        right as f64 / 2_000.0
+    }
+
+    #[test]
+    fn a_linear_classifier_learns_something_but_stays_far_from_solving_them() {
+        let accuracy = softmax_regression_accuracy(&load(), 8, 0.02);
+        println!("softmax regression: {accuracy:.3}");
+        assert!((0.70..0.90).contains(&accuracy), "{accuracy}");
     }
 }

@@ -217,3 +217,126 @@ impl<R: BufRead> Read for ZstdFrames<R> {
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::io::Write;
+
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+    use scrimp_codec::philox::Stream;
+
+    use super::*;
+
+    pub fn pack(bytes: &[u8], packing: Packing) -> Vec<u8> {
+        match packing {
+            Packing::Plain => bytes.to_vec(),
+            Packing::Gzip => {
+                let mut gzip =
+                    flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+                gzip.write_all(bytes).unwrap();
+                gzip.finish().unwrap()
+            }
+            Packing::Zstd => compress_to_vec(bytes, CompressionLevel::Fastest),
+        }
+    }
+
+    /// Bytes that repeat now and then, so that packing uses all its means.
+    fn sample() -> Vec<u8> {
+        let stream = Stream::new(1, 2);
+        let noise = (0..2_000).flat_map(|block| stream.words(block)).flat_map(u32::to_le_bytes);
+        let mut bytes: Vec<u8> = noise.map(|byte| byte & 0x1F).collect();
+        bytes.extend(std::iter::repeat_n(7, 200_000));
+        bytes.extend_from_within(..30_000);
+        bytes
+    }
+
+    fn unpack_all(packed: &[u8], packing: Packing) -> io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        unpack(packed, packing).read_to_end(&mut out)?;
+        Ok(out)
+    }
+
+    #[test]
+    fn every_packing_gives_its_bytes_back() {
+        for packing in Packing::ALL {
+            for bytes in [sample(), vec![], vec![3]] {
+                assert_eq!(unpack_all(&pack(&bytes, packing), packing).unwrap(), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn members_and_frames_follow_each_other_and_skippable_frames_are_skipped() {
+        for packing in [Packing::Gzip, Packing::Zstd] {
+            let mut packed = pack(b"one ", packing);
+            if packing == Packing::Zstd {
+                // RFC 8878, section 3.1.2: magic number, length, user data.
+                packed.extend([0x50, 0x2A, 0x4D, 0x18, 3, 0, 0, 0, 9, 9, 9]);
+            }
+            packed.extend(pack(b"two", packing));
+            assert_eq!(unpack_all(&packed, packing).unwrap(), b"one two");
+        }
+        let cut = [0x50, 0x2A, 0x4D, 0x18, 3, 0, 0, 0, 9];
+        let error = unpack_all(&cut, Packing::Zstd).unwrap_err().to_string();
+        assert_eq!(error, "a skippable zstd frame is cut off");
+    }
+
+    #[test]
+    fn a_cut_or_altered_packing_is_an_error() {
+        for packing in [Packing::Gzip, Packing::Zstd] {
+            let packed = pack(&sample(), packing);
+            for cut in [1, 5, packed.len() / 2, packed.len() - 1] {
+                assert!(unpack_all(&packed[..cut], packing).is_err(), "{packing:?} cut to {cut}");
+            }
+            let mut altered = packed.clone();
+            altered[packed.len() - 1] ^= 1;
+            assert!(unpack_all(&altered, packing).is_err(), "{packing:?}");
+        }
+    }
+
+    #[test]
+    fn content_that_does_not_match_the_checksum_of_its_zstd_frame_is_an_error() {
+        let mut packed = compress_to_vec(&b"0123456789"[..], CompressionLevel::Uncompressed);
+        let at = packed.windows(10).position(|window| window == b"0123456789").unwrap();
+        packed[at + 4] ^= 1;
+        let error = unpack_all(&packed, Packing::Zstd).unwrap_err().to_string();
+        assert_eq!(error, "the checksum of a zstd frame does not match its content");
+    }
+
+    #[test]
+    fn a_zstd_window_that_takes_too_much_memory_is_refused() {
+        // RFC 8878, section 3.1.1.1: no content size, no checksum; a window of 2^(10 + 17) bytes.
+        let packed = [0x28, 0xB5, 0x2F, 0xFD, 0x00, 17 << 3, 0x01, 0x00, 0x00];
+        let error = unpack_all(&packed, Packing::Zstd).unwrap_err().to_string();
+        assert!(error.contains("too big"), "{error}");
+    }
+
+    #[test]
+    fn altered_packings_never_panic() {
+        for packing in [Packing::Gzip, Packing::Zstd] {
+            let packed = pack(&sample()[20_000..], packing);
+            for round in 0..2_000 {
+                let dice = Stream::new(5, 6).at_step(round);
+                let mut altered = packed.clone();
+                for change in 0..=round % 4 {
+                    let [place, bit, early, _] = dice.words(change);
+                    // The header and the tables of the first block decide most.
+                    let span = if early % 2 == 0 { 64 } else { altered.len() };
+                    altered[place as usize % span] ^= 1 << (bit % 8);
+                }
+                let _ = io::copy(&mut unpack(&altered[..], packing).take(1 << 20), &mut io::sink());
+            }
+        }
+    }
+
+    #[test]
+    fn hashing_sees_every_byte() {
+        // FIPS 180-4, the example of the one-block message.
+        let mut source = Hashed::new(&b"abc"[..]);
+        io::copy(&mut source, &mut io::sink()).unwrap();
+        assert_eq!(
+            hexadecimal(&source.digest()),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+}

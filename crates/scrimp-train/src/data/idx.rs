@@ -1,7 +1,7 @@
 //! IDX, the array file of MNIST.
 //!
 //! # Source
-//! LeCun, Cortes and Burges, "The MNIST database of handwritten digits", section "File formats":
+//! "The MNIST database of handwritten digits", yann.lecun.com/exdb/mnist, section "File formats":
 //! two zero bytes, a byte for the type of the values, a byte for the number of dimensions, the
 //! dimensions as big-endian `u32`, then the values, the last dimension running fastest.
 
@@ -141,4 +141,124 @@ fn fill(source: &mut impl Read, header: &mut Vec<u8>, len: usize) -> Result<(), 
         return Err(IdxError::Header { got: header.len() });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use scrimp_codec::philox::Stream;
+
+    use super::*;
+
+    fn file(kind: u8, dims: &[u32], values: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0, 0, kind, u8::try_from(dims.len()).unwrap()];
+        bytes.extend(dims.iter().flat_map(|dim| dim.to_be_bytes()));
+        bytes.extend(values);
+        bytes
+    }
+
+    fn message(bytes: &[u8]) -> String {
+        parse(bytes).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_array_is_read_with_its_shape() {
+        let idx = parse(&file(8, &[2, 3], &[1, 2, 3, 4, 5, 6])).unwrap();
+        assert_eq!(idx, Idx { dims: vec![2, 3], values: vec![1, 2, 3, 4, 5, 6] });
+        let empty = parse(&file(8, &[0, 28, 28], &[])).unwrap();
+        assert_eq!(empty, Idx { dims: vec![0, 28, 28], values: vec![] });
+    }
+
+    #[test]
+    fn a_cut_off_header_is_an_error_at_every_length() {
+        let whole = file(8, &[2, 1], &[1, 2]);
+        for len in 0..12 {
+            let expected = format!("the IDX header is cut off after {len} bytes");
+            assert_eq!(message(&whole[..len]), expected);
+        }
+    }
+
+    #[test]
+    fn another_magic_number_type_or_number_of_dimensions_is_an_error() {
+        assert_eq!(
+            message(b"\x1f\x8b\x08\x00"),
+            "no IDX file: it begins with [1f, 8b, 08, 00], expected [00, 00, 08, 01 to 04]"
+        );
+        assert_eq!(
+            message(&file(0x0D, &[1], &[0; 4])),
+            "the IDX values are of type 0x0d, only unsigned bytes (0x08) are read"
+        );
+        for dims in [0, 5, 255] {
+            let expected = format!("the IDX header claims {dims} dimensions, 1 to 4 are valid");
+            assert_eq!(message(&[0, 0, 8, dims]), expected);
+        }
+    }
+
+    #[test]
+    fn a_shape_that_overflows_or_exceeds_the_limit_is_refused_before_memory_is_taken() {
+        for dims in [&[u32::MAX; 4][..], &[u32::MAX; 3], &[u32::MAX], &[(256 << 20) + 1]] {
+            assert!(matches!(parse(&file(8, dims, &[])), Err(IdxError::TooLarge { .. })));
+        }
+    }
+
+    #[test]
+    fn fewer_or_more_values_than_claimed_are_errors() {
+        assert_eq!(
+            message(&file(8, &[2, 3], &[0; 5])),
+            "cut off: 5 values, but the IDX header claims 6 (shape [2, 3])"
+        );
+        assert_eq!(
+            message(&file(8, &[2, 3], &[0; 7])),
+            "bytes follow the 6 values that the IDX header claims (shape [2, 3])"
+        );
+        // The largest claim that is let through takes memory for what is there.
+        assert!(matches!(
+            parse(&file(8, &[256 << 20], &[0; 9])),
+            Err(IdxError::Truncated { got: 9, .. })
+        ));
+    }
+
+    #[test]
+    fn a_source_without_end_is_left_after_one_byte_too_many() {
+        struct Counted<'a>(&'a mut usize);
+        impl Read for Counted<'_> {
+            fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+                out.fill(0);
+                *self.0 += out.len();
+                Ok(out.len())
+            }
+        }
+        let mut drawn = 0;
+        let header = file(8, &[1_000], &[]);
+        let error = read(header.chain(Counted(&mut drawn))).unwrap_err();
+        assert!(matches!(error, IdxError::Trailing { claimed: 1_000, .. }));
+        assert_eq!(drawn, 1_001);
+    }
+
+    #[test]
+    fn altered_files_are_answered_and_what_is_accepted_is_consistent() {
+        let whole = file(8, &[3, 4, 4], &[7; 48]);
+        let mut accepted = 0;
+        for round in 0..20_000 {
+            let dice = Stream::new(3, 4).at_step(round);
+            let mut bytes = whole.clone();
+            for change in 0..=round % 3 {
+                let [place, value, how, _] = dice.words(change);
+                let at = place as usize % 16;
+                // Small dimensions are the likely ones to be accepted.
+                bytes[at] = if how % 2 == 0 { (value % 9) as u8 } else { (value >> 24) as u8 };
+            }
+            let [len, cut, ..] = dice.words(9);
+            match cut % 4 {
+                0 => bytes.truncate(len as usize % 70),
+                1 => bytes.resize(len as usize % 70, 1),
+                _ => {}
+            }
+            if let Ok(idx) = parse(&bytes) {
+                accepted += 1;
+                assert_eq!(idx.values.len(), idx.dims.iter().product::<usize>());
+                assert_eq!(idx.values.len() + 4 + 4 * idx.dims.len(), bytes.len());
+            }
+        }
+        assert!(accepted > 50, "{accepted} of the altered files were accepted");
+    }
 }

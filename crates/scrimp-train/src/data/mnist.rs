@@ -11,7 +11,7 @@ use super::{DataError, DataRequest, DataSet, Images, Names, Splits, split};
 /// Read from the four IDX files in `DIR/mnist/` or in `DIR/` itself.
 ///
 /// # Source
-/// LeCun, Cortes and Burges, "The MNIST database of handwritten digits".
+/// "The MNIST database of handwritten digits", yann.lecun.com/exdb/mnist.
 #[derive(Debug, Clone, Copy)]
 pub struct Mnist;
 
@@ -183,7 +183,9 @@ impl DataSet for FashionMnist {
 }
 
 fn is_fashion(dir: &Path) -> bool {
-    dir.file_name().is_some_and(|name| name == FASHION_FOLDER)
+    // A folder given as `.` has its name only in its full path.
+    let full = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    full.file_name().is_some_and(|name| name == FASHION_FOLDER)
 }
 
 /// Training set, test set, and whether every file is the official one.
@@ -259,4 +261,185 @@ fn read(file: &Found, part: &Part) -> Result<(Idx, bool), DataError> {
     let array = idx::read(&mut source).map_err(|error| wrong(error.into()))?;
     let official = part.sha256.is_some_and(|sha256| hexadecimal(&source.digest()) == sha256);
     Ok((array, official))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::files::Packing;
+    use super::super::files::tests::pack;
+    use super::super::tests::with_real_data;
+    use super::*;
+
+    fn idx(dims: &[u32], values: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0, 0, 8, u8::try_from(dims.len()).unwrap()];
+        bytes.extend(dims.iter().flat_map(|dim| dim.to_be_bytes()));
+        bytes.extend(values);
+        bytes
+    }
+
+    /// A folder with a training set of 20 images, a test set of 10, in the given packing.
+    fn folder(dir: &Path, packing: Packing, dotted: bool) {
+        fs::create_dir_all(dir).unwrap();
+        let which = usize::from(dotted);
+        let write = |names: [&str; 2], bytes: Vec<u8>| {
+            let name = format!("{}{}", names[which], packing.suffix());
+            fs::write(dir.join(name), pack(&bytes, packing)).unwrap();
+        };
+        for (images, labels, count) in
+            [(TRAIN_IMAGES, TRAIN_LABELS, 20_u8), (TEST_IMAGES, TEST_LABELS, 10)]
+        {
+            let pixels: Vec<u8> = (0..count).flat_map(|image| [image; SIDE * SIDE]).collect();
+            let digits: Vec<u8> = (0..count).map(|image| image % 10).collect();
+            write(images, idx(&[count.into(), 28, 28], &pixels));
+            write(labels, idx(&[count.into()], &digits));
+        }
+    }
+
+    fn request(dir: &Path) -> DataRequest {
+        DataRequest { dir: Some(dir.to_owned()), validation: 0.25, ..DataRequest::default() }
+    }
+
+    /// What loading says after one file of a good folder is replaced.
+    fn message_with(name: &str, bytes: &[u8]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        folder(dir.path(), Packing::Plain, false);
+        let plain = dir.path().join(name.trim_end_matches(".gz").trim_end_matches(".zst"));
+        fs::remove_file(plain).unwrap();
+        fs::write(dir.path().join(name), bytes).unwrap();
+        let error = Mnist.load(&request(dir.path())).unwrap_err().to_string();
+        assert!(error.contains(name), "the file is not named: {error}");
+        error
+    }
+
+    #[test]
+    fn the_files_are_read_in_every_packing_spelling_and_folder() {
+        for packing in Packing::ALL {
+            for dotted in [false, true] {
+                for below in ["mnist", "."] {
+                    let dir = tempfile::tempdir().unwrap();
+                    folder(&dir.path().join(below), packing, dotted);
+                    let splits = Mnist.load(&request(dir.path())).unwrap();
+                    assert_eq!((splits.train.len(), splits.validation.len()), (15, 5));
+                    assert_eq!(splits.test.labels, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+                    assert_eq!(splits.test.image(7), [7; SIDE * SIDE]);
+                    for part in [&splits.train, &splits.validation] {
+                        for index in 0..part.len() {
+                            let pixel = part.image(index)[0];
+                            assert_eq!(part.labels[index], pixel % 10);
+                        }
+                    }
+                    assert_eq!(splits.note, "not the official files");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_file_says_where_it_was_looked_for_and_where_to_get_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Mnist.load(&request(dir.path())).unwrap_err().to_string();
+        let shown = dir.path().display();
+        let expected = format!(
+            "mnist has no training images: looked in {shown}/mnist, {shown} for \
+             train-images-idx3-ubyte, train-images.idx3-ubyte, each plain, .gz or .zst; get the \
+             files from yann.lecun.com/exdb/mnist (unpacked md5 6bbc9ace898e44ae57da46a324031adb), \
+             and give their folder with --data-dir or in SCRIMP_DATA"
+        );
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn a_folder_of_fashion_mnist_is_not_taken_for_mnist_nor_the_other_way_round() {
+        let dir = tempfile::tempdir().unwrap();
+        let fashion = dir.path().join("fashion-mnist");
+        folder(&fashion, Packing::Plain, false);
+        assert!(FashionMnist.load(&request(dir.path())).is_ok());
+        assert!(FashionMnist.load(&request(&fashion)).is_ok());
+        let error = Mnist.load(&request(&fashion)).unwrap_err();
+        assert!(matches!(error, DataError::FileNotFound { .. }), "{error}");
+        let plain = tempfile::tempdir().unwrap();
+        folder(plain.path(), Packing::Plain, false);
+        let error = FashionMnist.load(&request(plain.path())).unwrap_err();
+        assert!(matches!(error, DataError::FileNotFound { .. }), "{error}");
+    }
+
+    #[test]
+    fn broken_files_are_named_with_what_is_wrong() {
+        let cut = idx(&[20, 28, 28], &[0; 5_000]);
+        let error = message_with("train-images-idx3-ubyte", &cut);
+        assert!(error.ends_with(
+            "cut off: 5000 values, but the IDX header claims 15680 (shape [20, 28, 28])"
+        ));
+        let error = message_with("t10k-images-idx3-ubyte", &idx(&[10, 28, 27], &[0; 7_560]));
+        assert!(error.ends_with("shape [10, 28, 27], expected [images, 28, 28]"), "{error}");
+        let error = message_with("t10k-labels-idx1-ubyte", &idx(&[10, 1], &[0; 10]));
+        assert!(error.ends_with("shape [10, 1], expected [labels]"), "{error}");
+        let error = message_with("t10k-labels-idx1-ubyte", &idx(&[9], &[0; 9]));
+        assert!(error.contains("holds 9 labels, but "), "{error}");
+        let error = message_with("train-labels-idx1-ubyte", &idx(&[3], &[0, 9, 10]));
+        assert!(error.contains("holds 3 labels, but "), "{error}");
+        let mut labels = [1; 20];
+        labels[13] = 10;
+        let error = message_with("train-labels-idx1-ubyte", &idx(&[20], &labels));
+        assert!(error.ends_with("label 10 at index 13 is no class: valid are 0 to 9"), "{error}");
+        let error = message_with("train-images-idx3-ubyte", &[]);
+        assert!(error.ends_with("the IDX header is cut off after 0 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_bomb_is_left_when_it_exceeds_its_header() {
+        let mut bytes = idx(&[20, 28, 28], &[]);
+        bytes.resize(50_000_000, 0);
+        for packing in [Packing::Gzip, Packing::Zstd] {
+            let packed = pack(&bytes, packing);
+            assert!(packed.len() < 100_000, "{packing:?}: {} bytes", packed.len());
+            let name = format!("train-images-idx3-ubyte{}", packing.suffix());
+            let error = message_with(&name, &packed);
+            assert!(error.contains("bytes follow the 15680 values"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_plain_file_under_a_packed_name_is_an_error() {
+        let plain = idx(&[20, 28, 28], &[0; 20 * SIDE * SIDE]);
+        for name in ["train-images-idx3-ubyte.gz", "train-images-idx3-ubyte.zst"] {
+            let error = message_with(name, &plain);
+            assert!(error.contains("cannot be read: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_empty_training_set_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        folder(dir.path(), Packing::Plain, false);
+        fs::write(dir.path().join(TRAIN_IMAGES[0]), idx(&[0, 28, 28], &[])).unwrap();
+        fs::write(dir.path().join(TRAIN_LABELS[0]), idx(&[0], &[])).unwrap();
+        let error = Mnist.load(&request(dir.path())).unwrap_err();
+        assert!(matches!(error, DataError::NothingLeft { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_official_files_are_recognised_with_scrimp_data_set() {
+        with_real_data(|dir| {
+            let request = DataRequest { dir: Some(dir), ..DataRequest::default() };
+            let splits = Mnist.load(&DataRequest { validation: 0.0, ..request.clone() }).unwrap();
+            assert_eq!((splits.train.len(), splits.test.len()), (60_000, 10_000));
+            assert_eq!(splits.note, "official files");
+            // The first labels as the literature shows them.
+            assert_eq!(splits.train.labels[..10], [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]);
+            assert_eq!(splits.test.labels[..10], [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]);
+            let count = splits.train.pixels.len() as f64;
+            let sum: u64 = splits.train.pixels.iter().map(|&pixel| u64::from(pixel)).sum();
+            let squares: u64 = splits.train.pixels.iter().map(|&p| u64::from(p).pow(2)).sum();
+            let mean = sum as f64 / count / 255.0;
+            let std = (squares as f64 / count / (255.0 * 255.0) - mean * mean).sqrt();
+            assert!((mean - f64::from(splits.mean[0])).abs() < 5e-5, "{mean}");
+            assert!((std - f64::from(splits.std[0])).abs() < 5e-5, "{std}");
+            let split = Mnist.load(&DataRequest { limit: Some(5_000), ..request }).unwrap();
+            assert_eq!((split.train.len(), split.validation.len()), (5_000, 6_000));
+            assert_eq!(split.test, splits.test);
+        });
+    }
 }

@@ -49,11 +49,11 @@ pub static DATA_SETS: &[&dyn DataSet] =
 /// # Errors
 /// [`DataError::UnknownDataSet`] with the nearest key and the list of all.
 pub fn find(name: &str) -> Result<&'static dyn DataSet, DataError> {
+    // Below this likeness a suggestion would be a guess.
+    const ALIKE: f64 = 0.5;
     if let Some(set) = DATA_SETS.iter().find(|set| set.name() == name) {
         return Ok(*set);
     }
-    // Below this likeness a suggestion would be a guess.
-    const ALIKE: f64 = 0.5;
     let wanted = name.to_ascii_lowercase().replace('_', "-");
     let nearest = DATA_SETS
         .iter()
@@ -124,10 +124,7 @@ impl DataRequest {
             let value = std::env::var_os(FOLDER_VARIABLE)?;
             (!value.is_empty()).then(|| PathBuf::from(value))
         };
-        self.dir
-            .clone()
-            .or_else(from_environment)
-            .ok_or(DataError::NoFolder { set: set.name() })
+        self.dir.clone().or_else(from_environment).ok_or(DataError::NoFolder { set: set.name() })
     }
 
     /// Checks the numbers that do not depend on the data.
@@ -238,9 +235,7 @@ pub enum DataError {
         known: Names,
     },
     /// The data set lies in files and no folder is known.
-    #[error(
-        "{set} is read from files: give their folder with --data-dir or in {FOLDER_VARIABLE}"
-    )]
+    #[error("{set} is read from files: give their folder with --data-dir or in {FOLDER_VARIABLE}")]
     NoFolder {
         /// Key of the data set.
         set: &'static str,
@@ -291,6 +286,16 @@ pub enum DataError {
     ValidationShare {
         /// The share asked for.
         share: f32,
+    },
+    /// A crop could leave nothing of the picture.
+    #[error("crop_pad {crop_pad} is too large for images of {height} x {width}: at most {}", .height.min(.width).saturating_sub(1))]
+    CropPad {
+        /// The padding asked for.
+        crop_pad: usize,
+        /// Rows of an image.
+        height: usize,
+        /// Columns of an image.
+        width: usize,
     },
     /// The request leaves no image to train on.
     #[error("no image is left to train on: {reason}")]
@@ -357,4 +362,129 @@ fn split(all: Images, request: &DataRequest) -> Result<(Images, Images), DataErr
     order[..held_out].sort_unstable();
     order[held_out..held_out + kept].sort_unstable();
     Ok((all.select(&order[held_out..held_out + kept]), all.select(&order[..held_out])))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// Calls the test with the folder of real data, or prints that it is skipped.
+    pub(super) fn with_real_data(test: impl FnOnce(PathBuf)) {
+        match std::env::var_os(FOLDER_VARIABLE) {
+            Some(dir) if !dir.is_empty() => test(dir.into()),
+            _ => println!("skipped: {FOLDER_VARIABLE} names no folder of data files"),
+        }
+    }
+
+    /// Grey images of one pixel that counts up.
+    fn counted(count: usize) -> Images {
+        let pixels: Vec<u8> = (0..count).map(|i| u8::try_from(i).unwrap()).collect();
+        Images { labels: pixels.clone(), pixels, channels: 1, height: 1, width: 1 }
+    }
+
+    fn request(validation: f32, seed: u32, limit: Option<usize>) -> DataRequest {
+        DataRequest { dir: None, validation, seed, limit }
+    }
+
+    #[test]
+    fn every_data_set_is_found_by_its_own_key() {
+        let mut names = HashSet::new();
+        for set in DATA_SETS {
+            assert!(names.insert(set.name()), "{} comes twice", set.name());
+            assert_eq!(find(set.name()).unwrap().name(), set.name());
+            assert!(!set.about().is_empty());
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_answered_with_the_nearest_and_the_list() {
+        let error = find("fashion_mnst").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "no data set is called `fashion_mnst`, did you mean `fashion-mnist`?; \
+             there are digits, mnist, fashion-mnist, cifar10, cifar10-jpeg"
+        );
+        let error = find("wikitext").unwrap_err().to_string();
+        assert!(error.starts_with("no data set is called `wikitext`; there are digits"), "{error}");
+    }
+
+    #[test]
+    fn every_data_set_whose_files_are_here_keeps_its_word_with_scrimp_data_set() {
+        for set in DATA_SETS {
+            let splits = match set.load(&DataRequest::default()) {
+                Err(error @ (DataError::NoFolder { .. } | DataError::FileNotFound { .. })) => {
+                    println!("skipped {}: {error}", set.name());
+                    continue;
+                }
+                other => other.unwrap(),
+            };
+            let [channels, height, width] = set.image_shape();
+            assert_eq!(splits.classes, set.classes());
+            assert_eq!((splits.mean.len(), splits.std.len()), (channels, channels));
+            assert!(splits.std.iter().all(|&std| std > 0.0));
+            assert!(!splits.note.is_empty());
+            for part in [&splits.train, &splits.validation, &splits.test] {
+                assert!(!part.is_empty());
+                assert_eq!([part.channels, part.height, part.width], [channels, height, width]);
+                assert_eq!(part.pixels.len(), part.len() * channels * height * width);
+                assert!(part.labels.iter().all(|&label| usize::from(label) < splits.classes));
+            }
+            println!("{}: {splits:?}", set.name());
+        }
+    }
+
+    #[test]
+    fn a_split_loses_no_image_and_keeps_pixels_with_labels() {
+        let (train, validation) = split(counted(200), &request(0.1, 3, None)).unwrap();
+        assert_eq!((train.len(), validation.len()), (180, 20));
+        assert_eq!(train.labels, train.pixels);
+        assert_eq!(validation.labels, validation.pixels);
+        let mut all = [train.labels.clone(), validation.labels.clone()].concat();
+        all.sort_unstable();
+        assert_eq!(all, counted(200).labels);
+        assert_eq!(split(counted(200), &request(0.1, 3, None)).unwrap(), (train, validation));
+    }
+
+    #[test]
+    fn another_seed_takes_other_images_for_validation() {
+        let of_seed = |seed| split(counted(200), &request(0.1, seed, None)).unwrap().1;
+        assert_ne!(of_seed(1), of_seed(2));
+    }
+
+    #[test]
+    fn a_limit_shortens_training_alone_and_a_smaller_one_takes_a_subset() {
+        let (_, validation) = split(counted(200), &request(0.1, 3, None)).unwrap();
+        let (large, same) = split(counted(200), &request(0.1, 3, Some(100))).unwrap();
+        let (small, _) = split(counted(200), &request(0.1, 3, Some(30))).unwrap();
+        assert_eq!(same, validation);
+        assert_eq!((large.len(), small.len()), (100, 30));
+        assert!(small.labels.iter().all(|label| large.labels.contains(label)));
+        assert!(large.labels.iter().all(|label| !validation.labels.contains(label)));
+        let (all, _) = split(counted(200), &request(0.1, 3, Some(5_000))).unwrap();
+        assert_eq!(all.len(), 180);
+    }
+
+    #[test]
+    fn a_share_of_zero_leaves_validation_empty_and_a_tiny_one_takes_an_image() {
+        let (train, validation) = split(counted(50), &request(0.0, 0, None)).unwrap();
+        assert_eq!((train, validation.len()), (counted(50), 0));
+        let (train, validation) = split(counted(50), &request(1e-6, 0, None)).unwrap();
+        assert_eq!((train.len(), validation.len()), (49, 1));
+    }
+
+    #[test]
+    fn a_request_that_leaves_nothing_to_train_on_is_refused() {
+        for share in [-0.1, 1.0, 1.5, f32::NAN, f32::INFINITY] {
+            let error = Digits.load(&request(share, 0, None)).unwrap_err();
+            assert!(matches!(error, DataError::ValidationShare { .. }), "{share}: {error}");
+        }
+        let error = Digits.load(&request(0.1, 0, Some(0))).unwrap_err().to_string();
+        assert_eq!(error, "no image is left to train on: limit is 0, at least 1 is needed");
+        for (count, share) in [(0, 0.5), (1, 0.1), (3, 0.9)] {
+            let error = split(counted(count), &request(share, 0, None)).unwrap_err();
+            assert!(matches!(error, DataError::NothingLeft { .. }), "{count}: {error}");
+        }
+    }
 }

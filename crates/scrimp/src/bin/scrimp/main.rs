@@ -1,2 +1,28 @@
-//! x
-fn main(){}
+//! The command line of scrimp.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod commands;
+mod interrupt;
+mod output;
+mod sizes;
+mod ui;
+
+/// Training allocates a tensor for each operation; the system's allocator gives such blocks back at
+/// once and has to ask for them again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let ui = ui::Ui::new();
+    match commands::Cli::try_parse() {
+        Ok(cli) => match cli.run(&ui) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => ui.fail(&error),
+        },
+        // Help and version come here as well; `exit` knows where each belongs and its code.
+        Err(error) => error.exit(),
+    }
+}

@@ -1,0 +1,113 @@
+//! The gradients of parameters after the backward pass: `dw` and `db`, their norm, and clipping.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+
+use crate::engine::{self, PointRef};
+use crate::params::Path;
+use crate::role::Role;
+use crate::tap::{Session, Site};
+
+/// The taps of the gradients of a network's parameters.
+#[derive(Debug)]
+pub struct GradientTaps {
+    /// By the parameter's name.
+    points: BTreeMap<String, PointRef>,
+    session: Arc<Session>,
+}
+
+impl GradientTaps {
+    /// The taps of these layers, to which a plan was applied.
+    pub fn new(sites: &[Arc<Site>], session: &Arc<Session>) -> Self {
+        let pairs = [("weight", Role::WeightGrad), ("bias", Role::BiasGrad)];
+        let points = sites
+            .iter()
+            .flat_map(|site| {
+                pairs.iter().filter_map(|(field, role)| {
+                    Some((format!("{}.{field}", site.path), Arc::clone(site.point(*role)?)))
+                })
+            })
+            .collect();
+        Self { points, session: Arc::clone(session) }
+    }
+
+    /// Rounds every gradient as the plan says, reports the first that is not finite to the session, and returns the
+    /// 2-norm of all of them together.
+    pub fn round<M: Module>(&self, module: &M, grads: &mut GradientsParams) -> f64 {
+        let mut squares = 0.0;
+        visit(module, grads, |name, shape, g| {
+            if let Some(point) = self.points.get(name) {
+                point.apply(g, shape);
+            }
+            let sum = sum_of_squares(g);
+            if !sum.is_finite() {
+                self.session.report(&format!("gradient of {name}"), "it is not finite".into());
+            }
+            squares += sum;
+        });
+        squares.sqrt()
+    }
+}
+
+/// Scales all gradients so that their 2-norm, which is `norm` now, is at most `limit`.
+///
+/// # Source
+/// Pascanu et al. 2013, arXiv:1211.5063; the factor is that of `torch.nn.utils.clip_grad_norm_`.
+pub fn clip<M: Module>(module: &M, grads: &mut GradientsParams, norm: f64, limit: f64) {
+    let factor = (limit / (norm + 1e-6)) as f32;
+    if factor < 1.0 {
+        visit(module, grads, |_, _, g| g.iter_mut().for_each(|g| *g *= factor));
+    }
+}
+
+/// Lets `change` work on every parameter's gradient, by the parameter's name and shape.
+fn visit<M: Module>(
+    module: &M,
+    grads: &mut GradientsParams,
+    change: impl FnMut(&str, &[usize], &mut [f32]),
+) {
+    struct Visit<'a, F> {
+        grads: &'a mut GradientsParams,
+        path: Path,
+        change: F,
+    }
+    impl<F: FnMut(&str, &[usize], &mut [f32])> ModuleVisitor for Visit<'_, F> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.exit();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let Some(grad) = self.grads.remove::<D>(param.id) else { return };
+            let shape = grad.dims();
+            let name = self.path.name();
+            let grad = engine::map_values(grad, |g| (self.change)(&name, &shape, g));
+            self.grads.register(param.id, grad);
+        }
+    }
+    module.visit(&mut Visit { grads, path: Path::default(), change });
+}
+
+/// The sum of squares in f64, over blocks of fixed length, so that it depends on nothing but the values.
+fn sum_of_squares(g: &[f32]) -> f64 {
+    const BLOCK: usize = 1024;
+    const LANES: usize = 8;
+    g.chunks(BLOCK)
+        .map(|block| {
+            let mut sums = [0.0f64; LANES];
+            let (lanes, rest) = block.as_chunks::<LANES>();
+            for lane in lanes {
+                for (s, g) in sums.iter_mut().zip(lane) {
+                    *s += f64::from(*g) * f64::from(*g);
+                }
+            }
+            let rest: f64 = rest.iter().map(|g| f64::from(*g).powi(2)).sum();
+            sums.iter().sum::<f64>() + rest
+        })
+        .sum()
+}

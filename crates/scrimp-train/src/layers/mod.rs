@@ -1,0 +1,64 @@
+//! Layers whose eight tensors are tapped. All other layers of Burn may stand between them.
+
+mod conv2d;
+mod linear;
+
+use burn::module::Param;
+use burn::tensor::{Device, Tensor, TensorData};
+use scrimp_codec::Stream;
+
+pub use conv2d::{Conv2d, Conv2dOptions};
+pub use linear::Linear;
+
+/// How a weight gets its first values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Init {
+    /// Uniform in `+-1/sqrt(fan_in)`, weight and bias, as PyTorch does by default.
+    #[default]
+    Uniform,
+    /// Normal with variance `2/fan_in` (He et al. 2015, arXiv:1502.01852), as the CIFAR ResNets use; a bias is uniform.
+    KaimingNormal,
+}
+
+impl Init {
+    fn weight<const D: usize>(
+        self,
+        shape: [usize; D],
+        stream: &Stream,
+        device: &Device,
+    ) -> Param<Tensor<D>> {
+        let fan_in: usize = shape[1..].iter().product();
+        let values: Vec<f32> = match self {
+            Self::Uniform => return uniform(shape, fan_in, stream, device),
+            // Box and Muller 1958, one pair of uniform numbers for each value.
+            Self::KaimingNormal => (0..shape.iter().product::<usize>() as u64)
+                .map(|i| {
+                    let radius = (-2.0 * (1.0 - f64::from(stream.uniform(2 * i))).ln()).sqrt();
+                    let angle = std::f64::consts::TAU * f64::from(stream.uniform(2 * i + 1));
+                    (radius * angle.cos() * (2.0 / fan_in as f64).sqrt()) as f32
+                })
+                .collect(),
+        };
+        parameter(values, shape, device)
+    }
+}
+
+fn uniform<const D: usize>(
+    shape: [usize; D],
+    fan_in: usize,
+    stream: &Stream,
+    device: &Device,
+) -> Param<Tensor<D>> {
+    let bound = 1.0 / (fan_in.max(1) as f32).sqrt();
+    let count = shape.iter().product::<usize>() as u64;
+    let values = (0..count).map(|i| (2.0 * stream.uniform(i) - 1.0) * bound).collect();
+    parameter(values, shape, device)
+}
+
+fn parameter<const D: usize>(
+    values: Vec<f32>,
+    shape: [usize; D],
+    device: &Device,
+) -> Param<Tensor<D>> {
+    Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), device))
+}

@@ -1,0 +1,68 @@
+//! LeNet in the form that QML's experiments use.
+
+use burn::module::Module;
+use burn::tensor::activation::relu;
+use burn::tensor::module::max_pool2d;
+use burn::tensor::ops::MaxPoolOptions;
+use burn::tensor::{Device, Tensor};
+
+use super::Network;
+use crate::layers::{Conv2d, Conv2dOptions, Linear};
+use crate::tap::Scope;
+
+/// Two 5x5 convolutions (1-6-16 channels, padded) with ReLU and 2x2 max pooling, then 784-120-84-classes.
+///
+/// # Source
+/// `LeCun` et al. 1998, "Gradient-based learning applied to document recognition"; widths as in QML. Differs from 1998 in
+/// padding (so that 28x28 images give 784 features), max pooling and ReLU.
+#[derive(Module, Debug)]
+pub struct LeNet {
+    conv1: Conv2d,
+    conv2: Conv2d,
+    fc1: Linear,
+    fc2: Linear,
+    fc3: Linear,
+}
+
+impl Network for LeNet {
+    const NAME: &'static str = "lenet";
+    const ABOUT: &'static str =
+        "LeNet: conv 1-6, conv 6-16, linear 784-120-84-classes (LeCun 1998, as QML has it)";
+
+    fn accepts([_, height, width]: [usize; 3]) -> Result<(), String> {
+        if height >= 4 && width >= 4 { Ok(()) } else { Err("images of at least 4x4 pixels".into()) }
+    }
+
+    fn build(image: [usize; 3], classes: usize, scope: &Scope, device: &Device) -> Self {
+        let [channels, height, width] = image;
+        let same = Conv2dOptions { padding: [2; 2], ..Conv2dOptions::new(5) };
+        let features = 16 * (height / 4) * (width / 4);
+        Self {
+            conv1: Conv2d::new(&scope.at("conv1"), channels, 6, same, device),
+            conv2: Conv2d::new(&scope.at("conv2"), 6, 16, same, device),
+            fc1: Linear::new(&scope.at("fc1"), features, 120, device),
+            fc2: Linear::new(&scope.at("fc2"), 120, 84, device),
+            fc3: Linear::new(&scope.at("fc3"), 84, classes, device),
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<2> {
+        let halve = |x| max_pool2d(x, MaxPoolOptions::new([2; 2]));
+        let x = halve(relu(self.conv1.forward(x))); // [batch, 6, 14, 14]
+        let x = halve(relu(self.conv2.forward(x))); // [batch, 16, 7, 7]
+        let x = relu(self.fc1.forward(x.flatten(1, 3)));
+        let x = relu(self.fc2.forward(x));
+        self.fc3.forward(x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_has_the_107_786_parameters_of_qml() {
+        let net = LeNet::build([1, 28, 28], 10, &Scope::root(0), &Device::flex());
+        assert_eq!(net.num_params(), 107_786);
+    }
+}

@@ -1,0 +1,466 @@
+//! The plan: what every tensor of a network is held in, and which rule says so.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use scrimp_codec::{Scheme, ShapeError};
+use serde::Serialize;
+
+use crate::engine;
+use crate::models::Network;
+use crate::role::Role;
+use crate::rules::{Matcher, Rule};
+use crate::tap::{Point, Scope, Session, Site};
+
+/// Which network, which rules.
+#[derive(Clone, Debug)]
+pub struct PlanRequest {
+    /// `[channels, height, width]` of an image.
+    pub image: [usize; 3],
+    /// Number of classes.
+    pub classes: usize,
+    /// Samples in a batch, for the sizes of activations.
+    pub batch: usize,
+    /// The rules, the later the stronger.
+    pub rules: Vec<Rule>,
+    /// The device, as [`crate::device`] names it.
+    pub device: String,
+}
+
+/// How a tensor of a plan is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// Rounded to the values that the bytes would hold; the bytes are counted, not stored.
+    Emulated,
+    /// Left as it is.
+    Float,
+    /// Never computed: the network's own input needs no gradient.
+    NotComputed,
+}
+
+/// One tensor of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlannedTensor {
+    /// Path of the layer.
+    pub layer: String,
+    /// Kind of the layer.
+    pub kind: &'static str,
+    /// The tensor's role.
+    pub role: Role,
+    /// Its shape; axis 0 of activations is the batch.
+    pub shape: Vec<usize>,
+    /// The scheme.
+    pub scheme: Scheme,
+    /// Bytes that the scheme takes, scales included; for activations and their gradients those of one step.
+    pub bytes: usize,
+    /// Bits per value, scales included.
+    pub bits: f64,
+    /// Number of the rule that says so, counted from 1.
+    pub rule: Option<usize>,
+    /// How it is held.
+    pub status: Status,
+}
+
+/// What every tensor of a network is held in.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// All tensors, layer by layer.
+    pub tensors: Vec<PlannedTensor>,
+    /// Samples in a batch.
+    pub batch: usize,
+    /// Parameters of the network that no rule can speak of (norms), and their bytes in f32.
+    pub untapped_parameters: usize,
+}
+
+/// Rules that do not fit a network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// A pattern that cannot be read.
+    #[error("rule {rule}: `{pattern}` is no pattern: {reason}")]
+    Pattern {
+        /// The rule, from 1.
+        rule: usize,
+        /// The text.
+        pattern: String,
+        /// Why.
+        reason: String,
+    },
+    /// A rule that matches no layer.
+    #[error("rule {rule} matches no layer: `{pattern}`")]
+    NoLayer {
+        /// The rule, from 1.
+        rule: usize,
+        /// The pattern that matches nothing.
+        pattern: String,
+        /// What would be valid.
+        help: String,
+    },
+    /// A rule without a scheme.
+    #[error("rule {rule} says nothing: it has no scheme")]
+    Empty {
+        /// The rule, from 1.
+        rule: usize,
+    },
+    /// A key that no tensor of the matched layers answers to.
+    #[error(
+        "rule {rule}: the key `{key}` claims no tensor: the layers that the rule matches have none of that role"
+    )]
+    NoTensor {
+        /// The rule, from 1.
+        rule: usize,
+        /// The key.
+        key: &'static str,
+    },
+    /// A rule of which nothing is left.
+    #[error(
+        "rules {rule} and {by} are at odds: every tensor that rule {rule} claims is claimed again, the last by rule {by}"
+    )]
+    Overridden {
+        /// The rule without effect, from 1.
+        rule: usize,
+        /// The last rule that overrides it, from 1.
+        by: usize,
+    },
+    /// A scheme that does not fit a tensor.
+    #[error("rule {rule}: `{scheme}` does not fit the {role} of `{layer}`: {problem}")]
+    Shape {
+        /// The rule, from 1.
+        rule: usize,
+        /// The key that gave the scheme.
+        key: &'static str,
+        /// The scheme.
+        scheme: String,
+        /// The tensor's role.
+        role: Role,
+        /// The layer.
+        layer: String,
+        /// Why.
+        problem: ShapeError,
+    },
+    /// The device is not known.
+    #[error(transparent)]
+    Device(#[from] engine::UnknownDevice),
+    /// The network does not take such images.
+    #[error("`{model}` does not take images of shape {image:?}; it takes {valid}")]
+    Image {
+        /// The network.
+        model: &'static str,
+        /// The shape of the images.
+        image: [usize; 3],
+        /// What it takes.
+        valid: String,
+    },
+}
+
+impl PlanError {
+    /// The rule that is wrong, from 1, and the key in it.
+    pub fn place(&self) -> Option<(usize, &'static str)> {
+        match self {
+            Self::Pattern { rule, .. }
+            | Self::NoLayer { rule, .. }
+            | Self::Empty { rule }
+            | Self::Overridden { rule, .. } => Some((*rule, "layers")),
+            Self::NoTensor { rule, key } | Self::Shape { rule, key, .. } => Some((*rule, key)),
+            Self::Device(_) | Self::Image { .. } => None,
+        }
+    }
+
+    /// What would be valid.
+    pub fn help(&self) -> Option<String> {
+        Some(match self {
+            Self::NoLayer { help, .. } => help.clone(),
+            Self::Empty { .. } => {
+                "give it a scheme under default, w, b, x, y, d, dy, dx, dw or db".into()
+            }
+            Self::NoTensor { .. } => "leave the key out, or match other layers".into(),
+            Self::Overridden { rule, by } => {
+                format!("remove rule {rule}, or narrow the layers or keys of rule {by}")
+            }
+            Self::Shape { problem: ShapeError::Rank { .. }, key, .. } if *key == "default" => {
+                "say what this tensor gets under its own key, for example b = \"int8\"".into()
+            }
+            Self::Shape { problem: ShapeError::Rank { .. }, .. } => {
+                "leave the granularity out: `tensor` fits every shape".into()
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// Resolves rules against a network's layers, for its [`ModelEntry`](crate::models::ModelEntry).
+pub(crate) fn plan_network<N: Network>(request: &PlanRequest) -> Result<Plan, PlanError> {
+    let scope = Scope::root(0);
+    let (net, _) = build::<N>(request, &scope)?;
+    let plan = resolve(&scope.sites(), &request.rules, request.batch)?;
+    Ok(Plan { untapped_parameters: untapped(net.num_params(), &scope), ..plan })
+}
+
+/// Builds the network and lets one empty image through it, so that its layers know their shapes.
+pub(crate) fn build<N: Network>(
+    request: &PlanRequest,
+    scope: &Scope,
+) -> Result<(N, burn::tensor::Device), PlanError> {
+    let image = request.image;
+    N::accepts(image).map_err(|valid| PlanError::Image { model: N::NAME, image, valid })?;
+    let device = engine::device(&request.device)?;
+    let net = N::build(image, request.classes, scope, &device);
+    net.forward(Tensor::zeros([1, image[0], image[1], image[2]], &device));
+    Ok((net, device))
+}
+
+/// How many parameters no tap sees.
+pub(crate) fn untapped(parameters: usize, scope: &Scope) -> usize {
+    let count = |shape: &[usize]| shape.iter().product::<usize>();
+    let tapped: usize =
+        scope.sites().iter().map(|s| count(&s.weight) + s.bias.as_deref().map_or(0, count)).sum();
+    parameters - tapped
+}
+
+/// Resolves rules against layers whose shapes are known.
+///
+/// # Errors
+/// Everything that promise 3 forbids: a rule or a key without effect, rules at odds, a scheme that does not fit.
+pub fn resolve(sites: &[Arc<Site>], rules: &[Rule], batch: usize) -> Result<Plan, PlanError> {
+    let paths: Vec<&str> = sites.iter().map(|s| s.path.as_str()).collect();
+    let mut matchers = Vec::new();
+    for (i, rule) in rules.iter().enumerate() {
+        let number = i + 1;
+        let matcher = Matcher::new(&rule.layers)
+            .map_err(|(pattern, reason)| PlanError::Pattern { rule: number, pattern, reason })?;
+        if let Some(pattern) = matcher.idle(&paths) {
+            let help = layer_help(pattern, &paths);
+            return Err(PlanError::NoLayer { rule: number, pattern: pattern.to_owned(), help });
+        }
+        if rule.keys().next().is_none() {
+            return Err(PlanError::Empty { rule: number });
+        }
+        matchers.push(matcher);
+    }
+
+    // Which keys claimed a tensor at all, and who claimed it last.
+    let mut claims: Vec<Vec<&str>> = vec![Vec::new(); rules.len()];
+    let mut stands = vec![false; rules.len()];
+    let mut overridden_by = vec![0; rules.len()];
+    let mut tensors = Vec::new();
+    for (i, site) in sites.iter().enumerate() {
+        for role in Role::ALL {
+            let Some(sample) = site.shape(role) else { continue };
+            let mut winner = None;
+            for (r, rule) in
+                rules.iter().enumerate().filter(|(r, _)| matchers[*r].matches(&site.path))
+            {
+                if let Some((key, scheme)) = rule.scheme(role) {
+                    claims[r].push(key);
+                    if let Some((earlier, ..)) = winner.replace((r, key, scheme)) {
+                        let by: &mut usize = &mut overridden_by[earlier];
+                        *by = (*by).max(r);
+                    }
+                }
+            }
+            let shape: Vec<usize> =
+                if role.has_batch() { [&[batch], sample].concat() } else { sample.to_vec() };
+            let mut scheme = Scheme::float32();
+            if let Some((r, key, chosen)) = winner {
+                stands[r] = true;
+                scheme = if role.has_batch() { chosen.for_activation() } else { chosen.clone() };
+                scheme.check(&shape).map_err(|problem| PlanError::Shape {
+                    rule: r + 1,
+                    key,
+                    scheme: chosen.to_string(),
+                    role,
+                    layer: site.path.clone(),
+                    problem,
+                })?;
+            }
+            // The first layer is fed by the data, which need no gradient.
+            let status = match role {
+                Role::InputGrad if i == 0 => Status::NotComputed,
+                _ if scheme.is_float32() => Status::Float,
+                _ => Status::Emulated,
+            };
+            let values: usize = shape.iter().product();
+            let bytes = scheme.packed_bytes(&shape).unwrap_or(0);
+            tensors.push(PlannedTensor {
+                layer: site.path.clone(),
+                kind: site.kind,
+                role,
+                shape,
+                scheme,
+                bytes,
+                bits: bytes as f64 * 8.0 / values.max(1) as f64,
+                rule: winner.map(|(r, ..)| r + 1),
+                status,
+            });
+        }
+    }
+    for (r, rule) in rules.iter().enumerate() {
+        if let Some(key) = rule.keys().find(|k| !claims[r].contains(k) && *k != "default") {
+            return Err(PlanError::NoTensor { rule: r + 1, key });
+        }
+        if !stands[r] {
+            return Err(PlanError::Overridden { rule: r + 1, by: overridden_by[r] + 1 });
+        }
+    }
+    Ok(Plan { tensors, batch, untapped_parameters: 0 })
+}
+
+pub(crate) fn layer_help(pattern: &str, paths: &[&str]) -> String {
+    const SHOWN: usize = 12;
+    let mut list = paths.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    if paths.len() > SHOWN {
+        list += &format!(", ... ({} in all)", paths.len());
+    }
+    // A glob's own characters are kept, so that `clasifier.*` suggests `classifier*`.
+    let stem = pattern.trim_end_matches(['*', '.', '$']);
+    match scrimp_codec::nearest(stem, paths.iter().copied()) {
+        Some(near) => format!("layers here are {list} - did you mean `{near}`?"),
+        None => format!("layers here are {list}"),
+    }
+}
+
+impl Plan {
+    /// The planned tensor of a layer and role.
+    pub fn get(&self, layer: &str, role: Role) -> Option<&PlannedTensor> {
+        self.tensors.iter().find(|t| t.role == role && t.layer == layer)
+    }
+
+    /// Gives the layers' taps what this plan says. Only the first plan that a network is given has an effect.
+    pub fn apply(&self, sites: &[Arc<Site>], session: &Arc<Session>) {
+        for site in sites {
+            let of_site = self.tensors.iter().filter(|t| t.layer == site.path);
+            let point = |t: &PlannedTensor| {
+                let name = format!("{}.{}", t.layer, t.role);
+                (t.role, Arc::new(Point::new(name, Some(t.scheme.clone()), session)))
+            };
+            site.set_points(of_site.map(point).collect());
+        }
+    }
+
+    /// Values, bits per value and bytes of all tensors with a role, leaving out those that are never computed.
+    pub fn total(&self, role: Role) -> Total {
+        self.tensors.iter().filter(|t| t.role == role && t.status != Status::NotComputed).fold(
+            Total::default(),
+            |sum, t| Total {
+                values: sum.values + t.shape.iter().product::<usize>(),
+                bytes: sum.bytes + t.bytes,
+            },
+        )
+    }
+}
+
+/// Sizes of several tensors together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Total {
+    /// Number of values.
+    pub values: usize,
+    /// Bytes, scales included.
+    pub bytes: usize,
+}
+
+impl Total {
+    /// Bits per value; 0 where there are no values.
+    pub fn bits(self) -> f64 {
+        self.bytes as f64 * 8.0 / self.values.max(1) as f64
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn join(self, other: Total) -> Total {
+        Total { values: self.values + other.values, bytes: self.bytes + other.bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lenet(rules: &[Rule]) -> Result<Plan, PlanError> {
+        let request = PlanRequest {
+            image: [1, 28, 28],
+            classes: 10,
+            batch: 64,
+            rules: rules.to_vec(),
+            device: "flex".into(),
+        };
+        plan_network::<crate::models::LeNet>(&request)
+    }
+
+    fn rule(layers: &str, keys: &[(&str, &str)]) -> Rule {
+        let pairs = keys.iter().map(|(k, s)| (*k, serde_json::json!(s)));
+        let all = pairs.chain([("layers", serde_json::json!(layers))]);
+        serde_json::from_value(all.map(|(k, v)| (k.to_owned(), v)).collect()).unwrap()
+    }
+
+    #[test]
+    fn later_rules_win_and_shorter_keys_cover_longer_ones() {
+        let plan = lenet(&[
+            rule("*", &[("default", "int8"), ("d", "e5m2"), ("dw", "bf16")]),
+            rule("fc3", &[("w", "f32")]),
+        ])
+        .unwrap();
+        let scheme = |layer: &str, role| plan.get(layer, role).unwrap().scheme.to_string();
+        assert_eq!(scheme("conv1", Role::Weight), "int8");
+        assert_eq!(scheme("conv1", Role::OutputGrad), "e5m2");
+        assert_eq!(scheme("conv1", Role::WeightGrad), "bf16");
+        assert_eq!(scheme("fc3", Role::Weight), "f32");
+        assert_eq!(scheme("fc3", Role::Input), "int8");
+        assert_eq!(plan.get("fc3", Role::Weight).unwrap().rule, Some(2));
+        assert_eq!(plan.get("conv1", Role::InputGrad).unwrap().status, Status::NotComputed);
+        assert_eq!(plan.get("conv1", Role::Output).unwrap().shape, [64, 6, 28, 28]);
+    }
+
+    #[test]
+    fn channels_are_axis_0_of_weights_and_axis_1_of_activations() {
+        let plan =
+            lenet(&[rule("conv*", &[("w", "int8/channel"), ("y", "int8/channel")])]).unwrap();
+        let bytes = |role| plan.get("conv1", role).unwrap().bytes;
+        assert_eq!(bytes(Role::Weight), 6 * 25 + 6 * 4);
+        assert_eq!(bytes(Role::Output), 64 * 6 * 28 * 28 + 6 * 4);
+    }
+
+    #[test]
+    fn nothing_is_skipped_in_silence() {
+        let error = |rules: &[Rule]| lenet(rules).unwrap_err();
+        let no_layer = error(&[rule("*", &[("w", "int8")]), rule("clasifier.*", &[("w", "int8")])]);
+        assert!(matches!(no_layer, PlanError::NoLayer { rule: 2, .. }));
+        assert!(no_layer.help().unwrap().contains("conv1, conv2, fc1"));
+        assert!(
+            error(&[rule("fc4", &[("w", "int8")])]).help().unwrap().contains("did you mean `fc")
+        );
+        assert!(matches!(error(&[rule("*", &[])]), PlanError::Empty { rule: 1 }));
+        assert_eq!(
+            error(&[rule("fc1", &[("w", "int8")]), rule("fc*", &[("w", "int4"), ("x", "int8")])]),
+            PlanError::Overridden { rule: 1, by: 2 }
+        );
+        let one_dimensional = error(&[rule("*", &[("default", "int8/channel")])]);
+        assert!(matches!(
+            &one_dimensional,
+            PlanError::Shape { role: Role::Bias, key: "default", .. }
+        ));
+        assert!(one_dimensional.to_string().contains("`tensor` fits it"), "{one_dimensional}");
+        assert!(matches!(error(&[rule("fc[", &[("w", "int8")])]), PlanError::Pattern { .. }));
+        assert_eq!(
+            lenet(&[rule("*", &[("w", "int4/group:100000")])])
+                .unwrap()
+                .get("fc1", Role::Weight)
+                .unwrap()
+                .bytes,
+            120 * 392 + 480
+        );
+    }
+
+    #[test]
+    fn a_key_without_a_tensor_is_an_error() {
+        let request = PlanRequest {
+            image: [3, 32, 32],
+            classes: 10,
+            batch: 1,
+            rules: vec![rule("layer1.*", &[("w", "int8"), ("b", "int8")])],
+            device: "flex".into(),
+        };
+        let error = plan_network::<crate::models::ResNet20>(&request).unwrap_err();
+        assert_eq!(error, PlanError::NoTensor { rule: 1, key: "b" });
+    }
+}

@@ -1,0 +1,112 @@
+//! Weights of any module in any format, without a change to the module.
+//!
+//! For networks that are not built from the layers of this crate: every parameter of at least two axes whose path a rule
+//! matches is rounded on its way into the forward pass, with gradients passed straight through to the stored `f32` value.
+
+use std::sync::Arc;
+
+use burn::module::{Module, Param, Reparameterization, Reparameterizer};
+use burn::tensor::Tensor;
+use scrimp_codec::Scheme;
+
+use crate::engine::{self, PointRef};
+use crate::plan::PlanError;
+use crate::rules::{Matcher, Rule};
+use crate::tap::{Point, Session};
+
+/// A parameter whose effective value is the rounded stored one.
+#[derive(Module, Debug)]
+pub struct RoundedWeight {
+    #[module(skip)]
+    point: PointRef,
+}
+
+impl Reparameterization for RoundedWeight {
+    const NAME: &'static str = "rounded";
+
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        engine::pass(base, Some(Arc::clone(&self.point)), None)
+    }
+}
+
+/// Rounds the weights of a module as the `w` (or `default`) keys of the rules say. Returns the module and, for each
+/// weight that a rule claims, its path and scheme.
+///
+/// # Errors
+/// If a rule matches no parameter of at least two axes, or a scheme does not fit one.
+pub fn round_weights<M: Module>(
+    module: M,
+    rules: &[Rule],
+    session: &Arc<Session>,
+) -> Result<(M, Vec<(String, Scheme)>), PlanError> {
+    let mut matchers = Vec::new();
+    for (i, rule) in rules.iter().enumerate() {
+        let pattern = |(pattern, reason)| PlanError::Pattern { rule: i + 1, pattern, reason };
+        let matcher = Matcher::new(&rule.layers).map_err(pattern)?;
+        let (key, scheme) = match (&rule.w, &rule.default) {
+            (Some(s), _) => ("w", s),
+            (None, Some(s)) => ("default", s),
+            (None, None) => return Err(PlanError::Empty { rule: i + 1 }),
+        };
+        matchers.push((matcher, key, scheme));
+    }
+
+    struct Rounding<'a> {
+        matchers: &'a [(Matcher, &'static str, &'a Scheme)],
+        session: &'a Arc<Session>,
+        paths: Vec<String>,
+        claimed: Vec<(String, Scheme)>,
+        error: Option<PlanError>,
+    }
+    impl Reparameterizer for &mut Rounding<'_> {
+        type Reparam = RoundedWeight;
+
+        fn reparameterize<const D: usize>(
+            &mut self,
+            path: &str,
+            param: Param<Tensor<D>>,
+        ) -> (Param<Tensor<D>>, Option<RoundedWeight>) {
+            if D < 2 {
+                return (param, None);
+            }
+            self.paths.push(path.to_owned());
+            let last = self.matchers.iter().enumerate().rfind(|(_, (m, ..))| m.matches(path));
+            let Some((i, (_, key, scheme))) = last else { return (param, None) };
+            if let Err(problem) = scheme.check(param.lazy_shape().as_slice()) {
+                self.error.get_or_insert(PlanError::Shape {
+                    rule: i + 1,
+                    key,
+                    scheme: scheme.to_string(),
+                    role: crate::Role::Weight,
+                    layer: path.to_owned(),
+                    problem,
+                });
+                return (param, None);
+            }
+            self.claimed.push((path.to_owned(), (*scheme).clone()));
+            let point = Point::new(path.to_owned(), Some((*scheme).clone()), self.session);
+            (param, Some(RoundedWeight { point: Arc::new(point) }))
+        }
+    }
+
+    let mut rounding = Rounding {
+        matchers: &matchers,
+        session,
+        paths: Vec::new(),
+        claimed: Vec::new(),
+        error: None,
+    };
+    let module = module.apply_reparameterization(&mut rounding);
+    let Rounding { paths, claimed, error, .. } = rounding;
+    if let Some(error) = error {
+        return Err(error);
+    }
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    for (i, (matcher, ..)) in matchers.iter().enumerate() {
+        if let Some(pattern) = matcher.idle(&paths) {
+            let help = crate::plan::layer_help(pattern, &paths);
+            return Err(PlanError::NoLayer { rule: i + 1, pattern: pattern.to_owned(), help });
+        }
+    }
+    Ok((module, claimed))
+}

@@ -1,0 +1,303 @@
+//! Taps: where a tensor of a layer is rounded, and where it is looked at.
+//!
+//! While a network is built, each layer asks its [`Scope`] for a [`Tap`]; the scope remembers the layer's path and
+//! shapes, from which rules are resolved. The plan then gives every tap its [`Point`]s, one for each role.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use burn::tensor::Tensor;
+use scrimp_codec::{EncodeError, Scheme, Stream, Tally};
+
+use crate::engine::{self, PointRef};
+use crate::role::Role;
+
+/// A tensor that went wrong: the first one of a session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    /// The tensor, as `layer.role` or the name of a parameter's gradient.
+    pub tensor: String,
+    /// The training step.
+    pub step: u64,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at step {}: {}", self.tensor, self.step, self.what)
+    }
+}
+
+/// What all taps of a network share: the seed, the step that random numbers are drawn for, and the first problem.
+#[derive(Debug)]
+pub struct Session {
+    seed: u32,
+    step: AtomicU64,
+    /// Whether every tapped tensor is searched for values that are not finite.
+    audit: AtomicBool,
+    problem: Mutex<Option<Problem>>,
+    tally: Mutex<Tally>,
+}
+
+impl Session {
+    /// A session whose random streams are named by `seed`.
+    pub fn new(seed: u32) -> Arc<Self> {
+        Arc::new(Self {
+            seed,
+            step: AtomicU64::new(0),
+            audit: AtomicBool::new(false),
+            problem: Mutex::new(None),
+            tally: Mutex::new(Tally::default()),
+        })
+    }
+
+    /// The seed.
+    pub fn seed(&self) -> u32 {
+        self.seed
+    }
+
+    /// Says which training step comes now.
+    pub fn set_step(&self, step: u64) {
+        self.step.store(step, Ordering::Relaxed);
+    }
+
+    /// The training step.
+    pub fn step(&self) -> u64 {
+        self.step.load(Ordering::Relaxed)
+    }
+
+    /// Makes every tap look for values that are not finite, to name the first tensor that has one.
+    pub fn set_audit(&self, audit: bool) {
+        self.audit.store(audit, Ordering::Relaxed);
+    }
+
+    fn audit(&self) -> bool {
+        self.audit.load(Ordering::Relaxed)
+    }
+
+    /// Records a problem, unless an earlier one is known.
+    pub fn report(&self, tensor: &str, what: String) {
+        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        problem.get_or_insert_with(|| Problem {
+            tensor: tensor.to_owned(),
+            step: self.step(),
+            what,
+        });
+    }
+
+    /// The first problem, if there was one.
+    pub fn problem(&self) -> Option<Problem> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Forgets the problem and returns it.
+    pub(crate) fn take_problem(&self) -> Option<Problem> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// How many values were not finite and replaced, where schemes allow that.
+    pub fn tally(&self) -> Tally {
+        *self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One tensor of one layer: what is done to its values.
+#[derive(Debug)]
+pub struct Point {
+    name: String,
+    scheme: Option<Scheme>,
+    stream: Stream,
+    session: Arc<Session>,
+}
+
+impl Point {
+    /// A point that applies `scheme` to the tensor called `name`.
+    pub fn new(name: String, scheme: Option<Scheme>, session: &Arc<Session>) -> Self {
+        let stream = Stream::named(session.seed, &name);
+        let scheme = scheme.filter(|s| !s.is_float32());
+        Self { name, scheme, stream, session: Arc::clone(session) }
+    }
+
+    /// Whether [`apply`](Self::apply) would do anything now.
+    pub(crate) fn is_active(&self) -> bool {
+        self.scheme.is_some() || self.session.audit()
+    }
+
+    /// Rounds the values in place. What cannot be held is reported to the session, which stops the training.
+    pub(crate) fn apply(&self, x: &mut [f32], shape: &[usize]) {
+        if self.session.audit()
+            && let Some(index) = x.iter().position(|v| !v.is_finite())
+        {
+            self.session.report(&self.name, format!("element {index} is {}", x[index]));
+        }
+        let Some(scheme) = &self.scheme else { return };
+        match scheme.emulate(x, shape, &self.stream.at_step(self.session.step())) {
+            Ok(tally) if tally == Tally::default() => {}
+            Ok(tally) => {
+                let mut all = self.session.tally.lock().unwrap_or_else(PoisonError::into_inner);
+                *all = all.join(tally);
+            }
+            Err(EncodeError::NonFinite { index, value, scheme, .. }) => {
+                self.session.report(
+                    &self.name,
+                    format!("element {index} is {value}, which `{scheme}` cannot hold"),
+                );
+            }
+            Err(e) => self.session.report(&self.name, e.to_string()),
+        }
+    }
+}
+
+/// A layer as the rules see it.
+#[derive(Debug)]
+pub struct Site {
+    /// Path of the layer in the network, e.g. `layer1.0.conv1`.
+    pub path: String,
+    /// Kind of the layer, e.g. `conv2d`.
+    pub kind: &'static str,
+    /// Shape of the weight.
+    pub weight: Vec<usize>,
+    /// Shape of the bias, where there is one.
+    pub bias: Option<Vec<usize>>,
+    /// Shape of the input without the batch axis, known after a first pass.
+    input: OnceLock<Vec<usize>>,
+    /// Shape of the output without the batch axis, known after a first pass.
+    output: OnceLock<Vec<usize>>,
+    points: OnceLock<Vec<(Role, PointRef)>>,
+}
+
+impl Site {
+    /// The shape of the tensor with this role: that of one sample where it has a batch axis; `None` where the layer
+    /// has no such tensor, or no input has passed yet.
+    pub fn shape(&self, role: Role) -> Option<&[usize]> {
+        match role {
+            Role::Weight | Role::WeightGrad => Some(&self.weight),
+            Role::Bias | Role::BiasGrad => self.bias.as_deref(),
+            Role::Input | Role::InputGrad => self.input.get().map(Vec::as_slice),
+            Role::Output | Role::OutputGrad => self.output.get().map(Vec::as_slice),
+        }
+    }
+
+    /// Gives the taps their points. Only the first call has an effect.
+    pub(crate) fn set_points(&self, points: Vec<(Role, PointRef)>) {
+        let _ = self.points.set(points);
+    }
+
+    pub(crate) fn point(&self, role: Role) -> Option<&PointRef> {
+        let points = self.points.get()?;
+        points.iter().find(|(r, _)| *r == role).map(|(_, p)| p)
+    }
+}
+
+/// The layers of a network, in the order in which they were built.
+#[derive(Debug, Default)]
+pub struct Sites(Mutex<Vec<Arc<Site>>>);
+
+impl Sites {
+    /// All layers so far.
+    pub fn all(&self) -> Vec<Arc<Site>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Where in a network the layer is that is being built, and the seed of its initial values.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    path: String,
+    seed: u32,
+    sites: Arc<Sites>,
+}
+
+impl Scope {
+    /// The root of a network.
+    pub fn root(seed: u32) -> Self {
+        Self { path: String::new(), seed, sites: Arc::default() }
+    }
+
+    /// The scope of a part of this one.
+    #[must_use]
+    pub fn at(&self, name: impl fmt::Display) -> Self {
+        let path =
+            if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
+        Self { path, ..self.clone() }
+    }
+
+    /// The layers that were built so far.
+    pub fn sites(&self) -> Vec<Arc<Site>> {
+        self.sites.all()
+    }
+
+    /// The stream from which a parameter of this layer takes its initial values.
+    pub fn init_stream(&self, parameter: &str) -> Stream {
+        Stream::named(self.seed, &format!("init:{}.{parameter}", self.path))
+    }
+
+    /// Registers the layer of this scope.
+    ///
+    /// # Panics
+    /// If two layers have one path, which is a mistake in the network's code.
+    pub fn tap(&self, kind: &'static str, weight: &[usize], bias: Option<&[usize]>) -> Tap {
+        let site = Arc::new(Site {
+            path: self.path.clone(),
+            kind,
+            weight: weight.to_vec(),
+            bias: bias.map(<[usize]>::to_vec),
+            input: OnceLock::new(),
+            output: OnceLock::new(),
+            points: OnceLock::new(),
+        });
+        let mut sites = self.sites.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths: BTreeSet<&str> = sites.iter().map(|s| s.path.as_str()).collect();
+        assert!(!paths.contains(self.path.as_str()), "two layers are called `{}`", self.path);
+        sites.push(Arc::clone(&site));
+        Tap { site }
+    }
+}
+
+/// The taps of one layer. Before a plan is applied they pass everything through.
+#[derive(Clone, Debug)]
+pub struct Tap {
+    site: Arc<Site>,
+}
+
+impl Tap {
+    /// The layer.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// Taps what comes in, and on the way back its gradient. Shape `[batch, ...]`.
+    pub fn input<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.site.input.get_or_init(|| x.dims()[1..].to_vec());
+        self.through(x, Role::Input, Some(Role::InputGrad))
+    }
+
+    /// Taps the weight. Its gradient is rounded after the whole backward pass, when it is complete.
+    pub fn weight<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        self.through(w, Role::Weight, None)
+    }
+
+    /// Taps the bias. Its gradient is rounded after the whole backward pass.
+    pub fn bias<const D: usize>(&self, b: Tensor<D>) -> Tensor<D> {
+        self.through(b, Role::Bias, None)
+    }
+
+    /// Taps what goes out, and on the way back its gradient. Shape `[batch, ...]`.
+    pub fn output<const D: usize>(&self, y: Tensor<D>) -> Tensor<D> {
+        self.site.output.get_or_init(|| y.dims()[1..].to_vec());
+        self.through(y, Role::Output, Some(Role::OutputGrad))
+    }
+
+    fn through<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        forward: Role,
+        backward: Option<Role>,
+    ) -> Tensor<D> {
+        let active = |role: Role| self.site.point(role).filter(|p| p.is_active()).cloned();
+        engine::pass(x, active(forward), backward.and_then(active))
+    }
+}

@@ -1,0 +1,280 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use clap::Args;
+use scrimp_codec::{Granularity, Scheme, Stream, Tally};
+use scrimp_files::{
+    Entry, FileError, Kind, Ledger, Plan, Reader, Storage, open, predicted_file_bytes,
+};
+use serde::Serialize;
+
+use crate::interrupt::{self, Interrupted};
+use crate::output::Output;
+use crate::sizes;
+use crate::ui::{self, Side, Table, Ui};
+
+mod rules;
+
+use rules::{Pattern, Rules, TensorRule};
+
+/// Store the tensors of a file in a number format, really packed.
+///
+/// Example:
+///   scrimp encode model.safetensors --scheme int8/channel --keep 'fc.*' -o small.safetensors
+///
+/// Float tensors of two axes and more take the scheme. Those of fewer (biases, the statistics of
+/// batch normalization) are kept unless --tensor names them or the file holds nothing else, and so
+/// are integers. The result is a safetensors file that `scrimp decode` turns back.
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct Encode {
+    /// Tensors to read: .safetensors, .pt .pth .th .bin, or .npy
+    file: PathBuf,
+
+    /// How to store tensors that no --tensor names, as int8/channel; see `scrimp help formats`
+    #[arg(
+        short,
+        long,
+        value_name = "SCHEME",
+        required_unless_present = "tensors",
+        help_heading = "What to store how"
+    )]
+    scheme: Option<Scheme>,
+
+    /// How to store the tensors whose names match, as 'layer1.*=int4/flat:64'; a later one wins
+    #[arg(
+        short,
+        long = "tensor",
+        value_name = "GLOB=SCHEME",
+        help_heading = "What to store how"
+    )]
+    tensors: Vec<TensorRule>,
+
+    /// Leave the tensors whose names match as they are
+    #[arg(short, long, value_name = "GLOB", help_heading = "What to store how")]
+    keep: Vec<Pattern>,
+
+    /// Seed of stochastic rounding
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "What to store how")]
+    seed: u32,
+
+    /// Remove this from the front of names, as 'state_dict.module.'
+    #[arg(long, value_name = "PREFIX", help_heading = "What to store how")]
+    strip_prefix: Option<String>,
+
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Encode {
+    pub fn run(self, ui: &Ui) -> anyhow::Result<()> {
+        let mut reader = open(&self.file)?;
+        if reader.kind() == Kind::Packed {
+            bail!(
+                "{} is packed already\n  help: encode the file that it came from, since rounding \
+                 twice loses more",
+                self.file.display()
+            );
+        }
+        if let Some(prefix) = &self.strip_prefix {
+            reader.strip_prefix(prefix)?;
+        }
+        let output = self.output.path(&self.file, &self.suffix(), &["safetensors"])?;
+        let rules = Rules { scheme: self.scheme, tensors: self.tensors, keep: self.keep };
+        let decisions = rules.decide(&self.file.display().to_string(), reader.entries())?;
+        let predicted_bytes = predicted_file_bytes(&reader, &decisions)?;
+        let tally = pack(ui, &reader, &decisions, self.seed, &output)?;
+
+        // What is reported was read back from the disk.
+        let packed = open(&output)?;
+        let real_bytes = packed.file_bytes();
+        if real_bytes != predicted_bytes {
+            bail!(
+                "{}: {real_bytes} bytes were written where {predicted_bytes} were predicted; this \
+                 is a defect of scrimp",
+                output.display()
+            );
+        }
+        let result = Encoded { reader, ledger: packed.ledger(), output, tally };
+        if self.output.json { result.json(ui) } else { result.text(ui) }
+    }
+
+    /// What the name of the output ends with unless the user gives one: `.int4-flat-64.safetensors`.
+    fn suffix(&self) -> String {
+        let scheme = self.scheme.as_ref().map_or("packed".to_owned(), Scheme::to_string);
+        let safe = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };
+        format!(".{}.safetensors", scheme.chars().map(safe).collect::<String>())
+    }
+}
+
+/// Writes the file as `scrimp_files::pack` does, with a bar, and stops on Ctrl-C.
+fn pack(
+    ui: &Ui,
+    reader: &Reader,
+    decisions: &[Storage],
+    seed: u32,
+    output: &Path,
+) -> anyhow::Result<Tally> {
+    let entries: Vec<Entry> = reader
+        .entries()
+        .iter()
+        .zip(decisions)
+        .map(|(entry, storage)| Entry { storage: storage.clone(), ..entry.clone() })
+        .collect();
+    let total_bytes = (0..entries.len()).map(|place| reader.stored_bytes(place) as u64).sum();
+    let plan = Plan::new(entries, reader.metadata()).map_err(|problem| FileError::Container {
+        path: reader.path().to_owned(),
+        problem: Box::new(problem),
+    })?;
+    interrupt::catch();
+    let mut progress = ui.progress("encode", total_bytes);
+    let mut sum = Tally::default();
+    let written = plan.write(output, |place, bytes| {
+        if interrupt::requested() {
+            return Err(FileError::io("write", output, std::io::ErrorKind::Interrupted.into()));
+        }
+        let Entry { name, shape, storage, .. } = &plan.entries()[place];
+        if let Storage::Packed { scheme } = storage {
+            let values = reader.read_f32(place)?;
+            let tally = scheme.encode(&values, shape, &Stream::named(seed, name), bytes);
+            sum = sum.join(tally.map_err(|problem| FileError::Encode {
+                path: reader.path().to_owned(),
+                name: name.clone(),
+                problem: Box::new(problem),
+            })?);
+        } else {
+            *bytes = reader.read_tensor(place)?.into_bytes();
+        }
+        progress.advance(reader.stored_bytes(place) as u64);
+        Ok(())
+    });
+    drop(progress);
+    if written.is_err() && interrupt::requested() {
+        return Err(Interrupted { outcome: "nothing was written" }.into());
+    }
+    written?;
+    Ok(sum)
+}
+
+/// What was done, to be told.
+struct Encoded {
+    reader: Reader,
+    output: PathBuf,
+    ledger: Ledger,
+    tally: Tally,
+}
+
+/// The last line of `--json`.
+#[derive(Serialize)]
+struct EncodedLine {
+    r#type: &'static str,
+    input: PathBuf,
+    output: PathBuf,
+    input_file_bytes: u64,
+    output_file_bytes: u64,
+    predicted_file_bytes: u64,
+    nans: u64,
+    infinities: u64,
+}
+
+impl Encoded {
+    fn json(self, ui: &Ui) -> anyhow::Result<()> {
+        super::inspect::json_lines(ui, &self.output, &self.ledger)?;
+        ui.json_ignored(&self.reader)?;
+        ui.json(&EncodedLine {
+            r#type: "encoded",
+            input: self.reader.path().to_owned(),
+            output: self.output,
+            input_file_bytes: self.reader.file_bytes(),
+            output_file_bytes: self.ledger.file_bytes,
+            predicted_file_bytes: self.ledger.file_bytes,
+            nans: self.tally.nans,
+            infinities: self.tally.infinities,
+        })?;
+        Ok(())
+    }
+
+    fn text(&self, ui: &Ui) -> anyhow::Result<()> {
+        ui.say(super::inspect::heading(&self.reader))?;
+        ui.table(&self.table())?;
+        ui.say(format_args!(
+            "{} (file {} → {} with header, as predicted)",
+            sizes::total(&self.ledger),
+            ui::number(self.reader.file_bytes()),
+            ui::number(self.ledger.file_bytes)
+        ))?;
+        if self.tally != Tally::default() {
+            ui.say(format_args!(
+                "{} NaN became zero and {} infinite the largest code",
+                ui::number(self.tally.nans),
+                ui::number(self.tally.infinities)
+            ))?;
+        }
+        if let Some(advice) = self.advice() {
+            ui.say(advice)?;
+        }
+        ui.say_ignored("left out", &self.reader)?;
+        ui.say_made(&self.output)?;
+        ui.say(format_args!("  next: scrimp inspect {}", ui::shell_word(&self.output)))?;
+        Ok(())
+    }
+
+    /// One row for each scheme, and for each reason to keep tensors.
+    fn table(&self) -> Table {
+        struct Sum {
+            tensors: u64,
+            values: u64,
+            bytes: u64,
+        }
+        let mut sums: BTreeMap<(bool, &str, String), Sum> = BTreeMap::new();
+        for row in &self.ledger.rows {
+            let is_kept = row.status != scrimp_files::Status::Packed;
+            let sum = sums
+                .entry((is_kept, &row.scheme, sizes::status(&row.status)))
+                .or_insert(Sum { tensors: 0, values: 0, bytes: 0 });
+            sum.tensors += 1;
+            sum.values += row.values as u64;
+            sum.bytes += row.bytes;
+        }
+        let mut table = Table::new(&[
+            ("scheme", Side::Left),
+            ("tensors", Side::Right),
+            ("values", Side::Right),
+            ("bits", Side::Right),
+            ("bytes", Side::Right),
+            ("status", Side::Left),
+        ]);
+        for ((_, scheme, status), sum) in &sums {
+            table.row([
+                *scheme,
+                &ui::number(sum.tensors),
+                &ui::number(sum.values),
+                &ui::bits(sizes::bits_per_value(sum.bytes, sum.values)),
+                &ui::number(sum.bytes),
+                status,
+            ]);
+        }
+        table
+    }
+
+    /// Groups run along the last axis, and a kernel of three by three makes them three long: four
+    /// bytes of scale for three values, which nobody asks for knowingly.
+    fn advice(&self) -> Option<String> {
+        let short = |row: &&scrimp_files::LedgerRow| {
+            let group = row.scheme.parse().ok().and_then(|scheme: Scheme| scheme.granularity());
+            let Some(Granularity::Group(len)) = group else { return false };
+            row.status == scrimp_files::Status::Packed && row.shape.last().is_some_and(|n| *n < len)
+        };
+        let first = self.ledger.rows.iter().find(short)?;
+        let tensors = self.ledger.rows.iter().filter(short).count();
+        let scheme = first.scheme.replace("group:", "flat:");
+        Some(format!(
+            "{} with rows shorter than a group, as {} {}: each row has a scale of its own\n  \
+             help: {scheme} shares scales across rows",
+            ui::count(tensors, "tensor"),
+            first.name,
+            ui::shape(&first.shape)
+        ))
+    }
+}

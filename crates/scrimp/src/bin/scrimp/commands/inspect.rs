@@ -1,0 +1,180 @@
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use scrimp_files::{FileError, Kind, Ledger, Reader, open};
+use serde_json::Value;
+
+use crate::sizes::{self, TensorLine, TotalLine};
+use crate::ui::{self, Side, Table, Ui, printable};
+
+/// Show what every tensor of a file takes on the disk, or every model of a run folder.
+///
+/// Example:
+///   scrimp inspect model.safetensors
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct Inspect {
+    /// Tensors (.safetensors, .pt .pth .th .bin, .npy), packed or not, or the folder of a run
+    #[arg(value_name = "FILE|RUN_FOLDER")]
+    path: PathBuf,
+
+    /// Print one JSON object per tensor and one with the total
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+impl Inspect {
+    pub fn run(self, ui: &Ui) -> anyhow::Result<()> {
+        if self.path.is_dir() {
+            return self.folder(ui);
+        }
+        let reader = open(&self.path)?;
+        if self.json {
+            json_lines(ui, &self.path, &reader.ledger())?;
+            Ok(ui.json_ignored(&reader)?)
+        } else {
+            file(ui, &reader)
+        }
+    }
+
+    /// A run folder: the result, and one line for each model.
+    fn folder(self, ui: &Ui) -> anyhow::Result<()> {
+        let models = models(&self.path)?;
+        let result = result(&self.path)?;
+        if models.is_empty() && result.is_none() {
+            bail!(
+                "{}: not the folder of a run: it holds neither a .safetensors file nor result.json",
+                self.path.display()
+            );
+        }
+        if self.json {
+            if let Some(result) = result {
+                ui.json(&serde_json::json!({"type": "result", "result": result}))?;
+            }
+            return models.iter().try_for_each(|(path, ledger)| json_lines(ui, path, ledger));
+        }
+        if let Some(Value::Object(facts)) = result {
+            let mut table = Table::new(&[("result", Side::Left), ("", Side::Left)]);
+            for (key, value) in &facts {
+                match value {
+                    Value::String(text) => table.row([key, text]),
+                    Value::Array(_) | Value::Object(_) => {}
+                    plain => table.row([key, &plain.to_string()]),
+                }
+            }
+            ui.table(&table)?;
+            ui.say("")?;
+        }
+        let mut table = Table::new(&[
+            ("model", Side::Left),
+            ("tensors", Side::Right),
+            ("values", Side::Right),
+            ("bits", Side::Right),
+            ("bytes", Side::Right),
+            ("file bytes", Side::Right),
+            ("", Side::Left),
+        ]);
+        for (path, ledger) in &models {
+            let values = sizes::values(ledger);
+            table.row([
+                path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                ui::number(ledger.rows.len() as u64),
+                ui::number(values),
+                ui::bits(sizes::bits_per_value(ledger.payload_bytes, values)),
+                ui::number(ledger.payload_bytes),
+                ui::number(ledger.file_bytes),
+                ui::ratio(ledger.payload_bytes, ledger.f32_bytes),
+            ]);
+        }
+        if let Some((path, _)) = models.first() {
+            ui.table(&table)?;
+            ui.say(format_args!("  next: scrimp inspect {}", ui::shell_word(path)))?;
+        }
+        Ok(())
+    }
+}
+
+fn file(ui: &Ui, reader: &Reader) -> anyhow::Result<()> {
+    ui.say(heading(reader))?;
+    let ledger = reader.ledger();
+    let mut table = Table::new(&[
+        ("tensor", Side::Left),
+        ("shape", Side::Left),
+        ("scheme", Side::Left),
+        ("bits", Side::Right),
+        ("bytes on disk", Side::Right),
+        ("status", Side::Left),
+    ]);
+    for row in &ledger.rows {
+        table.row([
+            row.name.clone(),
+            ui::shape(&row.shape),
+            row.scheme.clone(),
+            ui::bits(row.bits_per_value),
+            ui::number(row.bytes),
+            sizes::status(&row.status),
+        ]);
+    }
+    if !ledger.rows.is_empty() {
+        ui.table(&table)?;
+    }
+    ui.say(format_args!(
+        "{} ({} as f32) · file {} with header",
+        sizes::total(&ledger),
+        ui::number(ledger.f32_bytes),
+        ui::number(ledger.file_bytes)
+    ))?;
+    ui.say_ignored("no tensor", reader)?;
+    // A checkpoint stores a shared tensor once, and counts it for each name.
+    if reader.kind() == Kind::Pytorch && ledger.payload_bytes > ledger.file_bytes {
+        ui.say("some tensors share their bytes in the file")?;
+    }
+    Ok(())
+}
+
+/// `model.safetensors · packed safetensors · 65 tensors`
+pub fn heading(reader: &Reader) -> String {
+    format!(
+        "{} · {} · {}",
+        printable(&reader.path().display()),
+        reader.kind(),
+        ui::count(reader.entries().len(), "tensor")
+    )
+}
+
+/// One line of JSON for each tensor of `path`, and one with their sums.
+pub fn json_lines(ui: &Ui, path: &Path, ledger: &Ledger) -> anyhow::Result<()> {
+    let file = path.to_string_lossy();
+    for row in &ledger.rows {
+        ui.json(&TensorLine::new(&file, row))?;
+    }
+    Ok(ui.json(&TotalLine::new(&file, ledger))?)
+}
+
+/// The models of a folder with their ledgers, by name.
+fn models(folder: &Path) -> anyhow::Result<Vec<(PathBuf, Ledger)>> {
+    let failed = |source| FileError::io("read", folder, source);
+    let paths: io::Result<Vec<PathBuf>> =
+        std::fs::read_dir(folder).map_err(failed)?.map(|entry| Ok(entry?.path())).collect();
+    let mut paths = paths.map_err(failed)?;
+    paths.retain(|path| path.extension() == Some(OsStr::new("safetensors")));
+    paths.sort();
+    let ledger = |path: PathBuf| Ok(open(&path).map(|reader| (path, reader.ledger()))?);
+    paths.into_iter().map(ledger).collect()
+}
+
+/// What the run says about itself, where it does.
+fn result(folder: &Path) -> anyhow::Result<Option<Value>> {
+    let path = folder.join("result.json");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(FileError::io("read", &path, error).into()),
+    };
+    let value = serde_json::from_str(&text)
+        .with_context(|| format!("{}: not a JSON document", path.display()))?;
+    Ok(Some(value))
+}
