@@ -151,6 +151,8 @@ fn schema(root: &Path) -> Result<()> {
         return Ok(());
     }
     let stored = fs::read(&path).with_context(|| format!("cannot read {STORED}"))?;
+    // Apart from the run, which is silent.
+    command::build_program(root)?;
     let mut print = cargo(root, &["run", "--release", "-q", "--", "schema"]);
     print.stderr(std::process::Stdio::inherit());
     let line = command::line_of(&print);

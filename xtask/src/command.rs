@@ -62,6 +62,14 @@ pub fn cargo(root: &Path, args: &[&str]) -> Command {
     command
 }
 
+/// Builds the program in its release profile, so that a later `cargo run` starts it at once.
+///
+/// # Errors
+/// When it does not build.
+pub fn build_program(root: &Path) -> Result<()> {
+    run(&mut cargo(root, &["build", "--release", "--bin", "scrimp"]))
+}
+
 /// Prints the command line and runs it to its end.
 ///
 /// # Errors

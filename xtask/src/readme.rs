@@ -66,7 +66,7 @@ pub fn run(root: &Path) -> Result<()> {
     }
 
     // Apart from the commands, so that their times are their own.
-    command::run(&mut command::cargo(root, &["build", "--release", "--bin", "scrimp"]))?;
+    command::build_program(root)?;
 
     let dir = command::target_dir()?.join("readme");
     prepare(root, &dir)?;

@@ -162,7 +162,9 @@ impl Tool {
     fn install_crate(&self, wheel: Option<&str>, args: &[&str]) -> Result<()> {
         let home = self.home()?;
         // A tool appears under its name only when it is whole, whatever stops this program.
-        let partial = home.with_extension(format!("{}.partial", std::process::id()));
+        let mut partial = home.clone().into_os_string();
+        partial.push(format!(".partial-{}", std::process::id()));
+        let partial = PathBuf::from(partial);
         let result =
             self.fill(&partial, wheel, args).and_then(|()| move_into_place(&partial, &home));
         if result.is_err() {

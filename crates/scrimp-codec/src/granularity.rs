@@ -377,6 +377,8 @@ mod tests {
             Granularity::Tensor.layout(&[usize::MAX, 2]),
             Err(ShapeError::TooLarge { .. })
         ));
+        let empty = [0, 1, usize::MAX, usize::MAX];
+        assert_eq!(Granularity::Axis(1).layout(&empty).unwrap().groups(), 0);
         assert_eq!(Granularity::Row.layout(&[usize::MAX, 2, 0]).unwrap().groups(), 0);
         assert_eq!(Granularity::Tensor.layout(&[]).unwrap().groups(), 1);
     }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::formats::{Format, Header, Params, Scaling, quantize_by_definition};
-use crate::granularity::{Band, Layout};
+use crate::granularity::{Band, Layout, elems};
 use crate::{Granularity, NonFinite, Range, Rounding, ScaleFormat, ShapeError, Stream, pack, simd};
 
 /// What was not ordinary about the values of a tensor.
@@ -115,6 +115,8 @@ pub enum DecodeError {
 pub(crate) struct Scaled {
     pub format: Arc<dyn Format>,
     pub granularity: Granularity,
+    /// Whether all axes but the first are taken as one.
+    pub matrix: bool,
     /// `None`: values are codes of the format as it is.
     pub scale: Option<ScaleFormat>,
     pub rounding: Rounding,
@@ -145,7 +147,13 @@ impl Scaled {
     fn parts(&self, shape: &[usize]) -> Result<Parts, ShapeError> {
         // A tensor without a scale has groups of nothing: its shape does not matter.
         let granularity = if self.scale.is_some() { self.granularity } else { Granularity::Tensor };
-        let layout = granularity.layout(shape)?;
+        let layout = match (self.matrix, shape) {
+            // The elements are counted first: a product of parts may overflow where the whole is empty.
+            (true, [rows, rest @ ..]) if rest.len() > 1 && elems(shape)? > 0 => {
+                granularity.layout(&[*rows, rest.iter().product()])?
+            }
+            _ => granularity.layout(shape)?,
+        };
         let groups = layout.groups();
         let too_large = || ShapeError::TooLarge { shape: shape.to_vec() };
         let each = |bytes: usize| groups.checked_mul(bytes).ok_or_else(too_large);

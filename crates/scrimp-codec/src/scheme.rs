@@ -4,11 +4,14 @@
 //! scheme      = head *( "/" word )
 //! head        = a format's name: f32, e4m3fn, int8, uint4, fp:e3m4, qml:m2, ...
 //! word        = granularity | scale | rounding | special | a word of the format (full, qml, deepspeed, sat, ieee)
-//! granularity = "tensor" | "channel" | "axis:" N | "row" | "group:" N | "flat:" N | "tile:" R "x" C
+//! granularity = "tensor" | "channel" | "axis:" N | "row" | "group:" N | "flat:" N | "tile:" R "x" C | "matrix"
 //! scale       = "scale:" ( "f32" | "f16" | "bf16" | "pow2" )
 //! rounding    = "rne" | "half-away" | "toward-zero" | "floor" | "stochastic"
 //! special     = "nonfinite:" ( "error" | "saturate" | "propagate" )
 //! ```
+//!
+//! `matrix` goes with `row`, `group` and `tile`: all axes but the first count as one, so that the rows of a convolution's
+//! weight are whole filters. Weights get it by themselves ([`Scheme::for_weight`]).
 //!
 //! Words may come in any order and are printed in one order, without those that say the default.
 
@@ -87,6 +90,7 @@ impl Scheme {
         Self::build(Scaled {
             format: Arc::new(crate::formats::Float32),
             granularity: Granularity::Tensor,
+            matrix: false,
             scale: None,
             rounding: Rounding::NearestEven,
             nonfinite: NonFinite::Error,
@@ -119,6 +123,17 @@ impl Scheme {
     pub fn for_activation(&self) -> Self {
         if self.scaled.scale.is_some() && self.scaled.granularity == Granularity::Channel {
             Self::build(Scaled { granularity: Granularity::Axis(1), ..self.scaled.clone() })
+        } else {
+            self.clone()
+        }
+    }
+
+    /// The scheme for a weight of this shape: where it has more than two axes (a convolution), `row`, `group` and `tile`
+    /// take it as a matrix of one row for each output, so that groups run along everything that is summed over.
+    #[must_use]
+    pub fn for_weight(&self, shape: &[usize]) -> Self {
+        if shape.len() > 2 && self.scaled.scale.is_some() && has_rows(self.scaled.granularity) {
+            Self::build(Scaled { matrix: true, ..self.scaled.clone() })
         } else {
             self.clone()
         }
@@ -198,6 +213,9 @@ impl Scheme {
             if scaling == Scaling::OnRequest || scaled.granularity != format.default_granularity() {
                 text += &format!("/{}", scaled.granularity);
             }
+            if scaled.matrix {
+                text += "/matrix";
+            }
             if store != ScaleFormat::default() {
                 text += &format!("/scale:{}", store.word());
             }
@@ -238,6 +256,11 @@ impl std::hash::Hash for Scheme {
     }
 }
 
+/// Whether `matrix` means something to a granularity.
+fn has_rows(granularity: Granularity) -> bool {
+    matches!(granularity, Granularity::Row | Granularity::Group(_) | Granularity::Tile(..))
+}
+
 /// A word of a scheme string, and where it stands.
 struct Word<'a> {
     text: &'a str,
@@ -248,6 +271,8 @@ struct Word<'a> {
 #[derive(Default)]
 struct Said {
     granularity: Option<Granularity>,
+    /// Where `matrix` stands.
+    matrix: Option<ops::Range<usize>>,
     scale: Option<ScaleFormat>,
     rounding: Option<Rounding>,
     nonfinite: Option<NonFinite>,
@@ -282,6 +307,15 @@ impl FromStr for Scheme {
         if let Some(complaint) = format.complaint() {
             return Err(error(&head, complaint.message, complaint.help));
         }
+        if let Some(span) = said.matrix.clone().filter(|_| !said.granularity.is_some_and(has_rows))
+        {
+            return Err(SchemeError {
+                text: text.to_owned(),
+                span,
+                message: "`matrix` needs a granularity that has rows".into(),
+                help: "use it with `row`, `group:N` or `tile:RxC`".into(),
+            });
+        }
         let scaled = match format.header().scaling {
             Scaling::Always => true,
             Scaling::OnRequest => said.granularity.is_some() || said.scale.is_some(),
@@ -289,6 +323,7 @@ impl FromStr for Scheme {
         };
         Ok(Self::build(Scaled {
             granularity: said.granularity.unwrap_or(format.default_granularity()),
+            matrix: said.matrix.is_some(),
             scale: scaled.then(|| said.scale.unwrap_or_default()),
             rounding: said.rounding.unwrap_or(format.default_rounding()),
             nonfinite: said.nonfinite.unwrap_or_default(),
@@ -315,6 +350,9 @@ impl Said {
         }
         if let Some(granularity) = parse_granularity(text)? {
             return once(&mut self.granularity, granularity, "granularity");
+        }
+        if text == "matrix" {
+            return once(&mut self.matrix, word.start..word.start + text.len(), "`matrix`");
         }
         if let Some(name) = text.strip_prefix("scale:") {
             let scale = by_word(&ScaleFormat::WORDS, name, "scale")?;
@@ -364,8 +402,8 @@ impl Said {
     }
 }
 
-const GRANULARITIES: [&str; 7] =
-    ["tensor", "channel", "axis:0", "row", "group:128", "flat:64", "tile:16x16"];
+const GRANULARITIES: [&str; 8] =
+    ["tensor", "channel", "axis:0", "row", "group:128", "flat:64", "tile:16x16", "matrix"];
 
 fn parse_granularity(text: &str) -> Result<Option<Granularity>, (String, String)> {
     let number = |digits: &str, least: usize, example: &str| {
@@ -533,6 +571,7 @@ mod tests {
             "qml:m2/rne",
             "int8/tile:2x3",
             "e4m3fn/nonfinite:propagate",
+            "int4/group:32/matrix/scale:f16",
         ] {
             assert_eq!(parse(text).to_string(), text);
         }
@@ -572,6 +611,7 @@ mod tests {
             ("", 0..0, "int8"),
             ("int8/", 5..5, "words for"),
             ("ünt8", 0..5, "int8"),
+            ("int8/channel/matrix", 13..19, "group:N"),
         ] {
             let error = text.parse::<Scheme>().unwrap_err();
             assert_eq!(error.span, span, "{error}");
@@ -590,6 +630,16 @@ mod tests {
         assert_eq!(from("\"int4/group:32/scale:f16/stochastic\"").unwrap(), scheme);
         assert!(from("\"int99\"").is_err());
         assert!(from(r#"{"format": "int4", "grain": 3}"#).is_err());
+    }
+
+    #[test]
+    fn groups_of_a_convolution_run_along_whole_filters() {
+        let scheme = parse("int4/group:32").for_weight(&[16, 16, 3, 3]);
+        assert_eq!(scheme.to_string(), "int4/group:32/matrix");
+        assert_eq!(scheme.groups(&[16, 16, 3, 3]), Ok(16 * 5)); // 144 = 4 * 32 + 16
+        assert_eq!(parse("int4/group:32").groups(&[16, 16, 3, 3]), Ok(16 * 16 * 3));
+        assert_eq!(parse("int4/group:32").for_weight(&[16, 144]).to_string(), "int4/group:32");
+        assert_eq!(parse("int4/flat:32").for_weight(&[16, 16, 3, 3]).to_string(), "int4/flat:32");
     }
 
     #[test]

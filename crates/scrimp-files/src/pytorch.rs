@@ -465,11 +465,7 @@ mod tests {
         file.extend_from_slice(pickle);
         file.extend_from_slice(b"\x80\x02].");
         std::fs::write(&path, file).unwrap();
-        open_legacy(&path)
-    }
-
-    fn open_legacy(path: &Path) -> Result<Checkpoint, FileError> {
-        super::open(path, false)
+        super::open(&path, false)
     }
 
     fn reason(result: Result<Checkpoint, FileError>) -> String {

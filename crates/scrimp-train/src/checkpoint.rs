@@ -125,7 +125,7 @@ impl Checkpoint {
                 format!("it has version {version}, and this program writes {VERSION}"),
             ));
         }
-        if let Some((key, before, now)) = first_difference("", &progress.identity, identity) {
+        if let Some((key, before, now)) = first_difference(&progress.identity, identity) {
             let path = path.display().to_string();
             return Err(CheckpointError::Changed { path, key, before, now });
         }
@@ -158,8 +158,15 @@ fn foreign(path: &Path, reason: impl ToString) -> CheckpointError {
     CheckpointError::Foreign { path: path.display().to_string(), reason: reason.to_string() }
 }
 
-/// The first key at which two values differ, with both values.
-fn first_difference(
+/// The first key at which two values differ (dots lead inward), with both values.
+pub fn first_difference(
+    before: &serde_json::Value,
+    now: &serde_json::Value,
+) -> Option<(String, String, String)> {
+    difference("", before, now)
+}
+
+fn difference(
     key: &str,
     before: &serde_json::Value,
     now: &serde_json::Value,
@@ -169,14 +176,14 @@ fn first_difference(
     match (before, now) {
         (Object(a), Object(b)) => {
             a.keys().chain(b.keys().filter(|k| !a.contains_key(*k))).find_map(|k| {
-                first_difference(&join(k), a.get(k).unwrap_or(&Null), b.get(k).unwrap_or(&Null))
+                difference(&join(k), a.get(k).unwrap_or(&Null), b.get(k).unwrap_or(&Null))
             })
         }
         (Array(a), Array(b)) if a.len() == b.len() => a
             .iter()
             .zip(b)
             .enumerate()
-            .find_map(|(i, (a, b))| first_difference(&join(&i.to_string()), a, b)),
+            .find_map(|(i, (a, b))| difference(&join(&i.to_string()), a, b)),
         (a, b) if a == b => None,
         (a, b) => Some((key.to_owned(), a.to_string(), b.to_string())),
     }

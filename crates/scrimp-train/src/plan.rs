@@ -264,7 +264,11 @@ pub fn resolve(sites: &[Arc<Site>], rules: &[Rule], batch: usize) -> Result<Plan
             let mut scheme = Scheme::float32();
             if let Some((r, key, chosen)) = winner {
                 stands[r] = true;
-                scheme = if role.has_batch() { chosen.for_activation() } else { chosen.clone() };
+                scheme = if role.has_batch() {
+                    chosen.for_activation()
+                } else {
+                    chosen.for_weight(&shape)
+                };
                 scheme.check(&shape).map_err(|problem| PlanError::Shape {
                     rule: r + 1,
                     key,

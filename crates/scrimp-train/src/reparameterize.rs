@@ -72,7 +72,9 @@ pub fn round_weights<M: Module>(
             self.paths.push(path.to_owned());
             let last = self.matchers.iter().enumerate().rfind(|(_, (m, ..))| m.matches(path));
             let Some((i, (_, key, scheme))) = last else { return (param, None) };
-            if let Err(problem) = scheme.check(param.lazy_shape().as_slice()) {
+            let shape = param.lazy_shape();
+            let scheme = scheme.for_weight(shape.as_slice());
+            if let Err(problem) = scheme.check(shape.as_slice()) {
                 self.error.get_or_insert(PlanError::Shape {
                     rule: i + 1,
                     key,
@@ -83,8 +85,8 @@ pub fn round_weights<M: Module>(
                 });
                 return (param, None);
             }
-            self.claimed.push((path.to_owned(), (*scheme).clone()));
-            let point = Point::new(path.to_owned(), Some((*scheme).clone()), self.session);
+            self.claimed.push((path.to_owned(), scheme.clone()));
+            let point = Point::new(path.to_owned(), Some(scheme), self.session);
             (param, Some(RoundedWeight { point: Arc::new(point) }))
         }
     }

@@ -90,8 +90,9 @@ fn the_eight_points_of_a_layer_round_as_an_autograd_function_of_pytorch_does() {
         // The layer learns its shapes from a pass without rounding; then the rules apply.
         let forward = |x: Vec<f32>| -> (Tensor<1>, Tensor<1>) {
             let d = dims("x");
-            let x = Tensor::<1>::from_data(TensorData::new(x, [d.iter().product::<usize>()]), &device)
-                .require_grad();
+            let x =
+                Tensor::<1>::from_data(TensorData::new(x, [d.iter().product::<usize>()]), &device)
+                    .require_grad();
             let y = match (&net.linear, &net.conv) {
                 (Some(l), _) => l.forward(x.clone().reshape([d[0], d[1]])).flatten(0, 1),
                 (_, Some(c)) => {

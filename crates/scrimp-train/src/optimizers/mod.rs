@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -201,7 +202,8 @@ impl ModuleMapper for Update<'_> {
     }
 }
 
-/// Splits four slices of one length into parts that fit the caches and runs them on all cores.
+/// Cuts the slices into parts of one length and runs them on all cores. A moment that an optimizer lacks is empty, in
+/// every part.
 fn in_parallel(
     w: &mut [f32],
     g: &[f32],
@@ -209,28 +211,68 @@ fn in_parallel(
     v: &mut [f32],
     work: impl Fn(&mut [f32], &[f32], &mut [f32], &mut [f32]) + Sync,
 ) {
-    use rayon::prelude::*;
-    const PART: usize = 1 << 16;
+    assert_eq!(w.len(), g.len(), "a gradient has the length of its parameter");
+    assert!(
+        [0, w.len()].contains(&m.len()) && [0, w.len()].contains(&v.len()),
+        "and so has a moment"
+    );
     if w.len() <= PART {
         return work(w, g, m, v);
     }
-    // A slice that is not there is empty in every part.
-    let part = |slice: &[f32]| if slice.is_empty() { 0 } else { PART };
-    let parts = w.len().div_ceil(PART);
-    let mut m = parts_of(m, part(m), parts);
-    let mut v = parts_of(v, part(v), parts);
+    let count = w.len().div_ceil(PART);
     w.par_chunks_mut(PART)
         .zip(g.par_chunks(PART))
-        .zip(m.par_iter_mut().zip(v.par_iter_mut()))
+        .zip(parts(m, count).into_par_iter().zip(parts(v, count)))
         .for_each(|((w, g), (m, v))| work(w, g, m, v));
 }
 
-fn parts_of(mut rest: &mut [f32], len: usize, count: usize) -> Vec<&mut [f32]> {
-    (0..count)
-        .map(|_| {
-            let (part, tail) = std::mem::take(&mut rest).split_at_mut(len.min(rest.len()));
-            rest = tail;
-            part
-        })
-        .collect()
+/// Values that one task works on; enough that a task costs nothing beside them.
+const PART: usize = 1 << 16;
+
+/// `count` parts, all of them empty if the slice is.
+fn parts(slice: &mut [f32], count: usize) -> Vec<&mut [f32]> {
+    if slice.is_empty() {
+        (0..count).map(|_| &mut [][..]).collect()
+    } else {
+        slice.chunks_mut(PART).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_parameter_is_updated_as_short_ones_are() {
+        let n = 2 * PART + 77;
+        let value = |i: usize| (i % 1009) as f32 / 500.0 - 1.0;
+        let start: Vec<f32> = (0..n).map(value).collect();
+        let sgd = |momentum, nesterov| Sgd { lr: 0.1, momentum, nesterov, weight_decay: 0.01 };
+        let adam: Adam = serde_json::from_str(r#"{"lr": 0.01, "weight_decay": 0.1}"#).unwrap();
+        for config in [
+            OptimizerConfig::Sgd(sgd(0.0, false)),
+            OptimizerConfig::Sgd(sgd(0.9, false)),
+            OptimizerConfig::Sgd(sgd(0.9, true)),
+            OptimizerConfig::Adam(adam),
+            OptimizerConfig::Adamw(adam),
+        ] {
+            let run = |range: std::ops::Range<usize>| {
+                let mut w = start[range.clone()].to_vec();
+                let mut moments = vec![vec![0.0; w.len()]; config.moments()];
+                for step in 1..=3 {
+                    let g: Vec<f32> = range.clone().map(|i| value(i * 7 + step as usize)).collect();
+                    config.update(0.01, step, &mut w, &g, &mut moments);
+                }
+                w
+            };
+            let whole = run(0..n);
+            let pieces: Vec<f32> =
+                (0..n).step_by(1000).flat_map(|at| run(at..(at + 1000).min(n))).collect();
+            assert_eq!(whole, pieces, "{config:?}");
+            assert!(
+                whole.iter().zip(&start).all(|(a, b)| a != b),
+                "{config:?} left a value as it was"
+            );
+        }
+    }
 }

@@ -30,17 +30,16 @@ impl Output {
     /// nor, without `--force`, any file that exists.
     ///
     /// Without `-o` the name is that of the input with `suffix` in place of its extension.
-    pub fn path(
-        &self,
-        input: &Path,
-        suffix: &str,
-        extensions: &[&str],
-    ) -> anyhow::Result<PathBuf> {
+    pub fn path(&self, input: &Path, suffix: &str, extensions: &[&str]) -> anyhow::Result<PathBuf> {
         let path = self.path.clone().unwrap_or_else(|| {
             let mut name = input.file_stem().unwrap_or_default().to_owned();
             name.push(suffix);
             input.with_file_name(name)
         });
+        // A folder or a device is left to the writer, which says what is wrong with it.
+        if path.exists() && !path.is_file() {
+            return Ok(path);
+        }
         if !extensions.iter().any(|known| path.extension() == Some(OsStr::new(known))) {
             let known: Vec<String> = extensions.iter().map(|known| format!(".{known}")).collect();
             bail!(
@@ -50,8 +49,7 @@ impl Output {
                 shell_word(&path.with_extension(extensions[0]))
             );
         }
-        // A folder or a device is left to the writer, which says what is wrong with it.
-        if path.is_file() {
+        if path.exists() {
             if let (Ok(left), Ok(right)) = (input.canonicalize(), path.canonicalize())
                 && left == right
             {

@@ -98,11 +98,19 @@ pub fn bits_per_value(bytes: u64, values: u64) -> Option<f64> {
 /// `total 272,474 values · 5.02 bits/value · 171,020 bytes · 6.37x smaller than f32`
 pub fn total(ledger: &Ledger) -> String {
     let values = values(ledger);
-    format!(
-        "total {} values · {} bits/value · {} bytes · {}",
-        ui::number(values),
-        ui::bits(bits_per_value(ledger.payload_bytes, values)),
-        ui::number(ledger.payload_bytes),
-        ui::ratio(ledger.payload_bytes, ledger.f32_bytes)
-    )
+    let total = match bits_per_value(ledger.payload_bytes, values) {
+        None => "total 0 values".to_owned(),
+        bits => format!(
+            "total {} · {} bits/value · {} bytes",
+            ui::count(values, "value"),
+            ui::bits(bits),
+            ui::number(ledger.payload_bytes)
+        ),
+    };
+    if ledger.payload_bytes == ledger.f32_bytes {
+        // All f32, or nothing that could be: there is nothing to compare.
+        total
+    } else {
+        format!("{total} · {}", ui::ratio(ledger.payload_bytes, ledger.f32_bytes))
+    }
 }

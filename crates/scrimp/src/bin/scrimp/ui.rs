@@ -58,7 +58,13 @@ impl Ui {
         }
     }
 
+    /// Whether the standard error is a terminal, which can show progress bars.
+    pub fn has_bars(&self) -> bool {
+        self.progress_bars
+    }
+
     /// Prints a line.
+    #[expect(clippy::unused_self, reason = "where results go is for this type to decide")]
     pub fn say(&self, line: impl Display) -> Result<(), OutputError> {
         Ok(writeln!(io::stdout(), "{line}")?)
     }
@@ -103,6 +109,7 @@ impl Ui {
     }
 
     /// Prints bytes as they are.
+    #[expect(clippy::unused_self, reason = "where results go is for this type to decide")]
     pub fn raw(&self, bytes: &[u8]) -> Result<(), OutputError> {
         Ok(io::stdout().write_all(bytes)?)
     }
@@ -120,7 +127,7 @@ impl Ui {
         let bar = self.progress_bars.then(|| {
             let bar =
                 ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
-            let template = "{msg} {wide_bar} {percent:>3} %  {bytes_per_sec}  {eta} left";
+            let template = "{msg} {wide_bar} {percent:>3} %  {decimal_bytes_per_sec}  {eta} left";
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
             }
@@ -179,7 +186,7 @@ impl Progress {
         self.done_bytes += bytes;
         if let Some(bar) = &self.bar {
             bar.set_position(self.done_bytes);
-        } else if self.last_line.elapsed() >= LINE_INTERVAL {
+        } else if self.last_line.elapsed() >= LINE_INTERVAL && self.done_bytes < self.total_bytes {
             self.last_line = Instant::now();
             let line = self.line(self.start.elapsed());
             // Progress that cannot be shown is no reason to stop.
@@ -252,7 +259,7 @@ impl Table {
 /// `text` with its control characters written as Rust would, so that a foreign name cannot move
 /// the cursor.
 pub fn printable(text: &impl Display) -> String {
-    escape(&text.to_string(), |c| c.is_control())
+    escape(&text.to_string(), char::is_control)
 }
 
 /// As [`printable`], line by line.
@@ -282,8 +289,9 @@ pub fn number(n: u64) -> String {
 }
 
 /// A count with its noun: `1 tensor`, `2,000 tensors`.
-pub fn count(n: usize, noun: &str) -> String {
-    format!("{} {noun}{}", number(n as u64), if n == 1 { "" } else { "s" })
+pub fn count(n: impl TryInto<u64>, noun: &str) -> String {
+    let n = n.try_into().unwrap_or(u64::MAX);
+    format!("{} {noun}{}", number(n), if n == 1 { "" } else { "s" })
 }
 
 /// Bits per value with two decimals, a dash where there is no value.
@@ -307,11 +315,30 @@ pub fn ratio(bytes: u64, f32_bytes: u64) -> String {
     }
 }
 
+/// `text` in lines of at most `width` characters, broken between words.
+pub fn wrap(text: &str, width: usize) -> String {
+    let mut out = String::with_capacity(text.len() + 8);
+    let mut column = 0;
+    for word in text.split(' ') {
+        let len = word.chars().count();
+        if column > 0 {
+            let fits = column + 1 + len <= width;
+            out.push(if fits { ' ' } else { '\n' });
+            column = if fits { column + 1 } else { 0 };
+        }
+        out.push_str(word);
+        column += len;
+    }
+    out
+}
+
 /// A path as a shell takes it, to be copied from a message.
 pub fn shell_word(path: &Path) -> String {
     let text = path.to_string_lossy();
+    // A leading dash would read as a flag.
+    let text = if text.starts_with('-') { format!("./{text}").into() } else { text };
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+=,:@%".contains(c);
-    if !text.is_empty() && !text.starts_with('-') && text.chars().all(is_plain) {
+    if !text.is_empty() && text.chars().all(is_plain) {
         text.into_owned()
     } else {
         format!("'{}'", printable(&text.replace('\'', "'\\''")))
@@ -368,6 +395,19 @@ mod tests {
             table.lines(),
             ["tensor             bytes", "a\\u{1b}[2Jb\\nc      1", "d                     22"]
         );
+    }
+
+    #[test]
+    fn long_lines_break_between_words() {
+        assert_eq!(wrap("aa bb cc", 5), "aa bb\ncc");
+        assert_eq!(wrap("aaaaaaa b", 5), "aaaaaaa\nb");
+    }
+
+    #[test]
+    fn paths_can_be_copied_to_a_shell() {
+        assert_eq!(shell_word(Path::new("runs/a-1.safetensors")), "runs/a-1.safetensors");
+        assert_eq!(shell_word(Path::new("my model's.pt")), r"'my model'\''s.pt'");
+        assert_eq!(shell_word(Path::new("-o")), "./-o");
     }
 
     #[test]

@@ -10,7 +10,8 @@ use crate::ui::Ui;
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Completions {
-    /// The shell that will read the script
+    /// The shell that will read the script: bash, elvish, fish, powershell or zsh
+    #[arg(hide_possible_values = true)]
     shell: Shell,
 }
 

@@ -53,11 +53,14 @@ impl Decode {
                 reader.kind()
             );
         }
-        let output = self.output.path(&self.file, ".decoded.safetensors", &["safetensors", "npy"])?;
+        let output =
+            self.output.path(&self.file, ".decoded.safetensors", &["safetensors", "npy"])?;
         let places = match &self.tensor {
             Some(name) => vec![find(&reader, name)?],
             None => (0..reader.entries().len()).collect(),
         };
+        // A file half written would stay behind.
+        interrupt::catch();
         let is_npy = output.extension() == Some(OsStr::new("npy"));
         match places[..] {
             [place] if is_npy => write_npy(&output, &reader.read_tensor(place)?)?,
@@ -89,9 +92,12 @@ impl Decode {
         }
         ui.say(super::inspect::heading(&reader))?;
         ui.say(format_args!(
-            "{} of {} decoded, the rest copied (file {} → {} with header)",
-            ui::number(decoded as u64),
-            ui::count(places.len(), "tensor"),
+            "{} decoded{} (file {} → {} with header)",
+            ui::count(decoded, "tensor"),
+            match places.len() - decoded {
+                0 => String::new(),
+                rest => format!(", {} copied", ui::number(rest as u64)),
+            },
             ui::number(reader.file_bytes()),
             ui::number(output_file_bytes)
         ))?;
@@ -122,7 +128,6 @@ fn unpack(ui: &Ui, reader: &Reader, places: &[usize], output: &Path) -> anyhow::
         path: output.to_owned(),
         problem: Box::new(problem),
     })?;
-    interrupt::catch();
     let mut progress = ui.progress("decode", plan.file_bytes());
     let written = plan.write(output, |index, bytes| {
         if interrupt::requested() {

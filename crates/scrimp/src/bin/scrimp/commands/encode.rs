@@ -24,8 +24,10 @@ use rules::{Pattern, Rules, TensorRule};
 ///   scrimp encode model.safetensors --scheme int8/channel --keep 'fc.*' -o small.safetensors
 ///
 /// Float tensors of two axes and more take the scheme. Those of fewer (biases, the statistics of
-/// batch normalization) are kept unless --tensor names them or the file holds nothing else, and so
-/// are integers. The result is a safetensors file that `scrimp decode` turns back.
+/// batch normalization) are kept as they are, and so are integers; a --tensor that matches nothing
+/// but vectors means them. A tensor that is alone in its file takes the scheme in any case.
+///
+/// The result is a safetensors file: `scrimp inspect` shows it, `scrimp decode` turns it back.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Encode {
@@ -43,23 +45,24 @@ pub struct Encode {
     scheme: Option<Scheme>,
 
     /// How to store the tensors whose names match, as 'layer1.*=int4/flat:64'; a later one wins
-    #[arg(
-        short,
-        long = "tensor",
-        value_name = "GLOB=SCHEME",
-        help_heading = "What to store how"
-    )]
+    #[arg(short, long = "tensor", value_name = "GLOB=SCHEME", help_heading = "What to store how")]
     tensors: Vec<TensorRule>,
 
     /// Leave the tensors whose names match as they are
     #[arg(short, long, value_name = "GLOB", help_heading = "What to store how")]
     keep: Vec<Pattern>,
 
-    /// Seed of stochastic rounding
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "What to store how")]
+    /// Seed of stochastic rounding [default: 0]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        help_heading = "What to store how"
+    )]
     seed: u32,
 
-    /// Remove this from the front of names, as 'state_dict.module.'
+    /// Remove this from the front of names, as `state_dict.module.`
     #[arg(long, value_name = "PREFIX", help_heading = "What to store how")]
     strip_prefix: Option<String>,
 
@@ -214,7 +217,7 @@ impl Encoded {
         if let Some(advice) = self.advice() {
             ui.say(advice)?;
         }
-        ui.say_ignored("left out", &self.reader)?;
+        ui.say_ignored("left out (no tensor)", &self.reader)?;
         ui.say_made(&self.output)?;
         ui.say(format_args!("  next: scrimp inspect {}", ui::shell_word(&self.output)))?;
         Ok(())

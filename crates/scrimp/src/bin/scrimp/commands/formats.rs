@@ -74,6 +74,9 @@ fn scheme_help() -> String {
 /// Shapes for which the card of a scheme counts bits: a matrix and a convolution kernel.
 const SHAPES: [&[usize]; 2] = [&[1024, 1024], &[64, 64, 3, 3]];
 
+/// Columns of the overview.
+const WIDTH: usize = 100;
+
 /// The widest format whose values are listed as text, in bits.
 const MAX_TEXT_BITS: u32 = 8;
 
@@ -97,7 +100,8 @@ impl Formats {
         }
         if self.json {
             let named = self.names.into_iter().map(|scheme| (family_of(&scheme), scheme));
-            let all = || members().into_iter().flat_map(|(f, m)| m.into_iter().map(move |s| (f, s)));
+            let all =
+                || members().into_iter().flat_map(|(f, m)| m.into_iter().map(move |s| (f, s)));
             let mut rows: Vec<(&str, Scheme)> = named.collect();
             if rows.is_empty() {
                 rows = all().collect();
@@ -159,7 +163,8 @@ impl<'a> FormatLine<'a> {
         Self {
             scheme,
             family,
-            card: scheme.format().card(),
+            // The rounding in force, which need not be the format's own.
+            card: Card { rounding: scheme.rounding().word(), ..scheme.format().card() },
             granularity: scheme.granularity().map(|granularity| granularity.to_string()),
             scale: scale_word(scheme),
             words: scheme.format().words(),
@@ -171,11 +176,7 @@ impl<'a> FormatLine<'a> {
 fn size(scheme: &Scheme, shape: &'static [usize]) -> SizeLine {
     let bytes = scheme.packed_bytes(shape).ok();
     let values: usize = shape.iter().product();
-    SizeLine {
-        shape,
-        bytes,
-        bits_per_value: bytes.map(|bytes| bytes as f64 * 8.0 / values as f64),
-    }
+    SizeLine { shape, bytes, bits_per_value: bytes.map(|bytes| bytes as f64 * 8.0 / values as f64) }
 }
 
 /// How the scales of a scheme are stored, if it has any.
@@ -196,7 +197,7 @@ fn overview(ui: &Ui) -> anyhow::Result<()> {
         ("bias", Side::Right),
         ("range", Side::Right),
         ("normal from", Side::Right),
-        ("step", Side::Right),
+        ("subnormal", Side::Right),
         ("specials", Side::Left),
         ("overflow", Side::Left),
     ]);
@@ -220,14 +221,15 @@ fn overview(ui: &Ui) -> anyhow::Result<()> {
         ui.say_bold(header)?;
     }
     for (rows, heading) in headings {
-        ui.say(format_args!("\n{heading}"))?;
+        ui.say("")?;
+        ui.say(ui::wrap(&heading, WIDTH))?;
         for line in lines.by_ref().take(rows) {
             ui.say(line)?;
         }
     }
     ui.say(
-        "\nmore: scrimp formats NAME... for a card, --values for the grid; `scrimp help formats` \
-         explains schemes",
+        "\nmore: scrimp formats NAME shows the card of a format, with --values its grid;\n      \
+         scrimp help formats explains schemes",
     )?;
     Ok(())
 }
@@ -241,9 +243,7 @@ fn runs(members: &[Scheme]) -> Vec<&[Scheme]> {
         let name = card.exponent_bits.is_none().then(|| card.name.replacen(&width, "K", 1));
         (name, card.about)
     };
-    members
-        .chunk_by(|left, right| kind(left).0.is_some() && kind(left) == kind(right))
-        .collect()
+    members.chunk_by(|left, right| kind(left).0.is_some() && kind(left) == kind(right)).collect()
 }
 
 /// The row of one format, or of a run from the first to the last.
@@ -255,13 +255,23 @@ fn row(run: &[Scheme]) -> Vec<String> {
         if left == right { left } else { format!("{left}..{right}") }
     };
     let dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    // The words that both ends share are said once: `uint4..uint8/qml`.
+    let name = match low.name.split_once('/') {
+        Some((head, words)) if run.len() > 1 && high.name.ends_with(words) => {
+            format!("{head}..{}", high.name)
+        }
+        _ => span(&|card| card.name.clone()),
+    };
     vec![
-        span(&|card| card.name.clone()),
+        name,
         span(&|card| card.bits.to_string()),
         dash(low.exponent_bits.map(|bits| bits.to_string())),
         dash(low.mantissa_bits.map(|bits| bits.to_string())),
         dash(low.bias.map(|bias| bias.to_string())),
-        if run.len() > 1 { format!("{} to {}", range(&low), range(&high)) } else { range(&low) },
+        match run {
+            [_] => range(&low, short),
+            _ => format!("{} to {}", range(&low, short), range(&high, short)),
+        },
         dash(low.min_normal.map(short)),
         dash(low.min_subnormal.map(short)),
         low.specials.to_owned(),
@@ -270,11 +280,11 @@ fn row(run: &[Scheme]) -> Vec<String> {
 }
 
 /// `±448`, `0..255`
-fn range(card: &Card) -> String {
-    if card.min == -card.max {
-        format!("±{}", short(card.max))
+fn range(card: &Card, text: fn(f32) -> String) -> String {
+    if card.min.to_bits() == (-card.max).to_bits() {
+        format!("±{}", text(card.max))
     } else {
-        format!("{}..{}", short(card.min), short(card.max))
+        format!("{}..{}", text(card.min), text(card.max))
     }
 }
 
@@ -302,15 +312,18 @@ fn exact(value: f32) -> String {
     }
 }
 
-/// A positive value, and which power of two it is.
+/// A positive value, and which power of two it is, if it is one.
 fn exact_power(value: f32) -> String {
-    let exponent = value.log2().round();
-    #[expect(clippy::cast_possible_truncation, reason = "a logarithm of an f32 is small")]
-    if 2f64.powi(exponent as i32) == f64::from(value) && value != 1.0 {
-        format!("{} = 2^{exponent}", exact(value))
-    } else {
-        exact(value)
-    }
+    let bits = value.to_bits();
+    let (exponent, mantissa) = ((bits >> 23).cast_signed(), bits & 0x007F_FFFF);
+    let power = match (exponent, mantissa) {
+        (1.., 0) => exponent - 127,
+        (0, subnormal) if subnormal.is_power_of_two() => {
+            subnormal.trailing_zeros().cast_signed() - 149
+        }
+        _ => return exact(value),
+    };
+    if power == 0 { exact(value) } else { format!("{} = 2^{power}", exact(value)) }
 }
 
 /// All that there is to know about one scheme.
@@ -328,18 +341,18 @@ fn card(ui: &Ui, scheme: &Scheme) -> anyhow::Result<()> {
     if let Some(bias) = card.bias {
         fact("exponent bias", &bias.to_string())?;
     }
-    let is_integer = card.exponent_bits.is_none();
-    if card.min == -card.max {
-        fact("largest", &format!("±{}", exact(card.max)))?;
+    if card.exponent_bits.is_some() {
+        let or_none = |value: Option<f32>| value.map_or_else(|| "none".to_owned(), exact_power);
+        fact("largest", &range(&card, exact))?;
+        fact("smallest normal", &or_none(card.min_normal))?;
+        fact("smallest subnormal", &or_none(card.min_subnormal))?;
     } else {
         fact("codes", &format!("{} to {}", exact(card.min), exact(card.max)))?;
     }
-    if !is_integer {
-        let or_none = |value: Option<f32>| value.map_or_else(|| "none".to_owned(), exact_power);
-        fact("smallest normal", &or_none(card.min_normal))?;
-        fact("smallest subnormal", &or_none(card.min_subnormal))?;
-    }
     fact("specials", card.specials)?;
+    if let Some(rule) = nonfinite(scheme) {
+        fact("NaN and infinity", rule)?;
+    }
     fact("overflow", &overflow(&card))?;
     fact("rounding", scheme.rounding().word())?;
 
@@ -379,6 +392,21 @@ fn card(ui: &Ui, scheme: &Scheme) -> anyhow::Result<()> {
         fact(if place == 0 { "bits per value" } else { "" }, &text)?;
     }
     Ok(())
+}
+
+/// What becomes of NaN and infinity, where that is not plain from the format.
+fn nonfinite(scheme: &Scheme) -> Option<&'static str> {
+    let text = scheme.to_string();
+    if text.ends_with("/nonfinite:saturate") {
+        Some("NaN becomes zero, infinity the largest value, both counted")
+    } else if text.ends_with("/nonfinite:propagate") {
+        let has_infinity = scheme.format().card().specials.contains("inf");
+        Some(if has_infinity { "both stay" } else { "NaN stays, infinity becomes NaN" })
+    } else if scheme.format().holds_nan() {
+        None
+    } else {
+        Some("an error that names the element; see nonfinite in `scrimp help formats`")
+    }
 }
 
 fn overflow(card: &Card) -> String {
@@ -424,16 +452,28 @@ fn values_text(ui: &Ui, scheme: &Scheme) -> anyhow::Result<()> {
     let format = scheme.format();
     let bits = format.bits();
     ui.say(format_args!("{} codes of {}, values at scale 1", 1u64 << bits, format.card().name))?;
-    let mut table =
-        Table::new(&[("code", Side::Right), ("bits", Side::Right), ("value", Side::Right)]);
+    let mut table = Table::new(&[
+        ("code", Side::Right),
+        ("bits", Side::Right),
+        ("value", Side::Right),
+        ("", Side::Left),
+    ]);
+    let card = format.card();
     for code in 0..1u32 << bits {
+        let value = format.decode(code, &Params::UNIT);
         table.row([
             code.to_string(),
             format!("{code:0width$b}", width = bits as usize),
-            exact(format.decode(code, &Params::UNIT)),
+            exact(value),
+            if is_written(&card, value) { "" } else { "never written" }.to_owned(),
         ]);
     }
     Ok(ui.table(&table)?)
+}
+
+/// Symmetric integers leave their most negative code out.
+fn is_written(card: &Card, value: f32) -> bool {
+    !value.is_finite() || (card.min..=card.max).contains(&value)
 }
 
 /// A code as a line of JSON.
@@ -442,6 +482,7 @@ struct CodeLine<'a> {
     format: &'a str,
     code: u32,
     value: JsonValue,
+    written: bool,
 }
 
 /// JSON has no word for NaN and infinity.
@@ -454,15 +495,16 @@ enum JsonValue {
 
 fn values_json(ui: &Ui, scheme: &Scheme) -> anyhow::Result<()> {
     let format = scheme.format();
-    let name = format.card().name;
+    let card = format.card();
     for code in 0..1u32 << format.bits() {
         let value = format.decode(code, &Params::UNIT);
+        let written = is_written(&card, value);
         let value = if value.is_finite() {
             JsonValue::Finite(value)
         } else {
             JsonValue::Special(exact(value))
         };
-        ui.json(&CodeLine { format: &name, code, value })?;
+        ui.json(&CodeLine { format: &card.name, code, value, written })?;
     }
     Ok(())
 }
@@ -513,7 +555,7 @@ mod tests {
         let rows: Vec<Vec<String>> = runs(&integers).into_iter().map(row).collect();
         assert_eq!(rows[0][..2], ["int2..int16", "2..16"]);
         assert_eq!(rows[0][5], "±1 to ±32,767");
-        assert_eq!(rows[1][..2], ["int4/full..int8/full", "4..8"]);
+        assert_eq!(rows[1][..2], ["int4..int8/full", "4..8"]);
         assert_eq!(rows.len(), 2);
         assert_eq!(runs(&parse(&["qml:m1", "qml:m2"])).len(), 2);
     }
@@ -527,6 +569,9 @@ mod tests {
         assert_eq!(short(0.001_953_125), "1.95e-3");
         assert_eq!(short(f32::MAX), "3.40e38");
         assert_eq!(exact_power(f32::from_bits(1)), "1e-45 = 2^-149");
+        assert_eq!(exact_power(f32::MIN_POSITIVE), "1.1754944e-38 = 2^-126");
+        assert_eq!(exact_power(0.015_625), "0.015625 = 2^-6");
+        assert_eq!(exact_power(1.0), "1");
         assert_eq!(exact_power(448.0), "448");
     }
 }

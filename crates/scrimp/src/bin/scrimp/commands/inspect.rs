@@ -122,9 +122,8 @@ fn file(ui: &Ui, reader: &Reader) -> anyhow::Result<()> {
         ui.table(&table)?;
     }
     ui.say(format_args!(
-        "{} ({} as f32) · file {} with header",
+        "{} · file {} with header",
         sizes::total(&ledger),
-        ui::number(ledger.f32_bytes),
         ui::number(ledger.file_bytes)
     ))?;
     ui.say_ignored("no tensor", reader)?;

@@ -10,6 +10,9 @@ mod decode;
 mod encode;
 mod formats;
 mod inspect;
+mod plan;
+mod schema;
+mod train;
 
 /// The colours of help texts, the same as those of errors.
 const STYLES: Styles = Styles::styled()
@@ -51,10 +54,13 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Train(train::Train),
+    Plan(plan::PlanCommand),
     Formats(formats::Formats),
     Encode(encode::Encode),
     Decode(decode::Decode),
     Inspect(inspect::Inspect),
+    Schema(schema::Schema),
     Completions(completions::Completions),
 }
 
@@ -65,10 +71,13 @@ impl Cli {
             rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
         }
         match self.command {
+            Command::Train(command) => command.run(ui),
+            Command::Plan(command) => command.run(ui),
             Command::Formats(command) => command.run(ui),
             Command::Encode(command) => command.run(ui),
             Command::Decode(command) => command.run(ui),
             Command::Inspect(command) => command.run(ui),
+            Command::Schema(command) => command.run(ui),
             Command::Completions(command) => command.run(ui),
         }
     }

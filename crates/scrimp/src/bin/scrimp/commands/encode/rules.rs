@@ -89,9 +89,10 @@ impl Rules {
         let mut decisions = Vec::with_capacity(entries.len());
         for entry in entries {
             let is_vector = entry.shape.len() < 2 && !alone;
-            let rule = self.tensors.iter().zip(&takes_vectors).rposition(|(rule, takes_vectors)| {
-                rule.pattern.matches(&entry.name) && (!is_vector || *takes_vectors)
-            });
+            let rule =
+                self.tensors.iter().zip(&takes_vectors).rposition(|(rule, takes_vectors)| {
+                    rule.pattern.matches(&entry.name) && (!is_vector || *takes_vectors)
+                });
             decisions.push(if let Some(reason) = unrounded(entry.dtype) {
                 kept(reason)
             } else if self.keep.iter().any(|pattern| pattern.matches(&entry.name)) {
@@ -240,20 +241,21 @@ fn nothing_to_do(
     }
     let reasons: Vec<String> =
         reasons.iter().map(|(reason, count)| format!("{count} kept ({reason})")).collect();
-    let mut message = match (entries, decisions) {
+    let message = match (entries, decisions) {
         ([], _) => format!("{file} holds no tensor"),
         ([only], _) => format!(
-            "{file}: its only tensor `{}` is {} and cannot be rounded",
+            "{file}: its only tensor `{}` is {}, and only floats can be encoded",
             only.name, only.dtype
         ),
         _ => format!("no tensor of {file} takes the scheme: {}", reasons.join(", ")),
     };
-    if let Some(scheme) = scheme
-        && decisions.iter().any(|decision| *decision == kept("1-D"))
-    {
-        message.push_str(&format!("\n  help: to round vectors too, write --tensor '*={scheme}'"));
-    }
-    anyhow::anyhow!(message)
+    let help = match scheme {
+        Some(scheme) if decisions.contains(&kept("1-D")) => {
+            format!("\n  help: to round vectors too, write --tensor '*={scheme}'")
+        }
+        _ => String::new(),
+    };
+    anyhow::anyhow!("{message}{help}")
 }
 
 #[cfg(test)]
@@ -330,7 +332,7 @@ mod tests {
         let error = decide_for(&alone, "int8/channel", &[], &[]).unwrap_err();
         assert!(error.contains("tensor `x`") && error.contains("`tensor` fits it"), "{error}");
         let error = decide_for(&[entry("x", &[5], Dtype::I64)], "int8", &[], &[]).unwrap_err();
-        assert_eq!(error, "net.pt: its only tensor `x` is i64 and cannot be rounded");
+        assert_eq!(error, "net.pt: its only tensor `x` is i64, and only floats can be encoded");
     }
 
     #[test]

@@ -1,0 +1,190 @@
+use std::path::PathBuf;
+
+use clap::Args;
+use scrimp::recipe::{Source, Variant};
+use scrimp::train::Role;
+use scrimp::train::plan::{Plan, PlannedTensor, Status, Total};
+
+use crate::ui::{self, Side, Table, Ui};
+
+/// Show what every tensor of every layer is held in, and which rule says so, without training.
+///
+/// Example:
+///   scrimp plan recipes/quickstart.toml
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct PlanCommand {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+
+    /// Only this variant of the recipe
+    #[arg(long, value_name = "NAME", help_heading = "Recipe")]
+    variant: Option<String>,
+
+    /// Print one JSON object per tensor and one with the total of each variant
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+/// Which recipe, with which changes.
+#[derive(Args)]
+#[command(next_help_heading = "Recipe")]
+pub struct RecipeArgs {
+    /// The recipe, TOML or JSON
+    #[arg(value_name = "RECIPE")]
+    path: PathBuf,
+
+    /// Set a key of the recipe; dots lead into tables: optimizer.lr=0.01, quantize.0.w=int4
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+
+    /// The device to train on
+    #[arg(long, default_value = "flex", value_parser = clap::builder::PossibleValuesParser::new(scrimp::train::DEVICES))]
+    pub device: String,
+}
+
+impl RecipeArgs {
+    pub fn read(&self) -> anyhow::Result<Source> {
+        Ok(Source::read(&self.path, &self.settings)?)
+    }
+}
+
+impl PlanCommand {
+    pub fn run(self, ui: &Ui) -> anyhow::Result<()> {
+        let source = self.recipe.read()?;
+        let variants = chosen(&source, self.variant.as_deref())?;
+        for (i, variant) in variants.iter().enumerate() {
+            let plan = source.plan(variant, &self.recipe.device)?;
+            if self.json {
+                json(ui, variant, &plan)?;
+                continue;
+            }
+            if i > 0 {
+                ui.say("")?;
+            }
+            if variants.len() > 1 || !source.recipe.variant.is_empty() {
+                ui.say_bold(&format!("variant {}", variant.name))?;
+            }
+            show(ui, variant, &plan)?;
+        }
+        Ok(())
+    }
+}
+
+fn chosen(source: &Source, name: Option<&str>) -> anyhow::Result<Vec<Variant>> {
+    let all = source.recipe.variants(false);
+    let Some(name) = name else { return Ok(all) };
+    let names: Vec<String> = all.iter().map(|v| v.name.clone()).collect();
+    let found: Vec<Variant> = all.into_iter().filter(|v| v.name == name).collect();
+    if found.is_empty() {
+        anyhow::bail!(
+            "the recipe has no variant `{name}`\n  help: its variants are {}",
+            names.join(", ")
+        );
+    }
+    Ok(found)
+}
+
+fn show(ui: &Ui, variant: &Variant, plan: &Plan) -> anyhow::Result<()> {
+    let mut table = Table::new(&[
+        ("layer", Side::Left),
+        ("tensor", Side::Left),
+        ("shape", Side::Left),
+        ("scheme", Side::Left),
+        ("bits", Side::Right),
+        ("bytes", Side::Right),
+        ("rule", Side::Left),
+    ]);
+    let mut last = None;
+    for t in &plan.tensors {
+        let is_new = last.replace(&t.layer) != Some(&t.layer);
+        table.row([
+            if is_new { t.layer.clone() } else { String::new() },
+            t.role.to_string(),
+            shape(t),
+            t.scheme.to_string(),
+            if t.status == Status::NotComputed { "-".into() } else { format!("{:.2}", t.bits) },
+            match (t.status, t.role.has_batch()) {
+                (Status::NotComputed, _) => "-".into(),
+                (_, true) => format!("{}/step", ui::number(t.bytes as u64)),
+                (_, false) => ui::number(t.bytes as u64),
+            },
+            reason(t, variant),
+        ]);
+    }
+    ui.table(&table)?;
+    let layers = plan.tensors.iter().filter(|t| t.role == Role::Weight).count();
+    let count = |status| plan.tensors.iter().filter(|t| t.status == status).count();
+    let claimed = plan.tensors.iter().filter(|t| t.rule.is_some()).count();
+    ui.say(format_args!(
+        "{} · {} · {claimed} claimed by a rule, {} left f32 · 0 skipped",
+        ui::count(layers as u64, "layer"),
+        ui::count((plan.tensors.len() - count(Status::NotComputed)) as u64, "tensor"),
+        plan.tensors.len()
+            - claimed
+            - plan
+                .tensors
+                .iter()
+                .filter(|t| t.status == Status::NotComputed && t.rule.is_none())
+                .count(),
+    ))?;
+    let parameters = plan.total(Role::Weight).join(plan.total(Role::Bias));
+    let activations = plan.total(Role::Input).join(plan.total(Role::Output));
+    let gradients = [Role::OutputGrad, Role::InputGrad, Role::WeightGrad, Role::BiasGrad]
+        .into_iter()
+        .fold(Total::default(), |sum, role| sum.join(plan.total(role)));
+    for (name, total) in [
+        ("weights and biases", parameters),
+        ("inputs and outputs, one step", activations),
+        ("gradients, one step", gradients),
+    ] {
+        let f32_bytes = 4 * total.values as u64;
+        ui.say(format_args!(
+            "{name}: {} → {} bytes, scales counted ({})",
+            ui::number(f32_bytes),
+            ui::number(total.bytes as u64),
+            ui::ratio(total.bytes as u64, f32_bytes)
+        ))?;
+    }
+    if plan.untapped_parameters > 0 {
+        ui.say(format_args!(
+            "{} of norms stay f32: no rule speaks of them",
+            ui::count(plan.untapped_parameters as u64, "parameter and buffer value")
+        ))?;
+    }
+    Ok(())
+}
+
+/// Axis 0 of an activation is the batch.
+fn shape(t: &PlannedTensor) -> String {
+    let whole = ui::shape(&t.shape);
+    match (t.role.has_batch(), whole.split_once(',')) {
+        (true, Some((_, rest))) => format!("[·,{rest}"),
+        _ => whole,
+    }
+}
+
+fn reason(t: &PlannedTensor, variant: &Variant) -> String {
+    match (t.status, t.rule) {
+        (Status::NotComputed, _) => "not computed: the data need no gradient".into(),
+        (_, None) => "no rule".into(),
+        (_, Some(rule)) => match variant.rules.get(rule - 1).and_then(|r| r.note.as_deref()) {
+            Some(note) => format!("#{rule} \"{note}\""),
+            None => format!("#{rule}"),
+        },
+    }
+}
+
+fn json(ui: &Ui, variant: &Variant, plan: &Plan) -> anyhow::Result<()> {
+    for t in &plan.tensors {
+        ui.json(&serde_json::json!({"type": "tensor", "variant": variant.name, "tensor": t}))?;
+    }
+    for role in Role::ALL {
+        let total = plan.total(role);
+        ui.json(&serde_json::json!({
+            "type": "total", "variant": variant.name, "role": role, "values": total.values,
+            "bytes": total.bytes, "bits": total.bits(),
+        }))?;
+    }
+    Ok(())
+}

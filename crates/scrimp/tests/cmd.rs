@@ -1,0 +1,67 @@
+//! What the commands print, file by file in `cmd/`. `TRYCMD=overwrite` writes down what they print
+//! now.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::Path;
+
+use scrimp_files::{Dtype, Tensor, save, write_npy};
+
+/// Values between -1 and 1 that are the same everywhere.
+fn values(count: usize) -> Vec<f32> {
+    let step = |i: usize| u16::try_from(i * 37 % 101).unwrap_or_default();
+    (0..count).map(|i| (f32::from(step(i)) - 50.0) / 50.0).collect()
+}
+
+fn tensor(name: &str, shape: &[usize], dtype: Dtype) -> Tensor {
+    let values = values(shape.iter().product());
+    Tensor::from_f32(name, shape.to_vec(), dtype, &values).unwrap()
+}
+
+/// The files that the commands in `cmd/` read.
+fn write_fixtures(folder: &Path) {
+    let count = Tensor::new("bn.count", vec![], Dtype::I64, 3752i64.to_le_bytes().into()).unwrap();
+    let network = [
+        tensor("conv.weight", &[8, 4, 3, 3], Dtype::F32),
+        tensor("bn.weight", &[8], Dtype::F32),
+        count,
+        tensor("fc.weight", &[10, 72], Dtype::F32),
+        tensor("fc.bias", &[10], Dtype::F32),
+    ];
+    let path = folder.join("net.safetensors");
+    save(&path, &network, &std::collections::BTreeMap::default()).unwrap();
+    std::fs::create_dir(folder.join("run")).unwrap();
+    std::fs::copy(&path, folder.join("run/model.safetensors")).unwrap();
+    let result = r#"{"model": "lenet", "epochs": 3, "accuracy": 0.9845, "runs": []}"#;
+    std::fs::write(folder.join("run/result.json"), result).unwrap();
+    std::fs::create_dir(folder.join("nothing")).unwrap();
+
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(folder.join("cut.safetensors"), &bytes[..2000]).unwrap();
+    std::fs::write(folder.join("notes.md"), "# Notes\n").unwrap();
+    std::fs::write(folder.join("empty.npy"), "").unwrap();
+
+    write_npy(&folder.join("x.npy"), &tensor("x", &[4, 16], Dtype::F32)).unwrap();
+    write_npy(&folder.join("line.npy"), &tensor("line", &[40], Dtype::F32)).unwrap();
+    write_npy(&folder.join("double.npy"), &tensor("double", &[4, 16], Dtype::F64)).unwrap();
+    let labels = Tensor::new("labels", vec![2], Dtype::I64, vec![0; 16]).unwrap();
+    write_npy(&folder.join("labels.npy"), &labels).unwrap();
+    let mut broken = values(16);
+    broken[3] = f32::NAN;
+    broken[12] = f32::INFINITY;
+    let broken = Tensor::from_f32("broken", vec![2, 8], Dtype::F32, &broken).unwrap();
+    write_npy(&folder.join("broken.npy"), &broken).unwrap();
+}
+
+#[test]
+fn commands_print_what_is_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    write_fixtures(folder.path());
+    // This is the only test of its process, so that moving it disturbs no other.
+    std::env::set_current_dir(folder.path()).unwrap();
+    trycmd::TestCases::new()
+        .register_bin("scrimp", Path::new(env!("CARGO_BIN_EXE_scrimp")))
+        .env("COLUMNS", "100")
+        .case(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cmd/*.trycmd"))
+        .run();
+}
