@@ -86,6 +86,8 @@ impl Granularity {
                 let row = elems.checked_div(shape[0]).unwrap_or(0);
                 Layout::Rows { elems, row, block: row }
             }
+            // An empty tensor may have other axes whose product is beyond counting.
+            Self::Axis(_) if elems == 0 => Layout::Axis { elems, groups: 0, run: 0 },
             Self::Axis(axis) => {
                 Layout::Axis { elems, groups: shape[axis], run: shape[axis + 1..].iter().product() }
             }
@@ -215,7 +217,8 @@ impl Layout {
             }
             Self::Rows { row, block, .. } => {
                 let (per_row, rows) = (row.div_ceil(block), elems / row);
-                steps(rows, (BAND_ELEMS / row).max(1))
+                // A multiple of eight rows, so that every band's codes start on a byte.
+                steps(rows, (BAND_ELEMS / row).max(1).next_multiple_of(8))
                     .map(|r| Band {
                         elems: r.start * row..r.end * row,
                         groups: r.start * per_row..r.end * per_row,

@@ -196,17 +196,16 @@ impl Scaled {
 
     /// The range of consecutive elements of a group, with a count of what is not finite.
     fn scan(&self, x: &[f32], first: usize) -> Result<(Range, Tally), Refusal> {
-        let amax = f32::from_bits(simd::amax_bits(x));
+        let only_amax = self.scale.is_none() || self.format.wants_only_amax();
+        let (range, amax) = if only_amax {
+            let amax = f32::from_bits(simd::amax_bits(x));
+            (Range { min: -amax, max: amax }, amax)
+        } else {
+            let (min, max, amax) = simd::min_max_amax(x);
+            (Range { min, max }, f32::from_bits(amax))
+        };
         if amax.is_finite() {
-            let range = if x.is_empty() {
-                Range::EMPTY
-            } else if self.scale.is_none() || self.format.wants_only_amax() {
-                Range { min: -amax, max: amax }
-            } else {
-                let (min, max) = simd::min_max(x);
-                Range { min, max }
-            };
-            return Ok((range, Tally::default()));
+            return Ok((if x.is_empty() { Range::EMPTY } else { range }, Tally::default()));
         }
         let mut tally = Tally::default();
         for (i, &value) in x.iter().enumerate() {
@@ -430,32 +429,46 @@ impl Scaled {
             pack::pack(&codes, header.zero_bits, zeros);
         }
 
-        let mut codes = vec![0; x.len()];
-        split(&mut codes, &bands, |band| band.elems.len()).into_par_iter().zip(&bands).for_each(
-            |(codes, band)| {
-                let x = &x[band.elems.clone()];
-                let mut draws = Draws::new(self.rounding, stream);
-                layout.runs(band, |run| {
-                    draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
-                        let params = &params[run.group];
-                        self.format.encode_run(
-                            &x[at.clone()],
-                            params,
-                            self.rounding,
-                            draws,
-                            &mut codes[at],
-                        );
-                    });
-                });
-            },
-        );
-        // Eight codes end on a byte, whatever their width.
+        // Eight codes end on a byte, whatever their width; bands that start elsewhere are packed one after another.
         let bits = self.format.bits();
-        packed
-            .par_chunks_mut(PACK_CODES / 8 * bits as usize)
-            .zip(codes.par_chunks(PACK_CODES))
-            .for_each(|(bytes, codes)| pack::pack(codes, bits, bytes));
+        if bands.iter().all(|band| band.elems.start % 8 == 0) {
+            let bytes = |band: &Band| pack::packed_len(band.elems.len(), bits).unwrap_or(0);
+            split(packed, &bands, bytes).into_par_iter().zip(&bands).for_each(|(packed, band)| {
+                let mut packer = Packer::new(bits, packed);
+                self.encode_band(x, band, layout, &params, stream, &mut packer);
+                packer.flush();
+            });
+        } else {
+            let mut packer = Packer::new(bits, packed);
+            for band in &bands {
+                self.encode_band(x, band, layout, &params, stream, &mut packer);
+            }
+            packer.flush();
+        }
         Ok(tally)
+    }
+
+    fn encode_band(
+        &self,
+        x: &[f32],
+        band: &Band,
+        layout: Layout,
+        params: &[Params],
+        stream: &Stream,
+        packer: &mut Packer,
+    ) {
+        let x = &x[band.elems.clone()];
+        let mut draws = Draws::new(self.rounding, stream);
+        layout.runs(band, |run| {
+            let params = &params[run.group];
+            draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
+                packer.push(at.len(), |done, codes| {
+                    let from = at.start + done..at.start + done + codes.len();
+                    let draws = draws.get(done..done + codes.len()).unwrap_or(&[]);
+                    self.format.encode_run(&x[from], params, self.rounding, draws, codes);
+                });
+            });
+        });
     }
 
     pub fn decode(
@@ -511,13 +524,22 @@ impl Scaled {
         let bits = self.format.bits();
         split(out, &bands, |band| band.elems.len()).into_par_iter().zip(&bands).for_each(
             |(out, band)| {
+                // Codes are unpacked a window at a time, whatever the lengths of runs.
                 let mut codes = [0; WINDOW];
+                let mut window = 0..0;
                 layout.runs(band, |run| {
                     let params = &params[run.group];
-                    for start in (run.start..run.start + run.len).step_by(WINDOW) {
-                        let len = WINDOW.min(run.start + run.len - start);
-                        pack::unpack(packed, bits, band.elems.start + start, &mut codes[..len]);
-                        self.format.decode_run(&codes[..len], params, &mut out[start..start + len]);
+                    let (mut at, end) = (run.start, run.start + run.len);
+                    while at < end {
+                        if !window.contains(&at) {
+                            window = at..(at + WINDOW).min(out.len());
+                            let codes = &mut codes[..window.len()];
+                            pack::unpack(packed, bits, band.elems.start + at, codes);
+                        }
+                        let next = end.min(window.end);
+                        let codes = &codes[at - window.start..next - window.start];
+                        self.format.decode_run(codes, params, &mut out[at..next]);
+                        at = next;
                     }
                 });
             },
@@ -525,9 +547,6 @@ impl Scaled {
         Ok(())
     }
 }
-
-/// Codes that one task packs.
-const PACK_CODES: usize = 64 * 1024;
 
 /// Elements for which random numbers, or codes, are held at a time.
 const WINDOW: usize = 1024;
@@ -558,6 +577,40 @@ fn split<'a, T>(
             part
         })
         .collect()
+}
+
+/// Gathers codes, whatever the lengths of runs, and packs them a window at a time.
+struct Packer<'a> {
+    bits: u32,
+    out: &'a mut [u8],
+    codes: [u32; WINDOW],
+    len: usize,
+}
+
+impl<'a> Packer<'a> {
+    fn new(bits: u32, out: &'a mut [u8]) -> Self {
+        Self { bits, out, codes: [0; WINDOW], len: 0 }
+    }
+
+    /// Takes `count` codes, which `fill` writes in pieces: it is given how many were written before, and room.
+    fn push(&mut self, count: usize, mut fill: impl FnMut(usize, &mut [u32])) {
+        let mut done = 0;
+        while done < count {
+            let take = (count - done).min(WINDOW - self.len);
+            fill(done, &mut self.codes[self.len..self.len + take]);
+            (done, self.len) = (done + take, self.len + take);
+            if self.len == WINDOW {
+                self.flush();
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        let bytes = pack::packed_len(self.len, self.bits).unwrap_or(0);
+        let (part, rest) = std::mem::take(&mut self.out).split_at_mut(bytes);
+        pack::pack(&self.codes[..self.len], self.bits, part);
+        (self.out, self.len) = (rest, 0);
+    }
 }
 
 /// The random numbers of a band, a window at a time.

@@ -88,15 +88,19 @@ versions! {
 versions! {
     /// The bits of the largest magnitude; above those of `f32::MAX` if any value is infinite or NaN.
     fn amax_bits(x: &[f32]) -> u32 {
-        x.iter().fold(0, |m, v| m.max(v.to_bits() & !SIGN))
+        block_amax(x)
     }
 }
 
 versions! {
-    /// The smallest and the largest of values that are not NaN.
-    fn min_max(x: &[f32]) -> (f32, f32) {
-        x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &v| {
-            (if v < low { v } else { low }, if v > high { v } else { high })
+    /// The smallest and the largest of values that are not NaN, and the bits of the largest magnitude of all.
+    fn min_max_amax(x: &[f32]) -> (f32, f32, u32) {
+        x.iter().fold((f32::INFINITY, f32::NEG_INFINITY, 0), |(low, high, amax), &v| {
+            (
+                if v < low { v } else { low },
+                if v > high { v } else { high },
+                amax.max(v.to_bits() & !SIGN),
+            )
         })
     }
 }
@@ -133,6 +137,47 @@ impl IntGrid {
         let q = if q < low { low } else { q };
         let q = if q > high { high } else { q };
         (q as f32) * self.scale + self.offset
+    }
+}
+
+/// How an integer grid's codes are written: two's complement or unsigned, in so many bits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IntCodes {
+    /// The zero point.
+    pub zero: i32,
+    pub bits: u32,
+    pub signed: bool,
+}
+
+versions! {
+    /// The codes of values, none of them NaN, to nearest.
+    fn int_encode(grid: &IntGrid, codes: IntCodes, x: &[f32], out: &mut [u32]) {
+        let grid = *grid;
+        let mask = u32::MAX >> (32 - codes.bits);
+        for (v, code) in x.iter().zip(out) {
+            let q = ((*v - grid.offset) / grid.scale).round_ties_even();
+            let q = clamp(q, grid.low, grid.high) as i32 + codes.zero;
+            *code = q.cast_unsigned() & mask;
+        }
+    }
+}
+
+versions! {
+    /// The values of codes.
+    fn int_decode(grid: &IntGrid, codes: IntCodes, x: &[u32], out: &mut [f32]) {
+        let grid = *grid;
+        let unused = 32 - codes.bits;
+        if codes.signed {
+            for (code, v) in x.iter().zip(out) {
+                let q = (code << unused).cast_signed() >> unused;
+                *v = q as f32 * grid.scale + grid.offset;
+            }
+        } else {
+            for (code, v) in x.iter().zip(out) {
+                let q = (code << unused >> unused).cast_signed() - codes.zero;
+                *v = q as f32 * grid.scale + grid.offset;
+            }
+        }
     }
 }
 
@@ -245,6 +290,59 @@ impl FloatGrid {
     #[inline(always)]
     fn finite(v: f32) -> f32 {
         clamp(v, -f32::MAX, f32::MAX)
+    }
+}
+
+/// How a float grid's codes are written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FloatCodes {
+    /// How far the exponent field of `f32` is above that of the code, at the place of the code's exponent field.
+    pub rebias: u32,
+    /// How far left of the code's sign bit that of `f32` is.
+    pub sign_shift: u32,
+    /// The largest finite magnitude.
+    pub max: u32,
+    /// The code of infinity, or of what stands for it.
+    pub infinity: u32,
+    /// The code of NaN, or zero where there is none.
+    pub nan: u32,
+    /// Whether `infinity` means infinity.
+    pub has_infinity: bool,
+}
+
+versions! {
+    /// The codes of values over `scale`, to nearest.
+    fn float_encode(grid: &FloatGrid, codes: FloatCodes, x: &[f32], scale: f32, out: &mut [u32]) {
+        let grid = *grid;
+        for (v, code) in x.iter().zip(out) {
+            let bits = grid.nearest(*v / scale).to_bits();
+            let a = bits & !SIGN;
+            let subnormal = (f32::from_bits(a) + grid.magic).to_bits().wrapping_sub(grid.magic.to_bits());
+            let normal = (a >> grid.shift).wrapping_sub(codes.rebias);
+            let c = if a < grid.min_normal { subnormal } else { normal };
+            let c = if a == INFINITY { codes.infinity } else { c };
+            let c = if a > INFINITY { codes.nan } else { c };
+            *code = c | (bits & SIGN) >> codes.sign_shift;
+        }
+    }
+}
+
+versions! {
+    /// The values of codes times `scale`.
+    fn float_decode(grid: &FloatGrid, codes: FloatCodes, x: &[u32], scale: f32, out: &mut [f32]) {
+        let grid = *grid;
+        let first_normal = 1 << (23 - grid.shift);
+        let sign_bit = SIGN >> codes.sign_shift;
+        for (code, v) in x.iter().zip(out) {
+            let a = code & (sign_bit - 1);
+            let normal = a.wrapping_add(codes.rebias) << grid.shift;
+            let subnormal = (f32::from_bits(grid.magic.to_bits().wrapping_add(a)) - grid.magic).to_bits();
+            let r = if a < first_normal { subnormal } else { normal };
+            let r = if a > codes.max { NAN } else { r };
+            let r = if a > codes.max && codes.has_infinity && a == codes.infinity { INFINITY } else { r };
+            let sign = (code & sign_bit) << codes.sign_shift;
+            *v = rescale(f32::from_bits(r | sign), scale);
+        }
     }
 }
 
@@ -514,6 +612,46 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn every_level_encodes_and_decodes_as_the_definition() {
+        let x = values(700);
+        for format in formats() {
+            for range in [Range { min: -3.0, max: 2.0 }, Range { min: 1e-3, max: 3e38 }] {
+                let params = format.fit(range, ScaleFormat::F32);
+                let encode = |x: f32| format.encode(x, &params, Rounding::NearestEven, 0);
+                let expected: Vec<u32> = x.iter().map(|x| encode(*x)).collect();
+                // All codes where these are few, else a sample of all bit patterns.
+                let step = (1usize << format.bits() >> 12) | 1;
+                let all: Vec<u32> =
+                    (0..1u64 << format.bits()).step_by(step).map(|c| c as u32).collect();
+                let values: Vec<f32> = all.iter().map(|c| format.decode(*c, &params)).collect();
+                at_every_level(|level| {
+                    for start in [0, 1] {
+                        for len in (0..40).chain([x.len() - start]) {
+                            let mut codes = vec![0; len];
+                            let part = &x[start..start + len];
+                            format.encode_run(
+                                part,
+                                &params,
+                                Rounding::NearestEven,
+                                &[],
+                                &mut codes,
+                            );
+                            assert_eq!(
+                                codes,
+                                expected[start..start + len],
+                                "{format:?} {params:?} {level:?}"
+                            );
+                        }
+                    }
+                    let mut out = vec![0.0; all.len()];
+                    format.decode_run(&all, &params, &mut out);
+                    assert_eq!(bits(&out), bits(&values), "{format:?} {params:?} {level:?}");
+                });
+            }
+        }
+    }
+
+    #[test]
     fn every_level_rounds_blocks_as_the_definition() {
         let x: Vec<f32> = values(4000).into_iter().filter(|v| v.abs() < 1e36).collect();
         for format in formats() {
@@ -562,7 +700,8 @@ pub(crate) mod tests {
             for len in 0..x.len() {
                 let largest = x[..len].iter().map(|v| v.abs().to_bits()).max().unwrap_or(0);
                 assert_eq!(amax_bits(&x[..len]), largest);
-                let (low, high) = min_max(&x[..len]);
+                let (low, high, amax) = min_max_amax(&x[..len]);
+                assert_eq!(amax, largest);
                 assert_eq!(low, x[..len].iter().copied().fold(f32::INFINITY, f32::min));
                 assert_eq!(high, x[..len].iter().copied().fold(f32::NEG_INFINITY, f32::max));
             }

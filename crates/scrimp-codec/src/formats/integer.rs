@@ -134,6 +134,10 @@ impl Integer {
             offset: params.offset,
         })
     }
+
+    fn fast_codes(&self, params: &Params) -> simd::IntCodes {
+        simd::IntCodes { zero: params.zero, bits: self.bits, signed: self.signed() }
+    }
 }
 
 impl Format for Integer {
@@ -311,6 +315,30 @@ impl Format for Integer {
         match self.fast(params) {
             Some(grid) => simd::int_run(&grid, x, rounding, draws),
             None => super::quantize_by_definition(self, x, params, rounding, draws),
+        }
+    }
+
+    fn encode_run(
+        &self,
+        x: &[f32],
+        params: &Params,
+        rounding: Rounding,
+        draws: &[u32],
+        codes: &mut [u32],
+    ) {
+        match self.fast(params) {
+            // A NaN, which becomes zero, is left to the definition.
+            Some(grid) if rounding == Rounding::NearestEven && !x.iter().any(|v| v.is_nan()) => {
+                simd::int_encode(&grid, self.fast_codes(params), x, codes);
+            }
+            _ => super::encode_by_definition(self, x, params, rounding, draws, codes),
+        }
+    }
+
+    fn decode_run(&self, codes: &[u32], params: &Params, out: &mut [f32]) {
+        match self.fast(params) {
+            Some(grid) => simd::int_decode(&grid, self.fast_codes(params), codes, out),
+            None => super::decode_by_definition(self, codes, params, out),
         }
     }
 

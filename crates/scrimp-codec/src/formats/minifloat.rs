@@ -414,6 +414,20 @@ impl Minifloat {
         })
     }
 
+    fn fast_codes(&self) -> simd::FloatCodes {
+        // Infinity comes out of the grid only where it has a code, or where NaN stands for it.
+        let nan = self.nan_code().unwrap_or(0);
+        let has_infinity = self.top == Top::Ieee;
+        simd::FloatCodes {
+            rebias: ((127 - self.bias) << self.mantissa_bits).cast_unsigned(),
+            sign_shift: 32 - self.bits(),
+            max: self.max_code(),
+            infinity: if has_infinity { self.infinity_code() } else { nan },
+            nan,
+            has_infinity,
+        }
+    }
+
     /// What infinity becomes where it is kept: itself, or NaN in a format without it.
     fn infinity_value(&self) -> f32 {
         if self.top == Top::Ieee { f32::INFINITY } else { f32::from_bits(0x7FC0_0000) }
@@ -545,6 +559,33 @@ impl Format for Minifloat {
         match self.fast() {
             Some(grid) => simd::float_run(&grid, x, params.scale, rounding, draws),
             None => super::quantize_by_definition(self, x, params, rounding, draws),
+        }
+    }
+
+    fn encode_run(
+        &self,
+        x: &[f32],
+        params: &Params,
+        rounding: Rounding,
+        draws: &[u32],
+        codes: &mut [u32],
+    ) {
+        match self.fast() {
+            // A NaN without a code, which becomes plain zero, is left to the definition.
+            Some(grid)
+                if rounding == Rounding::NearestEven
+                    && (self.holds_nan() || !x.iter().any(|v| v.is_nan())) =>
+            {
+                simd::float_encode(&grid, self.fast_codes(), x, params.scale, codes);
+            }
+            _ => super::encode_by_definition(self, x, params, rounding, draws, codes),
+        }
+    }
+
+    fn decode_run(&self, codes: &[u32], params: &Params, out: &mut [f32]) {
+        match self.fast() {
+            Some(grid) => simd::float_decode(&grid, self.fast_codes(), codes, params.scale, out),
+            None => super::decode_by_definition(self, codes, params, out),
         }
     }
 

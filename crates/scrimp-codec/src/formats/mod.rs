@@ -199,16 +199,11 @@ pub trait Format: Debug + Send + Sync {
         draws: &[u32],
         codes: &mut [u32],
     ) {
-        for (i, (v, code)) in x.iter().zip(codes).enumerate() {
-            let draw = draws.get(i).copied().unwrap_or(0);
-            *code = self.encode(*v, params, rounding, draw);
-        }
+        encode_by_definition(self, x, params, rounding, draws, codes);
     }
     /// The values of the codes of one group.
     fn decode_run(&self, codes: &[u32], params: &Params, out: &mut [f32]) {
-        for (code, v) in codes.iter().zip(out) {
-            *v = self.decode(*code, params);
-        }
+        decode_by_definition(self, codes, params, out);
     }
     /// Whether the range that [`fit`](Self::fit) needs is only the largest magnitude.
     fn wants_only_amax(&self) -> bool {
@@ -227,6 +222,33 @@ pub(crate) fn quantize_by_definition<F: Format + ?Sized>(
     for (i, v) in x.iter_mut().enumerate() {
         let draw = draws.get(i).copied().unwrap_or(0);
         *v = format.decode(format.encode(*v, params, rounding, draw), params);
+    }
+}
+
+/// The codes of values, element by element.
+pub(crate) fn encode_by_definition<F: Format + ?Sized>(
+    format: &F,
+    x: &[f32],
+    params: &Params,
+    rounding: Rounding,
+    draws: &[u32],
+    codes: &mut [u32],
+) {
+    for (i, (v, code)) in x.iter().zip(codes).enumerate() {
+        let draw = draws.get(i).copied().unwrap_or(0);
+        *code = format.encode(*v, params, rounding, draw);
+    }
+}
+
+/// The values of codes, element by element.
+pub(crate) fn decode_by_definition<F: Format + ?Sized>(
+    format: &F,
+    codes: &[u32],
+    params: &Params,
+    out: &mut [f32],
+) {
+    for (code, v) in codes.iter().zip(out) {
+        *v = format.decode(*code, params);
     }
 }
 
