@@ -2,6 +2,7 @@
 //!
 //! `cargo bench -p scrimp-codec` prints one table for each thread count: every figure is the median of rounds that
 //! alternate between the cases, so that a slow minute of the machine hits all of them alike.
+#![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 use std::hint::black_box;
 use std::time::Instant;

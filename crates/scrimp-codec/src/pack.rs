@@ -55,7 +55,7 @@ pub(crate) fn pack(codes: &[u32], bits: u32, out: &mut [u8]) {
 /// Unpacks the codes from number `first` on, as many as `codes` has room for. The bytes must reach that far.
 pub(crate) fn unpack(bytes: &[u8], bits: u32, first: usize, codes: &mut [u32]) {
     match bits {
-        4 if first % 2 == 0 => {
+        4 if first.is_multiple_of(2) => {
             let bytes = &bytes[first / 2..];
             let (pairs, last) = codes.as_chunks_mut::<2>();
             let count = pairs.len();
@@ -83,8 +83,9 @@ pub(crate) fn unpack(bytes: &[u8], bits: u32, first: usize, codes: &mut [u32]) {
             let mut bytes = bytes[first / 8 * bits as usize + skip / 8..].iter();
             let mut next = || u64::from(bytes.next().copied().unwrap_or(0));
             let (mut window, mut held) = (0, 0);
-            if skip % 8 != 0 {
-                (window, held) = (next() >> (skip % 8), 8 - (skip % 8) as u32);
+            let remainder = low(skip as u64 % 8);
+            if remainder != 0 {
+                (window, held) = (next() >> remainder, 8 - remainder);
             }
             for code in codes {
                 while held < bits {

@@ -74,16 +74,15 @@ impl Stream {
     /// The draws of [`LANES`] consecutive blocks, written so that the compiler can keep a lane per vector element.
     #[inline(always)]
     pub(crate) fn lanes(&self, block: u64, out: &mut [u32; 4 * LANES]) {
-        let mut c = [[0u32; LANES]; 4];
-        for l in 0..LANES {
-            let b = block + l as u64;
-            c[0][l] = low(self.step);
-            c[1][l] = high(self.step);
-            c[2][l] = low(b);
-            c[3][l] = high(b);
-        }
+        let each = |word: fn(u64) -> u32| std::array::from_fn(|l| word(block + l as u64));
+        let mut c: [[u32; LANES]; 4] =
+            [[low(self.step); LANES], [high(self.step); LANES], each(low), each(high)];
         let mut key = self.key;
         for _ in 0..ROUNDS {
+            #[expect(
+                clippy::needless_range_loop,
+                reason = "four arrays are read and written at one place"
+            )]
             for l in 0..LANES {
                 let a = u64::from(MULTIPLIER[0]) * u64::from(c[0][l]);
                 let b = u64::from(MULTIPLIER[1]) * u64::from(c[2][l]);
@@ -94,10 +93,8 @@ impl Stream {
             }
             key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
         }
-        for l in 0..LANES {
-            for (w, words) in c.iter().enumerate() {
-                out[4 * l + w] = words[l] >> 8;
-            }
+        for (l, four) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            *four = [c[0][l] >> 8, c[1][l] >> 8, c[2][l] >> 8, c[3][l] >> 8];
         }
     }
 }

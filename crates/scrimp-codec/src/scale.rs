@@ -64,7 +64,7 @@ impl ScaleFormat {
             Self::F16 => out.copy_from_slice(&f16::from_f32(scale).to_le_bytes()),
             Self::Bf16 => out.copy_from_slice(&bf16::from_f32(scale).to_le_bytes()),
             Self::Pow2 => {
-                out[0] = scale.to_bits().to_be_bytes()[0] << 1 | (scale.to_bits() >> 23 & 1) as u8
+                out[0] = scale.to_bits().to_be_bytes()[0] << 1 | (scale.to_bits() >> 23 & 1) as u8;
             }
         }
     }

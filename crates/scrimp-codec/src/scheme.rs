@@ -15,7 +15,7 @@
 //!
 //! Words may come in any order and are printed in one order, without those that say the default.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::ops;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -211,20 +211,20 @@ impl Scheme {
         let scaling = format.header().scaling;
         if let Some(store) = scaled.scale {
             if scaling == Scaling::OnRequest || scaled.granularity != format.default_granularity() {
-                text += &format!("/{}", scaled.granularity);
+                let _ = write!(text, "/{}", scaled.granularity);
             }
             if scaled.matrix {
                 text += "/matrix";
             }
             if store != ScaleFormat::default() {
-                text += &format!("/scale:{}", store.word());
+                let _ = write!(text, "/scale:{}", store.word());
             }
         }
         if scaled.rounding != format.default_rounding() {
-            text += &format!("/{}", scaled.rounding.word());
+            let _ = write!(text, "/{}", scaled.rounding.word());
         }
         if scaled.nonfinite != NonFinite::default() {
-            text += &format!("/nonfinite:{}", NonFinite::WORDS[scaled.nonfinite as usize].0);
+            let _ = write!(text, "/nonfinite:{}", NonFinite::WORDS[scaled.nonfinite as usize].0);
         }
         Self { text: text.into(), scaled }
     }
@@ -342,12 +342,6 @@ impl Said {
                 format!("write `{name}`"),
             ));
         }
-        fn once<T>(slot: &mut Option<T>, value: T, what: &str) -> Result<(), (String, String)> {
-            match slot.replace(value) {
-                None => Ok(()),
-                Some(_) => Err((format!("the {what} is said twice"), "keep one of the two".into())),
-            }
-        }
         if let Some(granularity) = parse_granularity(text)? {
             return once(&mut self.granularity, granularity, "granularity");
         }
@@ -399,6 +393,14 @@ impl Said {
             None => format!("words for `{name}` are {}", known.collect::<Vec<_>>().join(", ")),
         };
         Err((format!("`{text}` is no word that `{name}` takes"), help))
+    }
+}
+
+/// Fills a slot that must be empty.
+fn once<T>(slot: &mut Option<T>, value: T, what: &str) -> Result<(), (String, String)> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err((format!("the {what} is said twice"), "keep one of the two".into())),
     }
 }
 
@@ -460,12 +462,11 @@ fn unknown_head(head: &str) -> crate::formats::HeadError {
     let near = nearest(head, heads).or_else(|| synonym(head));
     crate::formats::HeadError {
         message: format!("unknown format `{head}`"),
-        help: match near {
-            Some(near) => format!("did you mean `{near}`? `scrimp formats` lists them all"),
-            None => {
-                let all: Vec<&str> = FAMILIES.iter().map(|f| f.syntax()).collect();
-                format!("formats are {}", all.join(", "))
-            }
+        help: if let Some(near) = near {
+            format!("did you mean `{near}`? `scrimp formats` lists them all")
+        } else {
+            let all: Vec<&str> = FAMILIES.iter().map(|f| f.syntax()).collect();
+            format!("formats are {}", all.join(", "))
         },
     }
 }

@@ -4,8 +4,9 @@
 //! body computes the same bits as the definition in [`Format`](crate::Format), which the tests compare it with.
 #![expect(
     unsafe_code,
-    clippy::inline_always,
-    reason = "a wrapper compiled for an instruction set is called after that set was detected, and its body must be inlined into it"
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a wrapper compiled for an instruction set is called after that set was detected; codes and exponents fit their types"
 )]
 
 use std::sync::OnceLock;

@@ -1,5 +1,6 @@
 //! Bits from independent implementations: the scripts in `tools/` wrote the files in `golden/`, whose headers name the
 //! libraries and their versions.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fmt::Debug;
 use std::str::FromStr;

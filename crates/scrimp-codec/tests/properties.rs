@@ -1,4 +1,5 @@
 //! What holds for every scheme: the members of every family, crossed with granularities, scales and roundings.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use proptest::prelude::*;
 use scrimp_codec::formats::{FAMILIES, Scaling};
@@ -227,9 +228,9 @@ fn every_code_of_every_member_is_encoded_as_itself() {
 
 #[test]
 fn threads_and_alignment_change_nothing() {
-    let n = 3 * 50 * 1021 + 1;
+    let n: usize = 3 * 50 * 1021 + 1;
     let x: Vec<f32> =
-        (0..n).map(|i| Stream::new(3, 4).uniform(i as u64).mul_add(8.0, -4.0).powi(3)).collect();
+        (0..n as u64).map(|i| Stream::new(3, 4).uniform(i).mul_add(8.0, -4.0).powi(3)).collect();
     let x = &x[1..]; // no alignment beyond that of a float
     let shape = [3, 50, 1021];
     for text in [

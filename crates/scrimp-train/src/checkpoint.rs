@@ -31,6 +31,12 @@ pub struct Progress {
     pub sums: Sums,
     /// The epochs that are done.
     pub history: Vec<EpochReport>,
+    /// Values so far that were NaN and replaced.
+    #[serde(default)]
+    pub replaced_nans: u64,
+    /// Values so far that were infinite and replaced.
+    #[serde(default)]
+    pub replaced_infinities: u64,
 }
 
 impl Progress {
@@ -44,6 +50,8 @@ impl Progress {
             step: 0,
             sums: Sums::default(),
             history: Vec::new(),
+            replaced_nans: 0,
+            replaced_infinities: 0,
         }
     }
 }
@@ -70,11 +78,11 @@ pub enum CheckpointError {
     #[error(transparent)]
     Tensor(#[from] scrimp_files::TensorError),
     /// It is a tensor file, but no checkpoint.
-    #[error("{path} is no checkpoint of a training run: {reason}")]
+    #[error("{path} is no checkpoint of this run: {reason}")]
     Foreign {
         /// The file.
         path: String,
-        /// What is missing.
+        /// What is missing or wrong.
         reason: String,
     },
     /// The recipe is not the one of the checkpoint.
@@ -154,7 +162,7 @@ fn to_tensor(group: &str, t: &NamedTensor) -> Result<Tensor, scrimp_files::Tenso
     Tensor::from_f32(format!("{group}.{}", t.name), t.shape.clone(), Dtype::F32, &t.values)
 }
 
-fn foreign(path: &Path, reason: impl ToString) -> CheckpointError {
+pub(crate) fn foreign(path: &Path, reason: impl std::fmt::Display) -> CheckpointError {
     CheckpointError::Foreign { path: path.display().to_string(), reason: reason.to_string() }
 }
 

@@ -118,24 +118,20 @@ pub(crate) fn map_values<const D: usize>(
     change: impl FnOnce(&mut [f32]),
 ) -> Tensor<D> {
     let device = x.device();
-    match x.clone().try_into_primitive::<Flex>() {
-        Ok(mut p) => {
-            // The second handle would make the storage shared, and `storage_mut` copy it.
-            drop(x);
-            if !(p.is_contiguous() && p.layout().start_offset() == 0) {
-                p = p.to_contiguous();
-            }
-            let count = p.shape().num_elements();
-            change(&mut p.storage_mut::<f32>()[..count]);
-            Tensor::from_primitive::<Flex>(p)
+    if let Ok(mut p) = x.clone().try_into_primitive::<Flex>() {
+        // The second handle would make the storage shared, and `storage_mut` copy it.
+        drop(x);
+        if !(p.is_contiguous() && p.layout().start_offset() == 0) {
+            p = p.to_contiguous();
         }
-        Err(_) => {
-            let shape = x.shape();
-            let mut values = values_of(x);
-            change(&mut values);
-            Tensor::from_data(TensorData::new(values, shape), &device)
-        }
+        let count = p.shape().num_elements();
+        change(&mut p.storage_mut::<f32>()[..count]);
+        return Tensor::from_primitive::<Flex>(p);
     }
+    let shape = x.shape();
+    let mut values = values_of(x);
+    change(&mut values);
+    Tensor::from_data(TensorData::new(values, shape), &device)
 }
 
 /// Lets `look` see the values of a tensor that does not track gradients, row-major, without a copy where the device's

@@ -57,6 +57,10 @@ impl GradientTaps {
 ///
 /// # Source
 /// Pascanu et al. 2013, arXiv:1211.5063; the factor is that of `torch.nn.utils.clip_grad_norm_`.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a factor is rounded to f32 like all numbers of training"
+)]
 pub fn clip<M: Module>(module: &M, grads: &mut GradientsParams, norm: f64, limit: f64) {
     let factor = (limit / (norm + 1e-6)) as f32;
     if factor < 1.0 {

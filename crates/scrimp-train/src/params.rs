@@ -71,6 +71,38 @@ pub fn tensors<M: Module>(module: &M) -> Vec<NamedTensor> {
     collect.found
 }
 
+/// The first value that is not finite, among trained parameters or among all: its tensor's name, its index, and itself.
+pub(crate) fn not_finite<M: Module>(module: &M, only_trained: bool) -> Option<(String, usize, f32)> {
+    struct Search {
+        path: Path,
+        only_trained: bool,
+        found: Option<(String, usize, f32)>,
+    }
+    impl ModuleVisitor for Search {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.exit();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let tensor = param.base();
+            if self.found.is_some() || (self.only_trained && !tensor.is_require_grad()) {
+                return;
+            }
+            let at = |values: &[f32]| {
+                let index = values.iter().position(|v| !v.is_finite())?;
+                Some((index, values[index]))
+            };
+            let found = engine::with_values(tensor.without_autodiff(), at);
+            self.found = found.map(|(index, value)| (self.path.name(), index, value));
+        }
+    }
+    let mut search = Search { path: Path::default(), only_trained, found: None };
+    module.visit(&mut search);
+    search.found
+}
+
 /// What loading did with every key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {

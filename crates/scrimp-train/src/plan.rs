@@ -1,5 +1,7 @@
 //! The plan: what every tensor of a network is held in, and which rule says so.
 
+use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -8,6 +10,7 @@ use serde::Serialize;
 
 use crate::engine;
 use crate::models::Network;
+use crate::params;
 use crate::role::Role;
 use crate::rules::{Matcher, Rule};
 use crate::tap::{Point, Scope, Session, Site};
@@ -206,8 +209,24 @@ pub(crate) fn build<N: Network>(
     N::accepts(image).map_err(|valid| PlanError::Image { model: N::NAME, image, valid })?;
     let device = engine::device(&request.device)?;
     let net = N::build(image, request.classes, scope, &device);
+    check_paths(&net, scope);
     net.forward(Tensor::zeros([1, image[0], image[1], image[2]], &device));
     Ok((net, device))
+}
+
+/// Checks that every layer stands in the network at the path that its scope has: gradients and stored weights are found
+/// by it.
+fn check_paths<N: Network>(net: &N, scope: &Scope) {
+    let names: BTreeSet<String> = params::tensors(net).into_iter().map(|t| t.name).collect();
+    for site in scope.sites() {
+        let name = format!("{}.weight", site.path);
+        assert!(
+            names.contains(&name),
+            "the scope `{}` of `{}` is not the path of its field",
+            site.path,
+            N::NAME
+        );
+    }
 }
 
 /// How many parameters no tap sees.
@@ -314,7 +333,7 @@ pub(crate) fn layer_help(pattern: &str, paths: &[&str]) -> String {
     const SHOWN: usize = 12;
     let mut list = paths.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
     if paths.len() > SHOWN {
-        list += &format!(", ... ({} in all)", paths.len());
+        let _ = write!(list, ", ... ({} in all)", paths.len());
     }
     // A glob's own characters are kept, so that `clasifier.*` suggests `classifier*`.
     let stem = pattern.trim_end_matches(['*', '.', '$']);

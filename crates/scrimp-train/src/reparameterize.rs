@@ -51,46 +51,6 @@ pub fn round_weights<M: Module>(
         matchers.push((matcher, key, scheme));
     }
 
-    struct Rounding<'a> {
-        matchers: &'a [(Matcher, &'static str, &'a Scheme)],
-        session: &'a Arc<Session>,
-        paths: Vec<String>,
-        claimed: Vec<(String, Scheme)>,
-        error: Option<PlanError>,
-    }
-    impl Reparameterizer for &mut Rounding<'_> {
-        type Reparam = RoundedWeight;
-
-        fn reparameterize<const D: usize>(
-            &mut self,
-            path: &str,
-            param: Param<Tensor<D>>,
-        ) -> (Param<Tensor<D>>, Option<RoundedWeight>) {
-            if D < 2 {
-                return (param, None);
-            }
-            self.paths.push(path.to_owned());
-            let last = self.matchers.iter().enumerate().rfind(|(_, (m, ..))| m.matches(path));
-            let Some((i, (_, key, scheme))) = last else { return (param, None) };
-            let shape = param.lazy_shape();
-            let scheme = scheme.for_weight(shape.as_slice());
-            if let Err(problem) = scheme.check(shape.as_slice()) {
-                self.error.get_or_insert(PlanError::Shape {
-                    rule: i + 1,
-                    key,
-                    scheme: scheme.to_string(),
-                    role: crate::Role::Weight,
-                    layer: path.to_owned(),
-                    problem,
-                });
-                return (param, None);
-            }
-            self.claimed.push((path.to_owned(), scheme.clone()));
-            let point = Point::new(path.to_owned(), Some(scheme), self.session);
-            (param, Some(RoundedWeight { point: Arc::new(point) }))
-        }
-    }
-
     let mut rounding = Rounding {
         matchers: &matchers,
         session,
@@ -111,4 +71,48 @@ pub fn round_weights<M: Module>(
         }
     }
     Ok((module, claimed))
+}
+
+/// A rule's layers, the key that gave its scheme, and the scheme.
+type Claim<'a> = (Matcher, &'static str, &'a Scheme);
+
+/// Attaches the rounding that the last matching rule asks for.
+struct Rounding<'a> {
+    matchers: &'a [Claim<'a>],
+    session: &'a Arc<Session>,
+    paths: Vec<String>,
+    claimed: Vec<(String, Scheme)>,
+    error: Option<PlanError>,
+}
+impl Reparameterizer for &mut Rounding<'_> {
+    type Reparam = RoundedWeight;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<RoundedWeight>) {
+        if D < 2 {
+            return (param, None);
+        }
+        self.paths.push(path.to_owned());
+        let last = self.matchers.iter().enumerate().rfind(|(_, (m, ..))| m.matches(path));
+        let Some((i, (_, key, scheme))) = last else { return (param, None) };
+        let shape = param.lazy_shape();
+        let scheme = scheme.for_weight(shape.as_slice());
+        if let Err(problem) = scheme.check(shape.as_slice()) {
+            self.error.get_or_insert(PlanError::Shape {
+                rule: i + 1,
+                key,
+                scheme: scheme.to_string(),
+                role: crate::Role::Weight,
+                layer: path.to_owned(),
+                problem,
+            });
+            return (param, None);
+        }
+        self.claimed.push((path.to_owned(), scheme.clone()));
+        let point = Point::new(path.to_owned(), Some(scheme), self.session);
+        (param, Some(RoundedWeight { point: Arc::new(point) }))
+    }
 }

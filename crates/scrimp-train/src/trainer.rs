@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::Tally;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Progress};
+use crate::checkpoint::{self, Checkpoint, CheckpointError, Progress};
 use crate::data::{Augment, DataError, Images, Loader, Splits, epoch_order};
 use crate::engine;
 use crate::gradients::{self, GradientTaps};
@@ -159,7 +159,7 @@ pub struct Outcome {
 pub enum TrainError {
     /// The rules do not fit.
     #[error(transparent)]
-    Plan(#[from] PlanError),
+    Plan(Box<PlanError>),
     /// The data do not fit the job.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -198,6 +198,12 @@ pub enum TrainError {
         /// The first tensor that went wrong.
         what: String,
     },
+}
+
+impl From<PlanError> for TrainError {
+    fn from(e: PlanError) -> Self {
+        Self::Plan(Box::new(e))
+    }
 }
 
 fn list(names: &[String]) -> String {
@@ -258,10 +264,16 @@ pub(crate) fn train<N: Network>(
     if let Some(save) = job.checkpoint.as_ref().filter(|c| c.resume && c.path.exists()) {
         let saved = Checkpoint::load(&save.path, &job.identity)?;
         let path = save.path.display().to_string();
-        net = params::load(net, saved.model)
-            .map_err(|mismatch| TrainError::Weights { path, mismatch })?
-            .0;
-        run.optimizer.restore(saved.progress.step, saved.optimizer);
+        let (with, report) = params::load(net, saved.model)
+            .map_err(|mismatch| TrainError::Weights { path: path.clone(), mismatch })?;
+        let LoadReport { missing, unexpected, .. } = report;
+        if !(missing.is_empty() && unexpected.is_empty()) {
+            return Err(TrainError::Keys { path, missing, unexpected });
+        }
+        net = with;
+        run.optimizer
+            .restore(saved.progress.step, &net, saved.optimizer)
+            .map_err(|e| checkpoint::foreign(&save.path, e))?;
         run.progress = saved.progress;
     }
     let (net, finished) = run.epochs(net, observer)?;
@@ -274,7 +286,7 @@ pub(crate) fn train<N: Network>(
         loaded,
         step_seconds: median(&mut run.seconds),
         steps: run.progress.step,
-        tally: run.session.tally(),
+        tally: run.tally(),
         history: run.progress.history,
     })
 }
@@ -300,6 +312,12 @@ struct Run<'a> {
 impl Run<'_> {
     fn steps_per_epoch(&self) -> u64 {
         self.job.splits.train.len().div_ceil(self.job.plan.batch) as u64
+    }
+
+    /// What was replaced, by this process and by those before.
+    fn tally(&self) -> Tally {
+        let Progress { replaced_nans: nans, replaced_infinities: infinities, .. } = self.progress;
+        self.session.tally().join(Tally { nans, infinities })
     }
 
     /// Runs the epochs that are left. `false` if the observer asked to stop.
@@ -368,8 +386,13 @@ impl Run<'_> {
 
     fn save<N: Network>(&self, net: &N) -> Result<(), CheckpointError> {
         let Some(CheckpointJob { path, .. }) = &self.job.checkpoint else { return Ok(()) };
+        let Tally { nans, infinities } = self.tally();
         let checkpoint = Checkpoint {
-            progress: self.progress.clone(),
+            progress: Progress {
+                replaced_nans: nans,
+                replaced_infinities: infinities,
+                ..self.progress.clone()
+            },
             model: params::tensors(net),
             optimizer: self.optimizer.state(),
         };
@@ -417,6 +440,12 @@ impl Run<'_> {
     /// Repeats a step with every tap on the watch, to name the first tensor that goes wrong.
     fn diagnose<N: Network>(&self, net: &N, x: &Tensor<4>, labels: &[u8], loss: f64) -> TrainError {
         let known = self.session.take_problem();
+        // A parameter is there before anything that is computed from it. Running statistics are not looked at: this step
+        // changed them.
+        if let Some((name, index, value)) = params::not_finite(net, true) {
+            let what = format!("{name}: element {index} is {value}");
+            return TrainError::Diverged { step: self.progress.step, loss, what };
+        }
         self.session.set_audit(true);
         let logits = net.forward(x.clone());
         let smoothing = self.job.label_smoothing;
@@ -434,6 +463,21 @@ impl Run<'_> {
         TrainError::Diverged { step: self.progress.step, loss, what }
     }
 
+    /// The first tensor that went wrong in an evaluation, and how.
+    fn diagnose_evaluation<N: Network>(&self, net: &N, x: Tensor<4>) -> String {
+        let known = self.session.take_problem();
+        if let Some((name, index, value)) = params::not_finite(net, false) {
+            return format!("{name}: element {index} is {value} (in evaluation)");
+        }
+        self.session.set_audit(true);
+        net.forward(x);
+        self.session.set_audit(false);
+        match self.session.take_problem().or(known) {
+            Some(Problem { tensor, what, .. }) => format!("{tensor}: {what} (in evaluation)"),
+            None => "the loss in evaluation; every tapped tensor before it is finite".into(),
+        }
+    }
+
     /// The score on images, in the training batch size, without augmentation.
     fn evaluate<N: Network>(&self, net: &N, images: &Images) -> Result<Score, TrainError> {
         let Splits { mean, std, .. } = self.job.splits;
@@ -442,16 +486,19 @@ impl Run<'_> {
         let device = self.device.clone().inner();
         let all: Vec<u32> = (0..u32::try_from(images.len()).unwrap_or(u32::MAX)).collect();
         let mut sums = Sums::default();
+        // The random numbers are those of the last step, also in a run that resumes after it.
+        self.session.set_step(self.progress.step.saturating_sub(1));
         for indices in all.chunks(self.job.plan.batch) {
             let labels: Vec<u8> = loader.labels(indices).collect();
-            let logits = net.forward(batch(&loader, indices, 0, &device));
+            let x = batch(&loader, indices, 0, &device);
+            let logits = net.forward(x.clone());
             let loss = cross_entropy(logits.clone(), &labels, 0.0, &device).into_scalar::<f32>();
             sums.loss += f64::from(loss) * indices.len() as f64;
             sums.correct += engine::with_values(logits, |l| correct(l, &labels)) as u64;
             sums.images += indices.len() as u64;
-            if let Some(Problem { tensor, what, .. }) = self.session.problem() {
+            if !loss.is_finite() || self.session.problem().is_some() {
                 let (step, loss) = (self.progress.step, f64::from(loss));
-                let what = format!("{tensor}: {what} (in evaluation)");
+                let what = self.diagnose_evaluation(&net, x);
                 return Err(TrainError::Diverged { step, loss, what });
             }
         }

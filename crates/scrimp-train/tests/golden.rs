@@ -1,5 +1,6 @@
 //! What PyTorch gives: taps at all eight points, optimizers, schedules, losses and clipping. The scripts in `tools/` wrote
 //! the files in `golden/`, whose headers name the versions.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 
@@ -51,7 +52,9 @@ fn plus_zero(values: Vec<f32>) -> Vec<f32> {
 
 #[test]
 fn the_eight_points_of_a_layer_round_as_an_autograd_function_of_pytorch_does() {
-    let mut cases: BTreeMap<(&str, &str), BTreeMap<&str, (Vec<usize>, Vec<f32>)>> = BTreeMap::new();
+    /// Shape and values of a tensor.
+    type Values = (Vec<usize>, Vec<f32>);
+    let mut cases: BTreeMap<(&str, &str), BTreeMap<&str, Values>> = BTreeMap::new();
     for row in rows(include_str!("golden/eight_points.csv")) {
         let [case, schemes, tensor, dims, values] = row[..] else { panic!("{row:?}") };
         cases.entry((case, schemes)).or_default().insert(tensor, (shape(dims), floats(values)));

@@ -19,9 +19,11 @@ pub struct Recipe {
     /// Seed of first values, data order, augmentation and stochastic rounding.
     #[serde(default = "seed")]
     pub seed: u32,
-    /// The network: mlp, lenet or resnet20.
+    /// The network.
+    #[schemars(schema_with = "model_schema")]
     pub model: String,
-    /// The data set: digits, mnist, fashion-mnist, cifar10 or cifar10-jpeg.
+    /// The data set.
+    #[schemars(schema_with = "data_schema")]
     pub data: String,
     /// Epochs. With 0 the network is only evaluated, which makes sense with `weights`.
     pub epochs: u64,
@@ -85,6 +87,16 @@ pub struct VariantConfig {
     /// Rules after those of the recipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quantize: Vec<Rule>,
+}
+
+fn model_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let names: Vec<&str> = models::MODELS.iter().map(|m| m.name).collect();
+    schemars::json_schema!({ "type": "string", "enum": names })
+}
+
+fn data_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let names: Vec<&str> = data::DATA_SETS.iter().map(|d| d.name()).collect();
+    schemars::json_schema!({ "type": "string", "enum": names })
 }
 
 fn seed() -> u32 {
@@ -191,6 +203,8 @@ pub struct Source {
     /// The recipe.
     pub recipe: Recipe,
     text: String,
+    /// What errors call the text.
+    shown: PathBuf,
 }
 
 impl Source {
@@ -211,11 +225,15 @@ impl Source {
         if path.extension().is_some_and(|e| e == "json") {
             text = json_to_toml(&text).map_err(at)?;
         }
+        let mut shown = path.to_owned();
         if !settings.is_empty() {
             text = with_settings(&text, settings).map_err(at)?;
+            // Places are now those in the text after the changes, which is not the file's.
+            shown.as_mut_os_string().push(" with --set");
         }
-        let recipe = Recipe::from_toml(&text).map_err(at)?;
-        let source = Self { path: path.to_owned(), recipe, text };
+        let recipe =
+            Recipe::from_toml(&text).map_err(|e| RecipeError { path: Some(shown.clone()), ..e })?;
+        let source = Self { path: path.to_owned(), recipe, text, shown };
         source.check()?;
         Ok(source)
     }
@@ -281,7 +299,7 @@ impl Source {
     /// An error that points at a key.
     pub fn error(&self, keys: &[&str], message: String) -> RecipeError {
         let place = find_span(&self.text, keys).map(|span| Place::new(&self.text, span));
-        RecipeError { path: Some(self.path.clone()), place, message, help: None }
+        RecipeError { path: Some(self.shown.clone()), place, message, help: None }
     }
 
     /// The plan of a variant; rules that do not fit are shown where they stand.
@@ -371,9 +389,9 @@ impl Variant {
     ///
     /// # Panics
     /// If the recipe's model or data set does not exist, which [`Source::read`] has checked.
-    pub fn plan(&self, recipe: &Recipe, device: &str) -> Result<Plan, PlanError> {
+    pub fn plan(&self, recipe: &Recipe, device: &str) -> Result<Plan, Box<PlanError>> {
         let model = models::find(&recipe.model).expect("the model was checked");
-        (model.plan)(&self.request(recipe, device))
+        (model.plan)(&self.request(recipe, device)).map_err(Box::new)
     }
 
     pub(crate) fn request(&self, recipe: &Recipe, device: &str) -> PlanRequest {
@@ -475,6 +493,11 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), Str
         table.insert(first.to_owned(), value);
         return Ok(());
     };
+    if !table.contains_key(first)
+        && rest.split('.').next().is_some_and(|k| k.parse::<usize>().is_ok())
+    {
+        return Err(format!("the recipe has no list `{first}`"));
+    }
     match table.entry(first).or_insert_with(|| toml::Table::new().into()) {
         toml::Value::Table(inner) => set(inner, rest, value),
         toml::Value::Array(list) => {

@@ -14,7 +14,7 @@
 //!     result.json               accuracy, loss, time; written last
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -223,14 +223,14 @@ pub enum RunError {
     #[error(transparent)]
     File(#[from] FileError),
     /// A run.
-    #[error("run `{variant}`, seed {seed}: {source}")]
+    #[error("run `{variant}`, seed {seed}: {problem}")]
     Train {
         /// The variant.
         variant: String,
         /// The seed.
         seed: u32,
         /// What went wrong.
-        source: TrainError,
+        problem: Box<TrainError>,
     },
     /// The folder to resume is none, or belongs to another recipe.
     #[error("{folder}: {reason}")]
@@ -251,7 +251,10 @@ pub enum RunError {
 /// A run folder that does not exist yet: `runs/NAME-1`, or the first number that is free.
 pub fn new_folder(runs: &Path, recipe: &Path) -> PathBuf {
     let name = recipe.file_stem().unwrap_or_default().to_string_lossy();
-    (1u32..).map(|n| runs.join(format!("{name}-{n}"))).find(|p| !p.exists()).unwrap_or_default()
+    (1..u32::MAX)
+        .map(|n| runs.join(format!("{name}-{n}")))
+        .find(|p| !p.exists())
+        .unwrap_or_default()
 }
 
 /// Carries out a recipe.
@@ -437,8 +440,9 @@ impl OneRun<'_> {
         };
         let train = models::find(&recipe.model).expect("the model was checked").train;
         let metrics = self.request.folder.join("metrics.jsonl");
-        let mut observer = Relay { id, watch, metrics, error: None };
-        let outcome = train(&job, &mut observer).map_err(|source| self.failed(source))?;
+        let written = if *resume { written_metrics(&metrics)? } else { BTreeSet::new() };
+        let mut observer = Relay { id, watch, metrics, written, error: None };
+        let outcome = train(&job, &mut observer).map_err(|problem| self.failed(problem))?;
         if let Some(e) = observer.error {
             return Err(e.into());
         }
@@ -450,12 +454,14 @@ impl OneRun<'_> {
         Ok(result)
     }
 
-    fn failed(&self, source: TrainError) -> RunError {
-        match source {
+    fn failed(&self, problem: TrainError) -> RunError {
+        match problem {
             TrainError::Checkpoint(CheckpointError::File(e)) => RunError::File(e),
-            source => {
-                RunError::Train { variant: self.variant.name.clone(), seed: self.seed, source }
-            }
+            problem => RunError::Train {
+                variant: self.variant.name.clone(),
+                seed: self.seed,
+                problem: Box::new(problem),
+            },
         }
     }
 
@@ -582,9 +588,12 @@ fn pack(path: &Path, outcome: &Outcome, seed: u32) -> Result<(), FileError> {
     let plan = scrimp_files::Plan::new(entries, &BTreeMap::new()).map_err(problem)?;
     plan.write(path, |place, bytes| {
         let tensor = &outcome.model[place];
-        match &plan.entries()[place].storage {
-            Storage::Packed { scheme } => {
-                let stream = Stream::named(seed, &tensor.name).at_step(outcome.steps);
+        match (&plan.entries()[place].storage, planned(&tensor.name)) {
+            (Storage::Packed { scheme }, Some(p)) => {
+                // The random numbers of the tap in the last step, so that stochastic rounding stores the weights that
+                // were evaluated.
+                let name = format!("{}.{}", p.layer, p.role);
+                let stream = Stream::named(seed, &name).at_step(outcome.steps.saturating_sub(1));
                 scheme.encode(&tensor.values, &tensor.shape, &stream, bytes).map_err(
                     |problem| FileError::Encode {
                         path: path.to_owned(),
@@ -599,11 +608,28 @@ fn pack(path: &Path, outcome: &Outcome, seed: u32) -> Result<(), FileError> {
     })
 }
 
+/// The lines of a metrics file. What a run wrote of a line when it was killed is cut off.
+fn written_metrics(path: &Path) -> Result<BTreeSet<String>, FileError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(e) => return Err(FileError::io("read", path, e)),
+    };
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    if whole < text.len() {
+        write(path, &text.as_bytes()[..whole])?;
+    }
+    Ok(text[..whole].lines().map(str::to_owned).collect())
+}
+
 /// Passes a run's events on, and writes the metrics.
 struct Relay<'a> {
     id: &'a RunId,
     watch: &'a mut dyn Watch,
     metrics: PathBuf,
+    /// The lines that an earlier part of the run wrote. A run that was killed before it saved an epoch does it again, and
+    /// comes to the same line.
+    written: BTreeSet<String>,
     error: Option<FileError>,
 }
 
@@ -618,13 +644,16 @@ impl Observer for Relay<'_> {
 
     fn epoch(&mut self, report: &EpochReport) {
         let line =
-            serde_json::json!({"variant": self.id.variant, "seed": self.id.seed, "epoch": report});
+            serde_json::json!({"variant": self.id.variant, "seed": self.id.seed, "epoch": report})
+                .to_string();
         let append = || {
             let mut file =
                 std::fs::OpenOptions::new().create(true).append(true).open(&self.metrics)?;
             file.write_all(format!("{line}\n").as_bytes())
         };
-        if let Err(e) = append() {
+        if !self.written.contains(&line)
+            && let Err(e) = append()
+        {
             self.error.get_or_insert(FileError::io("write", &self.metrics, e));
         }
         self.watch.epoch(self.id, report);

@@ -6,6 +6,10 @@
 //! Arithmetic as ONNX `QuantizeLinear` (true division by the stored scale, ties to even). `full` and `deepspeed`:
 //! DeepSpeed's `SymQuantizer` and `AsymQuantizer`; `qml`: QML's `IntQuantizer`. Differs: a constant group decodes exactly
 //! in every variant (the originals divide by zero), and a scale is never zero.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "codes have at most 16 bits, and values are rounded to f32 as the formulas say"
+)]
 
 use std::sync::Arc;
 
@@ -91,16 +95,14 @@ fn parse(prefix: &str, variant: Variant, head: &str) -> Option<Result<Arc<dyn Fo
         return None;
     }
     let bits = digits.parse().ok().filter(|k| (1..=16).contains(k));
-    Some(match bits {
-        Some(bits) => Ok(Arc::new(Integer { bits, variant })),
-        None => {
-            let nearest = if digits.trim_start_matches('0').is_empty() { 2 } else { 16 };
-            Err(HeadError {
-                message: format!("`{head}`: an integer has 1 to 16 bits"),
-                help: format!("the nearest is {prefix}{nearest}"),
-            })
-        }
-    })
+    let Some(bits) = bits else {
+        let nearest = if digits.trim_start_matches('0').is_empty() { 2 } else { 16 };
+        return Some(Err(HeadError {
+            message: format!("`{head}`: an integer has 1 to 16 bits"),
+            help: format!("the nearest is {prefix}{nearest}"),
+        }));
+    };
+    Some(Ok(Arc::new(Integer { bits, variant })))
 }
 
 impl Integer {

@@ -255,11 +255,5 @@ pub(crate) fn decode_by_definition<F: Format + ?Sized>(
 /// Keeps a decoded value finite: a scale near the top of `f32` can push the product past it.
 #[inline(always)]
 pub(crate) fn finite(x: f32) -> f32 {
-    if x > f32::MAX {
-        f32::MAX
-    } else if x < -f32::MAX {
-        -f32::MAX
-    } else {
-        x
-    }
+    x.clamp(-f32::MAX, f32::MAX)
 }

@@ -16,11 +16,12 @@ pub enum Init {
     /// Uniform in `+-1/sqrt(fan_in)`, weight and bias, as PyTorch does by default.
     #[default]
     Uniform,
-    /// Normal with variance `2/fan_in` (He et al. 2015, arXiv:1502.01852), as the CIFAR ResNets use; a bias is uniform.
+    /// Normal with variance `2/fan_in` (He et al. 2015, arXiv:1502.01852), as the residual networks for CIFAR use; a bias is uniform.
     KaimingNormal,
 }
 
 impl Init {
+    #[expect(clippy::cast_possible_truncation, reason = "a first value is rounded to f32")]
     fn weight<const D: usize>(
         self,
         shape: [usize; D],

@@ -10,11 +10,11 @@ use super::Network;
 use crate::layers::{Conv2d, Conv2dOptions, Linear};
 use crate::tap::Scope;
 
-/// Two 5x5 convolutions (1-6-16 channels, padded) with ReLU and 2x2 max pooling, then 784-120-84-classes.
+/// Two 5x5 convolutions (1-6-16 channels, padded) with `ReLU` and 2x2 max pooling, then 784-120-84-classes.
 ///
 /// # Source
 /// `LeCun` et al. 1998, "Gradient-based learning applied to document recognition"; widths as in QML. Differs from 1998 in
-/// padding (so that 28x28 images give 784 features), max pooling and ReLU.
+/// padding (so that 28x28 images give 784 features), max pooling and `ReLU`.
 #[derive(Module, Debug)]
 pub struct LeNet {
     conv1: Conv2d,

@@ -8,7 +8,7 @@ use super::Network;
 use crate::layers::Linear;
 use crate::tap::Scope;
 
-/// Three fully connected layers with ReLU between them.
+/// Three fully connected layers with `ReLU` between them.
 ///
 /// The widths 256 and 128 are small enough for seconds of training and enough for 98 % on MNIST.
 #[derive(Module, Debug)]

@@ -43,6 +43,10 @@ fn epsilon() -> f64 {
 
 impl Adam {
     /// One update. `decoupled`: the decay shrinks the weight itself.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "options are rounded to f32, in which weights are kept"
+    )]
     pub(super) fn update(
         &self,
         lr: f64,

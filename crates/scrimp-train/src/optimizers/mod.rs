@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::engine;
-use crate::params::{NamedTensor, Path};
+use crate::params::{self, NamedTensor, Path};
 
 pub use adam::Adam;
 pub use schedule::Schedule;
@@ -153,21 +153,61 @@ impl Optimizer {
             .collect()
     }
 
-    /// Takes up the state that [`state`](Self::state) gave after `step` updates.
-    pub fn restore(&mut self, step: u64, state: impl IntoIterator<Item = NamedTensor>) {
-        self.step = step;
-        let mut all: BTreeMap<String, NamedTensor> =
-            state.into_iter().map(|t| (t.name.clone(), t)).collect();
-        let names: Vec<String> =
-            all.keys().filter_map(|k| k.strip_suffix(".m").map(str::to_owned)).collect();
-        for name in names {
-            let moments = MOMENTS
-                .iter()
-                .filter_map(|key| all.remove(&format!("{name}.{key}")).map(|t| t.values))
-                .collect();
-            self.state.insert(name, moments);
+    /// Takes up the state that [`state`](Self::state) gave after `step` updates of `module`.
+    ///
+    /// # Errors
+    /// If a tensor is no moment that this optimizer keeps of a parameter of the module; the optimizer is then unchanged.
+    pub fn restore<M: Module>(
+        &mut self,
+        step: u64,
+        module: &M,
+        state: impl IntoIterator<Item = NamedTensor>,
+    ) -> Result<(), StateError> {
+        let error = |name: &str, reason: &str| {
+            Err(StateError { name: name.to_owned(), reason: reason.to_owned() })
+        };
+        let counts: BTreeMap<String, usize> =
+            params::tensors(module).into_iter().map(|t| (t.name, t.values.len())).collect();
+        let kept = &MOMENTS[..self.config.moments()];
+        let mut all: BTreeMap<String, Vec<Option<Vec<f32>>>> = BTreeMap::new();
+        for NamedTensor { name, values, .. } in state {
+            let parts = name.rsplit_once('.').and_then(|(parameter, key)| {
+                Some((parameter, kept.iter().position(|k| *k == key)?))
+            });
+            let Some((parameter, place)) = parts else {
+                return error(&name, "it is no moment that this optimizer keeps");
+            };
+            match counts.get(parameter) {
+                None => return error(&name, "the network has no such parameter"),
+                Some(count) if *count != values.len() => {
+                    return error(&name, "its length is not that of the parameter");
+                }
+                Some(_) => {}
+            }
+            let moments = all.entry(parameter.to_owned()).or_insert_with(|| vec![None; kept.len()]);
+            moments[place] = Some(values);
         }
+        let mut whole = BTreeMap::new();
+        for (name, moments) in all {
+            let Some(moments) = moments.into_iter().collect::<Option<Vec<_>>>() else {
+                return error(&name, "one of its moments is missing");
+            };
+            whole.insert(name, moments);
+        }
+        self.state = whole;
+        self.step = step;
+        Ok(())
     }
+}
+
+/// A saved state that does not belong to an optimizer or a network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{name}` cannot be taken up: {reason}")]
+pub struct StateError {
+    /// The tensor.
+    pub name: String,
+    /// Why.
+    pub reason: String,
 }
 
 struct Update<'a> {
@@ -259,9 +299,10 @@ mod tests {
             let run = |range: std::ops::Range<usize>| {
                 let mut w = start[range.clone()].to_vec();
                 let mut moments = vec![vec![0.0; w.len()]; config.moments()];
-                for step in 1..=3 {
-                    let g: Vec<f32> = range.clone().map(|i| value(i * 7 + step as usize)).collect();
-                    config.update(0.01, step, &mut w, &g, &mut moments);
+                for step in 1..=3u8 {
+                    let g: Vec<f32> =
+                        range.clone().map(|i| value(i * 7 + usize::from(step))).collect();
+                    config.update(0.01, step.into(), &mut w, &g, &mut moments);
                 }
                 w
             };

@@ -34,6 +34,10 @@ impl Default for Sgd {
 
 impl Sgd {
     /// One update; `m` is empty without momentum.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "options are rounded to f32, in which weights are kept"
+    )]
     pub(super) fn update(&self, lr: f64, step: u64, w: &mut [f32], g: &[f32], m: &mut [f32]) {
         let (lr, mu, decay) = (lr as f32, self.momentum as f32, self.weight_decay as f32);
         if m.is_empty() {

@@ -53,19 +53,23 @@ impl PlanCommand {
     pub fn run(self, ui: &Ui) -> anyhow::Result<()> {
         let source = self.recipe.read()?;
         let variants = chosen(&source, self.variant.as_deref())?;
-        for (i, variant) in variants.iter().enumerate() {
-            let plan = source.plan(variant, &self.recipe.device)?;
+        // All of them first: a table above an error would look like an answer.
+        let plans = variants
+            .iter()
+            .map(|v| Ok((v, source.plan(v, &self.recipe.device)?)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        for (i, (variant, plan)) in plans.iter().enumerate() {
             if self.json {
-                json(ui, variant, &plan)?;
+                json(ui, variant, plan)?;
                 continue;
             }
             if i > 0 {
                 ui.say("")?;
             }
-            if variants.len() > 1 || !source.recipe.variant.is_empty() {
+            if !source.recipe.variant.is_empty() {
                 ui.say_bold(&format!("variant {}", variant.name))?;
             }
-            show(ui, variant, &plan)?;
+            show(ui, variant, plan)?;
         }
         Ok(())
     }
@@ -114,19 +118,13 @@ fn show(ui: &Ui, variant: &Variant, plan: &Plan) -> anyhow::Result<()> {
     }
     ui.table(&table)?;
     let layers = plan.tensors.iter().filter(|t| t.role == Role::Weight).count();
-    let count = |status| plan.tensors.iter().filter(|t| t.status == status).count();
-    let claimed = plan.tensors.iter().filter(|t| t.rule.is_some()).count();
+    let computed = || plan.tensors.iter().filter(|t| t.status != Status::NotComputed);
+    let claimed = computed().filter(|t| t.rule.is_some()).count();
     ui.say(format_args!(
         "{} · {} · {claimed} claimed by a rule, {} left f32 · 0 skipped",
         ui::count(layers as u64, "layer"),
-        ui::count((plan.tensors.len() - count(Status::NotComputed)) as u64, "tensor"),
-        plan.tensors.len()
-            - claimed
-            - plan
-                .tensors
-                .iter()
-                .filter(|t| t.status == Status::NotComputed && t.rule.is_none())
-                .count(),
+        ui::count(computed().count() as u64, "tensor"),
+        computed().count() - claimed,
     ))?;
     let parameters = plan.total(Role::Weight).join(plan.total(Role::Bias));
     let activations = plan.total(Role::Input).join(plan.total(Role::Output));

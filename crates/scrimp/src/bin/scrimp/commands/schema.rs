@@ -14,6 +14,7 @@ use crate::ui::Ui;
 pub struct Schema {}
 
 impl Schema {
+    #[expect(clippy::unused_self, reason = "every command is called alike")]
     pub fn run(self, ui: &Ui) -> anyhow::Result<()> {
         let schema = schemars::schema_for!(Recipe);
         Ok(ui.say(serde_json::to_string_pretty(&schema)?)?)

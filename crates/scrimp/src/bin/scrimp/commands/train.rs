@@ -2,7 +2,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use scrimp::recipe::{BASELINE, Source};
@@ -20,7 +20,7 @@ use crate::ui::{self, Side, Table, Ui};
 /// Examples:
 ///   scrimp train recipes/quickstart.toml
 ///   scrimp train recipes/mnist.toml --baseline --seeds 3 --data-dir ~/data
-///   scrimp train recipes/mnist.toml --set epochs=1 --set quantize.0.default=int6
+///   scrimp train recipes/mnist.toml --set epochs=1 --set optimizer.lr=0.002
 ///   scrimp train recipes/mnist.toml --resume runs/mnist-1
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
@@ -36,7 +36,7 @@ pub struct Train {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Recipe")]
     seeds: u32,
 
-    /// Where data sets lie [default: the folder that SCRIMP_DATA names]
+    /// Where data sets lie [default: the folder that `SCRIMP_DATA` names]
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     data_dir: Option<PathBuf>,
 
@@ -87,14 +87,14 @@ impl Train {
                     std::io::stderr(),
                     "stopped · saved in {}\n  to go on: {}",
                     folder.display(),
-                    self.command_to_resume(&folder)
+                    command_to_resume(&folder)
                 )
                 .ok();
                 return Err(interrupt::Interrupted { outcome: "the run can be resumed" }.into());
             }
             Err(e) => {
                 watch.clear();
-                return Err(e).context("the run stopped");
+                return Err(e.into());
             }
         };
         if self.json {
@@ -111,22 +111,22 @@ impl Train {
         ui.say_made(&request.folder)?;
         Ok(ui.say(format_args!("  next: scrimp inspect {}", ui::shell_word(&request.folder)))?)
     }
+}
 
-    /// The command line that goes on with a stopped run.
-    fn command_to_resume(&self, folder: &std::path::Path) -> String {
-        let mut args = std::env::args_os().skip(1).peekable();
-        let mut words = vec!["scrimp".to_owned()];
-        while let Some(arg) = args.next() {
-            let text = arg.to_string_lossy();
-            if text == "--out" || text == "--resume" {
-                args.next();
-            } else if !(text.starts_with("--out=") || text.starts_with("--resume=")) {
-                words.push(ui::shell_word(arg.as_ref()));
-            }
+/// The command line that goes on with a stopped run.
+fn command_to_resume(folder: &std::path::Path) -> String {
+    let mut args = std::env::args_os().skip(1).peekable();
+    let mut words = vec!["scrimp".to_owned()];
+    while let Some(arg) = args.next() {
+        let text = arg.to_string_lossy();
+        if text == "--out" || text == "--resume" {
+            args.next();
+        } else if !(text.starts_with("--out=") || text.starts_with("--resume=")) {
+            words.push(ui::shell_word(arg.as_ref()));
         }
-        words.extend(["--resume".to_owned(), ui::shell_word(folder)]);
-        words.join(" ")
     }
+    words.extend(["--resume".to_owned(), ui::shell_word(folder)]);
+    words.join(" ")
 }
 
 /// Shows a run while it goes on: a bar on a terminal, else a line for each epoch.
