@@ -241,56 +241,56 @@ impl Scaled {
         if self.takes_anything() {
             return Ok((vec![Params::UNIT; layout.groups()], Tally::default()));
         }
-        let none = || (vec![Range::EMPTY; layout.groups()], Tally::default());
+        let mut tally = Tally::default();
+        let mut ranges = vec![Range::EMPTY; layout.groups()];
         if layout.spans_bands() {
-            let (ranges, tally) = bands
-                .par_iter()
-                .try_fold(none, |(mut ranges, mut tally), band| {
-                    let x = &x[band.elems.clone()];
-                    let mut refusal = None;
-                    layout.runs(band, |run| {
-                        if refusal.is_some() {
-                            return;
-                        }
-                        let part = &x[run.start..run.start + run.len];
-                        match self.scan(part, band.elems.start + run.start) {
-                            Ok((range, seen)) => {
-                                ranges[run.group] = ranges[run.group].join(range);
-                                tally = tally.join(seen);
-                            }
-                            Err(r) => refusal = Some(r),
-                        }
-                    });
-                    refusal.map_or(Ok((ranges, tally)), Err)
-                })
-                .try_reduce(none, |(mut a, s), (b, t)| {
-                    for (a, b) in a.iter_mut().zip(b) {
-                        *a = a.join(b);
-                    }
-                    Ok((a, s.join(t)))
-                })?;
-            return Ok((ranges.into_iter().map(|r| self.fit(r)).collect(), tally));
+            let parts = each_band(vec![(); bands.len()], bands, |(), band| {
+                let mut ranges = vec![Range::EMPTY; band.groups.len()];
+                self.scan_band(&x[band.elems.clone()], band, layout, 0, &mut ranges)
+                    .map(|tally| (ranges, tally))
+            });
+            // In the order of the bands, so that the first refusal is the one that is told.
+            for (part, band) in parts.into_iter().zip(bands) {
+                let (part, seen) = part?;
+                tally = tally.join(seen);
+                for (range, other) in ranges[band.groups.clone()].iter_mut().zip(part) {
+                    *range = range.join(other);
+                }
+            }
+        } else {
+            let slots = split(&mut ranges, bands, |band| band.groups.len());
+            for seen in each_band(slots, bands, |ranges, band| {
+                self.scan_band(&x[band.elems.clone()], band, layout, 0, ranges)
+            }) {
+                tally = tally.join(seen?);
+            }
         }
-        let mut ranges = none().0;
-        let tally = bands
-            .par_iter()
-            .zip(split(&mut ranges, bands, |band| band.groups.len()))
-            .map(|(band, ranges)| {
-                let x = &x[band.elems.clone()];
-                let mut result = Ok(Tally::default());
-                layout.runs(band, |run| {
-                    let Ok(tally) = result else { return };
-                    let part = &x[run.start..run.start + run.len];
-                    result = self.scan(part, band.elems.start + run.start).map(|(range, seen)| {
-                        let slot = &mut ranges[run.group - band.groups.start];
-                        *slot = slot.join(range);
-                        tally.join(seen)
-                    });
-                });
-                result
-            })
-            .try_reduce(Tally::default, |a, b| Ok(a.join(b)))?;
-        Ok((ranges.into_par_iter().map(|r| self.fit(r)).collect(), tally))
+        Ok((ranges.into_iter().map(|r| self.fit(r)).collect(), tally))
+    }
+
+    /// Joins the ranges of the elements of a band, from element `from` on, to those of its groups.
+    fn scan_band(
+        &self,
+        x: &[f32],
+        band: &Band,
+        layout: Layout,
+        from: usize,
+        ranges: &mut [Range],
+    ) -> Result<Tally, Refusal> {
+        let mut result = Ok(Tally::default());
+        layout.runs(band, |run| {
+            let Ok(tally) = result else { return };
+            if run.start < from {
+                return;
+            }
+            let part = &x[run.start..run.start + run.len];
+            result = self.scan(part, band.elems.start + run.start).map(|(range, seen)| {
+                let slot = &mut ranges[run.group - band.groups.start];
+                *slot = slot.join(range);
+                tally.join(seen)
+            });
+        });
+        result
     }
 
     /// Rounds the elements of a band, given the parameters of its groups.
@@ -341,19 +341,15 @@ impl Scaled {
         } else {
             self.fit_all(x, layout, &bands).map_err(refused)?
         };
-        let tallies = split(x, &bands, |band| band.elems.len())
-            .into_par_iter()
-            .zip(&bands)
-            .map(|(x, band)| {
-                if !fused {
-                    self.round_band(x, band, layout, 0, |group| params[group], stream);
-                    return Ok(Tally::default());
-                }
-                self.emulate_band(x, band, layout, stream)
-            })
-            .try_reduce(Tally::default, |a, b| Ok(a.join(b)))
-            .map_err(refused)?;
-        Ok(tally.join(tallies))
+        let slices = split(x, &bands, |band| band.elems.len());
+        let tallies = each_band(slices, &bands, |x, band| {
+            if fused {
+                return self.emulate_band(x, band, layout, stream);
+            }
+            self.round_band(x, band, layout, 0, |group| params[group], stream);
+            Ok(Tally::default())
+        });
+        tallies.into_iter().try_fold(tally, |sum, seen| Ok(sum.join(seen.map_err(refused)?)))
     }
 
     /// Fits and rounds a band of whole groups.
@@ -373,25 +369,8 @@ impl Scaled {
                 return Ok(Tally::default());
             }
         }
-        let mut tally = Tally::default();
-        let mut refusal = None;
         let mut ranges = vec![Range::EMPTY; band.groups.len()];
-        layout.runs(band, |run| {
-            if run.start >= done && refusal.is_none() {
-                let part = &x[run.start..run.start + run.len];
-                match self.scan(part, band.elems.start + run.start) {
-                    Ok((range, seen)) => {
-                        let slot = &mut ranges[run.group - band.groups.start];
-                        *slot = slot.join(range);
-                        tally = tally.join(seen);
-                    }
-                    Err(r) => refusal = Some(r),
-                }
-            }
-        });
-        if let Some(r) = refusal {
-            return Err(r);
-        }
+        let tally = self.scan_band(x, band, layout, done, &mut ranges)?;
         let params: Vec<Params> = ranges.into_iter().map(|r| self.fit(r)).collect();
         self.round_band(x, band, layout, done, |group| params[group - band.groups.start], stream);
         Ok(tally)
@@ -433,7 +412,7 @@ impl Scaled {
         let bits = self.format.bits();
         if bands.iter().all(|band| band.elems.start % 8 == 0) {
             let bytes = |band: &Band| pack::packed_len(band.elems.len(), bits).unwrap_or(0);
-            split(packed, &bands, bytes).into_par_iter().zip(&bands).for_each(|(packed, band)| {
+            each_band(split(packed, &bands, bytes), &bands, |packed, band| {
                 let mut packer = Packer::new(bits, packed);
                 self.encode_band(x, band, layout, &params, stream, &mut packer);
                 packer.flush();
@@ -522,28 +501,26 @@ impl Scaled {
 
         let bands = layout.bands();
         let bits = self.format.bits();
-        split(out, &bands, |band| band.elems.len()).into_par_iter().zip(&bands).for_each(
-            |(out, band)| {
-                // Codes are unpacked a window at a time, whatever the lengths of runs.
-                let mut codes = [0; WINDOW];
-                let mut window = 0..0;
-                layout.runs(band, |run| {
-                    let params = &params[run.group];
-                    let (mut at, end) = (run.start, run.start + run.len);
-                    while at < end {
-                        if !window.contains(&at) {
-                            window = at..(at + WINDOW).min(out.len());
-                            let codes = &mut codes[..window.len()];
-                            pack::unpack(packed, bits, band.elems.start + at, codes);
-                        }
-                        let next = end.min(window.end);
-                        let codes = &codes[at - window.start..next - window.start];
-                        self.format.decode_run(codes, params, &mut out[at..next]);
-                        at = next;
+        each_band(split(out, &bands, |band| band.elems.len()), &bands, |out, band| {
+            // Codes are unpacked a window at a time, whatever the lengths of runs.
+            let mut codes = [0; WINDOW];
+            let mut window = 0..0;
+            layout.runs(band, |run| {
+                let params = &params[run.group];
+                let (mut at, end) = (run.start, run.start + run.len);
+                while at < end {
+                    if !window.contains(&at) {
+                        window = at..(at + WINDOW).min(out.len());
+                        let codes = &mut codes[..window.len()];
+                        pack::unpack(packed, bits, band.elems.start + at, codes);
                     }
-                });
-            },
-        );
+                    let next = end.min(window.end);
+                    let codes = &codes[at - window.start..next - window.start];
+                    self.format.decode_run(codes, params, &mut out[at..next]);
+                    at = next;
+                }
+            });
+        });
         Ok(())
     }
 }
@@ -561,6 +538,20 @@ impl Refusal {
     fn by(self, scheme: String) -> EncodeError {
         EncodeError::NonFinite { scheme, index: self.index, value: self.value }
     }
+}
+
+/// Runs `work` on every band, on all cores where there is enough of it, and gives the results in the order of the bands.
+fn each_band<T: Send, R: Send>(
+    parts: Vec<T>,
+    bands: &[Band],
+    work: impl Fn(T, &Band) -> R + Sync,
+) -> Vec<R> {
+    // Waking a second thread takes longer than two bands do.
+    const ALONE: usize = 2;
+    if bands.len() <= ALONE {
+        return parts.into_iter().zip(bands).map(|(part, band)| work(part, band)).collect();
+    }
+    parts.into_par_iter().zip(bands).map(|(part, band)| work(part, band)).collect()
 }
 
 /// Cuts a slice into consecutive parts, one for each band.

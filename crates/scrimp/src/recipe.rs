@@ -247,8 +247,12 @@ impl Source {
         if let Err(e) = models::find(&recipe.model) {
             return wrong(&["model"], format!("unknown model `{}`", recipe.model), Some(e.help));
         }
-        if let Err(e) = data::find(&recipe.data) {
-            return wrong(&["data"], e.to_string(), None);
+        let set = match data::find(&recipe.data) {
+            Ok(set) => set,
+            Err(e) => return wrong(&["data"], e.to_string(), None),
+        };
+        if let Err(e) = recipe.augment().check(set.image_shape()) {
+            return wrong(&["augment", "crop"], e.to_string(), None);
         }
         if recipe.batch == 0 {
             return wrong(
@@ -265,6 +269,20 @@ impl Source {
                 &["label_smoothing"],
                 format!("{} is not in [0, 1)", recipe.label_smoothing),
                 None,
+            );
+        }
+        if recipe.limit == Some(0) {
+            return wrong(
+                &["limit"],
+                "a limit of 0 leaves no image to train on".into(),
+                Some("leave it out to train on all".into()),
+            );
+        }
+        if recipe.checkpoint_steps == Some(0) {
+            return wrong(
+                &["checkpoint_steps"],
+                "no checkpoint comes after 0 steps".into(),
+                Some("the least is 1; without the key there is one after every epoch".into()),
             );
         }
         if recipe.clip_norm.is_some_and(|c| !(c.is_finite() && c > 0.0)) {

@@ -8,7 +8,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use scrimp::recipe::{BASELINE, Source};
 use scrimp::run::{self, Facts, Report, Row, RunError, RunId, RunRequest, RunResult, Watch};
 use scrimp::train::Role;
-use scrimp::train::data::FOLDER_VARIABLE;
 use scrimp::train::trainer::{EpochReport, StepReport};
 
 use super::plan::RecipeArgs;
@@ -70,9 +69,12 @@ impl Train {
             source,
         };
         interrupt::catch();
+        let variants = request.source.recipe.variants(request.baseline);
         let mut watch = Live {
             ui,
             source: &request.source,
+            name_width: variants.iter().map(|v| v.name.len()).max().unwrap_or_default(),
+            has_seeds: request.seeds > 1,
             json: self.json,
             bar: None,
             begun: Instant::now(),
@@ -122,7 +124,9 @@ fn command_to_resume(folder: &std::path::Path) -> String {
         if text == "--out" || text == "--resume" {
             args.next();
         } else if !(text.starts_with("--out=") || text.starts_with("--resume=")) {
-            words.push(ui::shell_word(arg.as_ref()));
+            // A flag keeps its dashes; what a shell would take apart is quoted as in any word.
+            let (dashes, rest) = text.split_at(text.len() - text.trim_start_matches('-').len());
+            words.push(format!("{dashes}{}", ui::shell_word(rest.as_ref())));
         }
     }
     words.extend(["--resume".to_owned(), ui::shell_word(folder)]);
@@ -133,6 +137,10 @@ fn command_to_resume(folder: &std::path::Path) -> String {
 struct Live<'a> {
     ui: &'a Ui,
     source: &'a Source,
+    /// The length of the longest name of a variant.
+    name_width: usize,
+    /// Whether a line has to say which seed it speaks of.
+    has_seeds: bool,
     json: bool,
     bar: Option<ProgressBar>,
     begun: Instant,
@@ -145,6 +153,13 @@ impl Live<'_> {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+    }
+
+    /// `run 2/4  int8`, and the seed where there are several.
+    fn title(&self, run: &RunId) -> String {
+        let (digits, name) = (run.of.to_string().len(), self.name_width);
+        let seed = if self.has_seeds { format!("  seed {}", run.seed) } else { String::new() };
+        format!("run {:>digits$}/{}  {:<name$}{seed}", run.number, run.of, run.variant)
     }
 
     /// A line that stays. What cannot be printed is no reason to stop a training run.
@@ -179,10 +194,8 @@ impl Watch for Live<'_> {
             ui::count(rayon::current_num_threads() as u64, "thread"),
             recipe.seed
         ));
-        if self.source.recipe.data != "digits" && facts.images[1] == 0 {
-            self.line(&format!(
-                "no validation images: choose nothing by the test figure ({FOLDER_VARIABLE})"
-            ));
+        if facts.images[1] == 0 {
+            self.line("no validation images: nothing may be chosen by the test figures below");
         }
     }
 
@@ -194,17 +207,17 @@ impl Watch for Live<'_> {
             let bar = ProgressBar::new(steps);
             bar.set_position(done);
             bar.reset_eta();
-            let template = "{prefix}  {bar:20}  {msg}  {elapsed} · {eta} left";
+            let template = "{prefix}  {wide_bar}  {msg}  {elapsed} · {eta} left";
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
             }
-            bar.set_prefix(title(run));
+            bar.set_prefix(self.title(run));
             self.bar = Some(bar);
         }
         if done > 0 {
             self.line(&format!(
                 "{}  resumes at step {} of {}",
-                title(run),
+                self.title(run),
                 ui::number(done),
                 ui::number(steps)
             ));
@@ -215,8 +228,9 @@ impl Watch for Live<'_> {
         if let Some(bar) = &self.bar {
             bar.set_position(report.step);
             bar.set_message(format!(
-                "epoch {}  loss {:.3}  {:.1} ms/step",
+                "epoch {}/{}  loss {:.3}  {:.1} ms/step",
                 report.epoch + 1,
+                self.source.recipe.epochs,
                 report.loss,
                 report.seconds * 1e3
             ));
@@ -233,7 +247,7 @@ impl Watch for Live<'_> {
                 .map_or(String::new(), |v| format!("  validation {:.2} %", 100.0 * v.accuracy));
             self.line(&format!(
                 "{}  epoch {}/{}  loss {:.3}{validation}  {}",
-                title(run),
+                self.title(run),
                 report.epoch,
                 run.epochs,
                 report.loss,
@@ -256,7 +270,7 @@ impl Watch for Live<'_> {
         let loss = self.last.as_ref().map_or(String::new(), |e| format!("  loss {:.3}", e.loss));
         self.line(&format!(
             "{}  test {:.2} %{loss}{step}  {time}",
-            title(run),
+            self.title(run),
             100.0 * result.test.accuracy
         ));
         if result.replaced_values > 0 {
@@ -270,11 +284,6 @@ impl Watch for Live<'_> {
     fn stop_requested(&self) -> bool {
         interrupt::requested()
     }
-}
-
-fn title(run: &RunId) -> String {
-    let width = run.of.to_string().len();
-    format!("run {:>width$}/{}  {:<14}  seed {}", run.number, run.of, run.variant, run.seed)
 }
 
 fn clock(time: Duration) -> String {
