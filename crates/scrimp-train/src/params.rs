@@ -72,7 +72,10 @@ pub fn tensors<M: Module>(module: &M) -> Vec<NamedTensor> {
 }
 
 /// The first value that is not finite, among trained parameters or among all: its tensor's name, its index, and itself.
-pub(crate) fn not_finite<M: Module>(module: &M, only_trained: bool) -> Option<(String, usize, f32)> {
+pub(crate) fn not_finite<M: Module>(
+    module: &M,
+    only_trained: bool,
+) -> Option<(String, usize, f32)> {
     struct Search {
         path: Path,
         only_trained: bool,

@@ -386,16 +386,11 @@ impl Run<'_> {
 
     fn save<N: Network>(&self, net: &N) -> Result<(), CheckpointError> {
         let Some(CheckpointJob { path, .. }) = &self.job.checkpoint else { return Ok(()) };
+        let mut progress = self.progress.clone();
         let Tally { nans, infinities } = self.tally();
-        let checkpoint = Checkpoint {
-            progress: Progress {
-                replaced_nans: nans,
-                replaced_infinities: infinities,
-                ..self.progress.clone()
-            },
-            model: params::tensors(net),
-            optimizer: self.optimizer.state(),
-        };
+        (progress.replaced_nans, progress.replaced_infinities) = (nans, infinities);
+        let checkpoint =
+            Checkpoint { progress, model: params::tensors(net), optimizer: self.optimizer.state() };
         checkpoint.save(path)
     }
 

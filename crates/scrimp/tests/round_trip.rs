@@ -102,6 +102,7 @@ fn a_network_comes_back_with_its_types_and_what_was_kept_is_untouched() {
     let scheme: Scheme = "int8/row".parse().unwrap();
     for name in ["conv.weight", "fc.weight", "deep.weight"] {
         let before = read(&original, name);
+        let scheme = scheme.for_weight(before.shape());
         let mut emulated = before.to_f32().unwrap();
         scheme.emulate(&mut emulated, before.shape(), &Stream::named(0, name)).unwrap();
         let expected =

@@ -5,7 +5,7 @@ use anyhow::bail;
 use clap::Args;
 use scrimp_codec::{Granularity, Scheme, Stream, Tally};
 use scrimp_files::{
-    Entry, FileError, Kind, Ledger, Plan, Reader, Storage, open, predicted_file_bytes,
+    Entry, FileError, Kind, Ledger, Plan, Reader, Status, Storage, open, predicted_file_bytes,
 };
 use serde::Serialize;
 
@@ -27,6 +27,9 @@ use rules::{Pattern, Rules, TensorRule};
 /// batch normalization) are kept as they are, and so are integers; a --tensor that matches nothing
 /// but vectors means them. A tensor that is alone in its file takes the scheme in any case.
 ///
+/// Tensors of a checkpoint are taken as weights: where they have more than two axes, the rows that
+/// row, group and tile speak of are whole filters. An .npy array is taken as it is.
+///
 /// The result is a safetensors file: `scrimp inspect` shows it, `scrimp decode` turns it back.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
@@ -44,7 +47,7 @@ pub struct Encode {
     )]
     scheme: Option<Scheme>,
 
-    /// How to store the tensors whose names match, as 'layer1.*=int4/flat:64'; a later one wins
+    /// How to store the tensors whose names match, as 'layer1.*=int4/group:64'; a later one wins
     #[arg(short, long = "tensor", value_name = "GLOB=SCHEME", help_heading = "What to store how")]
     tensors: Vec<TensorRule>,
 
@@ -84,7 +87,12 @@ impl Encode {
             reader.strip_prefix(prefix)?;
         }
         let output = self.output.path(&self.file, &self.suffix(), &["safetensors"])?;
-        let rules = Rules { scheme: self.scheme, tensors: self.tensors, keep: self.keep };
+        let rules = Rules {
+            scheme: self.scheme,
+            tensors: self.tensors,
+            keep: self.keep,
+            are_weights: reader.kind() != Kind::Npy,
+        };
         let decisions = rules.decide(&self.file.display().to_string(), reader.entries())?;
         let predicted_bytes = predicted_file_bytes(&reader, &decisions)?;
         let tally = pack(ui, &reader, &decisions, self.seed, &output)?;
@@ -103,7 +111,7 @@ impl Encode {
         if self.output.json { result.json(ui) } else { result.text(ui) }
     }
 
-    /// What the name of the output ends with unless the user gives one: `.int4-flat-64.safetensors`.
+    /// What the name of the output ends with unless the user gives one: `.int4-group-64.safetensors`.
     fn suffix(&self) -> String {
         let scheme = self.scheme.as_ref().map_or("packed".to_owned(), Scheme::to_string);
         let safe = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };
@@ -232,7 +240,7 @@ impl Encoded {
         }
         let mut sums: BTreeMap<(bool, &str, String), Sum> = BTreeMap::new();
         for row in &self.ledger.rows {
-            let is_kept = row.status != scrimp_files::Status::Packed;
+            let is_kept = row.status != Status::Packed;
             let sum = sums
                 .entry((is_kept, &row.scheme, sizes::status(&row.status)))
                 .or_insert(Sum { tensors: 0, values: 0, bytes: 0 });
@@ -261,23 +269,32 @@ impl Encoded {
         table
     }
 
-    /// Groups run along the last axis, and a kernel of three by three makes them three long: four
-    /// bytes of scale for three values, which nobody asks for knowingly.
+    /// Rows that are short, or just longer than a group, cost more scales than their values are worth:
+    /// four bytes for the nine values of a depthwise filter, say.
     fn advice(&self) -> Option<String> {
-        let short = |row: &&scrimp_files::LedgerRow| {
-            let group = row.scheme.parse().ok().and_then(|scheme: Scheme| scheme.granularity());
-            let Some(Granularity::Group(len)) = group else { return false };
-            row.status == scrimp_files::Status::Packed && row.shape.last().is_some_and(|n| *n < len)
-        };
-        let first = self.ledger.rows.iter().find(short)?;
-        let tensors = self.ledger.rows.iter().filter(short).count();
-        let scheme = first.scheme.replace("group:", "flat:");
+        let mut tensors = 0u64;
+        let mut first = None;
+        for row in self.ledger.rows.iter().filter(|row| row.status == Status::Packed) {
+            let Ok(scheme) = row.scheme.parse::<Scheme>() else { continue };
+            let Some(Granularity::Group(len)) = scheme.granularity() else { continue };
+            let (Ok(groups), least) = (scheme.groups(&row.shape), row.values.div_ceil(len)) else {
+                continue;
+            };
+            if groups > least + least / 2 {
+                tensors += 1;
+                first.get_or_insert((row, groups, least));
+            }
+        }
+        let (row, groups, least) = first?;
+        let flat = row.scheme.replace("group:", "flat:").replace("/matrix", "");
         Some(format!(
-            "{} with rows shorter than a group, as {} {}: each row has a scale of its own\n  \
-             help: {scheme} shares scales across rows",
+            "{} with rows that do not fill their groups, as {} {}: {} scales where {} would do\n  \
+             help: {flat} shares scales across rows",
             ui::count(tensors, "tensor"),
-            first.name,
-            ui::shape(&first.shape)
+            ui::printable(&row.name),
+            ui::shape(&row.shape),
+            ui::number(groups as u64),
+            ui::number(least as u64)
         ))
     }
 }

@@ -12,12 +12,12 @@ use crate::ui::{self, Side, Table, Ui};
 ///
 /// Examples:
 ///   scrimp formats
-///   scrimp formats e4m3fn int4/flat:64
+///   scrimp formats e4m3fn int4/group:64
 ///   scrimp formats e2m1fn --values
 #[derive(Args)]
 #[command(verbatim_doc_comment, after_long_help = scheme_help())]
 pub struct Formats {
-    /// Formats (e4m3fn, int4, fp:e3m4) or whole schemes (int4/flat:64); without any, all families
+    /// Formats (e4m3fn, int4, fp:e3m4) or whole schemes (int4/group:64); without any, all families
     #[arg(value_name = "NAME")]
     names: Vec<Scheme>,
 
@@ -34,7 +34,7 @@ pub struct Formats {
 const EXAMPLES: [(&str, &str); 5] = [
     ("int8", "8-bit integers, one scale for the tensor"),
     ("int8/channel", "one scale for each output channel of a weight"),
-    ("int4/flat:64/scale:f16", "one 16-bit scale for 64 values in a row: 4.25 bits per value"),
+    ("int4/group:64/scale:f16", "one 16-bit scale for 64 values of a row: 4.25 bits per value"),
     ("e5m2/stochastic", "OCP FP8 as it is, rounded up or down by chance, right on average"),
     ("fp:e4m3:11:fn/tensor", "a float of your own: 4 exponent bits of bias 11, scaled to fit"),
 ];
@@ -58,6 +58,8 @@ fn scheme_help() -> String {
     group:N     N along the last axis; a shorter row is a group of its own
     flat:N      N in storage order, across rows
     tile:RxC    a rectangle of the last two axes
+    matrix      with row, group or tile: the axes but the first count as one, so that the rows of
+                a convolution's weight are its filters; weights get it by themselves
   how a scale is stored
     scale:f32   scale:f16   scale:bf16   scale:pow2 (one byte)
   how values are rounded
@@ -71,7 +73,8 @@ fn scheme_help() -> String {
     help
 }
 
-/// Shapes for which the card of a scheme counts bits: a matrix and a convolution kernel.
+/// Shapes for which the card of a scheme counts bits: the weights of a linear layer and of a
+/// convolution.
 const SHAPES: [&[usize]; 2] = [&[1024, 1024], &[64, 64, 3, 3]];
 
 /// Columns of the overview.
@@ -174,7 +177,7 @@ impl<'a> FormatLine<'a> {
 }
 
 fn size(scheme: &Scheme, shape: &'static [usize]) -> SizeLine {
-    let bytes = scheme.packed_bytes(shape).ok();
+    let bytes = scheme.for_weight(shape).packed_bytes(shape).ok();
     let values: usize = shape.iter().product();
     SizeLine { shape, bytes, bits_per_value: bytes.map(|bytes| bytes as f64 * 8.0 / values as f64) }
 }
@@ -357,10 +360,10 @@ fn card(ui: &Ui, scheme: &Scheme) -> anyhow::Result<()> {
     fact("rounding", scheme.rounding().word())?;
 
     let scaling = match (scheme.granularity(), format.header().scaling) {
-        (Some(granularity), _) => sharing(granularity),
+        (Some(granularity), _) => sharing(granularity, scheme.to_string().contains("/matrix")),
         (None, Scaling::Never) => "none: values are stored as they are".to_owned(),
         (None, _) => {
-            "none; a word such as tensor, channel or flat:64 adds one that fits the values".into()
+            "none; a word such as tensor, channel or group:64 adds one that fits the values".into()
         }
     };
     fact("scale", &scaling)?;
@@ -379,9 +382,10 @@ fn card(ui: &Ui, scheme: &Scheme) -> anyhow::Result<()> {
         fact("words of its own", &format.words().join(", "))?;
     }
     for (place, shape) in SHAPES.into_iter().enumerate() {
-        let text = match (scheme.packed_bytes(shape), size(scheme, shape).bits_per_value) {
+        let packed = scheme.for_weight(shape).packed_bytes(shape);
+        let text = match (packed, size(scheme, shape).bits_per_value) {
             (Ok(bytes), Some(bits)) => format!(
-                "{bits:.2} for {}: {} bytes, {}",
+                "{bits:.2} for a weight {}: {} bytes, {}",
                 ui::shape(shape),
                 ui::number(bytes as u64),
                 ui::ratio(bytes as u64, 4 * shape.iter().product::<usize>() as u64)
@@ -416,15 +420,19 @@ fn overflow(card: &Card) -> String {
     }
 }
 
-fn sharing(granularity: Granularity) -> String {
+fn sharing(granularity: Granularity, matrix: bool) -> String {
+    // A weight of more than two axes is taken as a matrix unasked.
+    let row = if matrix {
+        "row, all axes but the first being one"
+    } else {
+        "row of the last axis (of a filter, in a convolution's weight)"
+    };
     match granularity {
         Granularity::Tensor => "tensor: one for all values".to_owned(),
         Granularity::Channel => "channel: one for each index of axis 0 of a weight".to_owned(),
         Granularity::Axis(axis) => format!("axis:{axis}: one for each index of axis {axis}"),
-        Granularity::Row => "row: one for each row of the last axis".to_owned(),
-        Granularity::Group(len) => {
-            format!("group:{len}: one for {len} values of a row, at least one for each row")
-        }
+        Granularity::Row => format!("row: one for each {row}"),
+        Granularity::Group(len) => format!("group:{len}: one for {len} values of a {row}"),
         Granularity::Flat(len) => {
             format!("flat:{len}: one for {len} values in storage order, across rows")
         }
@@ -526,7 +534,7 @@ mod tests {
     #[test]
     fn every_word_of_the_help_is_taken_and_none_is_missing() {
         let help = scheme_help();
-        for word in ["channel", "axis:1", "row", "group:8", "flat:8", "tile:2x3"] {
+        for word in ["channel", "axis:1", "row", "group:8", "flat:8", "tile:2x3", "row/matrix"] {
             assert!(format!("int8/{word}").parse::<Scheme>().is_ok(), "{word}");
             assert!(help.contains(word.split(':').next().unwrap_or(word)), "{word}");
         }

@@ -35,7 +35,7 @@ const STYLES: Styles = Styles::styled()
     verbatim_doc_comment,
     styles = STYLES,
     max_term_width = 100,
-    after_help = "`scrimp help formats` explains how a scheme such as int4/flat:64 is written."
+    after_help = "`scrimp help formats` explains how a scheme such as int4/group:64 is written."
 )]
 pub struct Cli {
     #[command(subcommand)]

@@ -59,6 +59,8 @@ pub struct Rules {
     pub tensors: Vec<TensorRule>,
     /// Tensors to leave as they are, whatever the other rules say.
     pub keep: Vec<Pattern>,
+    /// Whether the tensors are weights, so that the rows of a convolution are its filters.
+    pub are_weights: bool,
 }
 
 impl Rules {
@@ -99,12 +101,12 @@ impl Rules {
                 kept("--keep")
             } else if let Some(place) = rule {
                 claims[place] += 1;
-                self.tensors[place].scheme_for(entry, file, alone)?
+                self.stored(&self.tensors[place].scheme, entry, file, alone)?
             } else if is_vector {
                 kept(if entry.shape.is_empty() { "scalar" } else { "1-D" })
             } else if let Some(scheme) = &self.scheme {
                 default_claims += 1;
-                stored(scheme, entry, file, alone)?
+                self.stored(scheme, entry, file, alone)?
             } else {
                 kept("no rule")
             });
@@ -123,6 +125,30 @@ impl Rules {
             return Err(nothing_to_do(file, entries, &decisions, self.scheme.as_ref()));
         }
         Ok(decisions)
+    }
+
+    /// A tensor in a scheme, if that fits its shape.
+    fn stored(
+        &self,
+        scheme: &Scheme,
+        entry: &Entry,
+        file: &str,
+        alone: bool,
+    ) -> anyhow::Result<Storage> {
+        if scheme.is_float32() && entry.dtype != Dtype::F64 {
+            return Ok(kept("rule says f32"));
+        }
+        let scheme =
+            if self.are_weights { scheme.for_weight(&entry.shape) } else { scheme.clone() };
+        match scheme.check(&entry.shape) {
+            Ok(()) => Ok(Storage::Packed { scheme }),
+            Err(problem) if alone => bail!("{file}: tensor `{}`: {problem}", entry.name),
+            Err(problem) => bail!(
+                "{file}: tensor `{name}`: {problem}\n  help: give it a scheme of its own with \
+                 --tensor '{name}=SCHEME', or leave it as it is with --keep '{name}'",
+                name = entry.name
+            ),
+        }
     }
 }
 
@@ -146,26 +172,6 @@ impl TensorRule {
             );
         }
         Ok(floats.all(|entry| entry.shape.len() < 2))
-    }
-
-    fn scheme_for(&self, entry: &Entry, file: &str, alone: bool) -> anyhow::Result<Storage> {
-        stored(&self.scheme, entry, file, alone)
-    }
-}
-
-/// A tensor in a scheme, if that fits its shape.
-fn stored(scheme: &Scheme, entry: &Entry, file: &str, alone: bool) -> anyhow::Result<Storage> {
-    if scheme.is_float32() && entry.dtype != Dtype::F64 {
-        return Ok(kept("rule says f32"));
-    }
-    match scheme.check(&entry.shape) {
-        Ok(()) => Ok(Storage::Packed { scheme: scheme.clone() }),
-        Err(problem) if alone => bail!("{file}: tensor `{}`: {problem}", entry.name),
-        Err(problem) => bail!(
-            "{file}: tensor `{name}`: {problem}\n  help: give it a scheme of its own with \
-             --tensor '{name}=SCHEME', or leave it as it is with --keep '{name}'",
-            name = entry.name
-        ),
     }
 }
 
@@ -290,6 +296,7 @@ mod tests {
             scheme: (!scheme.is_empty()).then(|| scheme.parse().unwrap()),
             tensors: tensors.iter().map(|rule| rule.parse().unwrap()).collect(),
             keep: keep.iter().map(|pattern| pattern.parse().unwrap()).collect(),
+            are_weights: true,
         };
         let decisions = rules.decide("net.pt", entries).map_err(|error| error.to_string())?;
         let text = |decision: &Storage| match decision {
@@ -322,6 +329,22 @@ mod tests {
         assert_eq!(decisions, ["int4", "f16", "(integer)", "int4", "int8"]);
         let decisions = decide("", &["layer1.*=int4/channel"], &[]).unwrap();
         assert_eq!(decisions, ["int4/channel", "(1-D)", "(integer)", "(no rule)", "(1-D)"]);
+    }
+
+    #[test]
+    fn the_rows_of_a_convolution_are_its_filters_but_those_of_an_array_its_last_axis() {
+        let decisions = decide("int4/group:16", &[], &[]).unwrap();
+        assert_eq!(decisions[0], "int4/group:16/matrix");
+        assert_eq!(decisions[3], "int4/group:16");
+        let scheme: Scheme = "int4/group:16".parse().unwrap();
+        let rules = Rules {
+            scheme: Some(scheme.clone()),
+            tensors: vec![],
+            keep: vec![],
+            are_weights: false,
+        };
+        let array = [entry("x", &[4, 2, 3, 3], Dtype::F32)];
+        assert_eq!(rules.decide("x.npy", &array).unwrap(), [Storage::Packed { scheme }]);
     }
 
     #[test]
