@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::formats::{Format, Header, Params, Scaling, quantize_by_definition};
+use crate::formats::{Format, Header, Params, Scaling};
 use crate::granularity::{Band, Layout, elems};
 use crate::{Granularity, NonFinite, Range, Rounding, ScaleFormat, ShapeError, Stream, pack, simd};
 
@@ -311,11 +311,7 @@ impl Scaled {
             let params = params(run.group);
             draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
                 let x = &mut x[at];
-                if self.format.holds_nan() || !x.iter().any(|v| v.is_nan()) {
-                    self.format.quantize_run(x, &params, self.rounding, draws);
-                } else {
-                    quantize_by_definition(&*self.format, x, &params, self.rounding, draws);
-                }
+                self.format.quantize_run(x, &params, self.rounding, draws);
             });
         });
     }

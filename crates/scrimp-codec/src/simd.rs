@@ -124,16 +124,22 @@ fn clamp(v: f32, low: f32, high: f32) -> f32 {
 }
 
 impl IntGrid {
+    /// How far a value is above the offset; a NaN, which has no code, counts as zero.
+    #[inline(always)]
+    fn above(self, x: f32) -> f32 {
+        (if x.is_nan() { 0.0 } else { x }) - self.offset
+    }
+
     #[inline(always)]
     fn nearest(self, x: f32) -> f32 {
-        let q = ((x - self.offset) / self.scale).round_ties_even();
+        let q = (self.above(x) / self.scale).round_ties_even();
         clamp(q, self.low, self.high) * self.scale + self.offset
     }
 
     /// As [`nearest`](Self::nearest) for any rounding that is done in `f64`.
     #[inline(always)]
     fn by(self, x: f32, round: impl Fn(f64) -> f64) -> f32 {
-        let q = round(f64::from((x - self.offset) / self.scale));
+        let q = round(f64::from(self.above(x) / self.scale));
         let (low, high) = (f64::from(self.low), f64::from(self.high));
         let q = if q < low { low } else { q };
         let q = if q > high { high } else { q };
@@ -151,12 +157,12 @@ pub(crate) struct IntCodes {
 }
 
 versions! {
-    /// The codes of values, none of them NaN, to nearest.
+    /// The codes of values, to nearest.
     fn int_encode(grid: &IntGrid, codes: IntCodes, x: &[f32], out: &mut [u32]) {
         let grid = *grid;
         let mask = u32::MAX >> (32 - codes.bits);
         for (v, code) in x.iter().zip(out) {
-            let q = ((*v - grid.offset) / grid.scale).round_ties_even();
+            let q = (grid.above(*v) / grid.scale).round_ties_even();
             let q = clamp(q, grid.low, grid.high) as i32 + codes.zero;
             *code = q.cast_unsigned() & mask;
         }
@@ -182,7 +188,7 @@ versions! {
     }
 }
 
-/// Rounds values, none of them NaN, to an integer grid.
+/// Rounds values to an integer grid.
 pub(crate) fn int_run(grid: &IntGrid, x: &mut [f32], rounding: Rounding, draws: &[u32]) {
     match rounding {
         Rounding::NearestEven => int_nearest(grid, x),
@@ -243,6 +249,8 @@ pub(crate) struct FloatGrid {
     pub over: u32,
     /// What infinity becomes.
     pub infinity: u32,
+    /// What NaN becomes: NaN, or zero where it has no code.
+    pub nan: u32,
     /// The exponent of the smallest normal value.
     pub step_exponent: i32,
     pub mantissa_bits: i32,
@@ -266,7 +274,9 @@ impl FloatGrid {
     fn specials(self, a: u32, rounded: u32, over: u32, sign: u32) -> f32 {
         let r = if rounded > self.max { over } else { rounded };
         let r = if a == INFINITY { self.infinity } else { r };
-        let r = if a > INFINITY { NAN } else { r };
+        let r = if a > INFINITY { self.nan } else { r };
+        // The zero that stands for a NaN has no sign.
+        let sign = if a > INFINITY && self.nan == 0 { 0 } else { sign };
         f32::from_bits(r | sign)
     }
 
@@ -546,6 +556,7 @@ pub(crate) mod tests {
                     0 => f32::from_bits(bits & 0x807F_FFFF),
                     1 => f32::from_bits(bits & SIGN),
                     2 => (bits % 512) as f32 / 4.0 - 64.0,
+                    3 if i % 16 == 3 => f32::from_bits(bits & SIGN | NAN),
                     3 => f32::from_bits(bits & SIGN | INFINITY),
                     4 | 5 => f32::from_bits(bits & 0x83FF_FFFF | 0x3C00_0000),
                     _ if bits & INFINITY == INFINITY => 1.0,
@@ -699,6 +710,7 @@ pub(crate) mod tests {
         }
         at_every_level(|_| {
             for len in 0..x.len() {
+                let x: Vec<f32> = x.iter().map(|v| if v.is_nan() { 0.0 } else { *v }).collect();
                 let largest = x[..len].iter().map(|v| v.abs().to_bits()).max().unwrap_or(0);
                 assert_eq!(amax_bits(&x[..len]), largest);
                 let (low, high, amax) = min_max_amax(&x[..len]);

@@ -329,8 +329,7 @@ impl Format for Integer {
         codes: &mut [u32],
     ) {
         match self.fast(params) {
-            // A NaN, which becomes zero, is left to the definition.
-            Some(grid) if rounding == Rounding::NearestEven && !x.iter().any(|v| v.is_nan()) => {
+            Some(grid) if rounding == Rounding::NearestEven => {
                 simd::int_encode(&grid, self.fast_codes(params), x, codes);
             }
             _ => super::encode_by_definition(self, x, params, rounding, draws, codes),

@@ -409,6 +409,7 @@ impl Minifloat {
             max: bits(self.max_code()),
             over,
             infinity,
+            nan: if self.holds_nan() { 0x7FC0_0000 } else { 0 },
             step_exponent: 1 - self.bias,
             mantissa_bits: self.mantissa_bits as i32,
         })
@@ -571,11 +572,7 @@ impl Format for Minifloat {
         codes: &mut [u32],
     ) {
         match self.fast() {
-            // A NaN without a code, which becomes plain zero, is left to the definition.
-            Some(grid)
-                if rounding == Rounding::NearestEven
-                    && (self.holds_nan() || !x.iter().any(|v| v.is_nan())) =>
-            {
+            Some(grid) if rounding == Rounding::NearestEven => {
                 simd::float_encode(&grid, self.fast_codes(), x, params.scale, codes);
             }
             _ => super::encode_by_definition(self, x, params, rounding, draws, codes),
