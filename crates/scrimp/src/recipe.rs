@@ -166,6 +166,24 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Points at the part of a string that the string's own error points at: `message` shows the string on its second
+    /// line and carets below it.
+    fn narrow(&mut self, message: &str) {
+        let [_, text, carets, ..] = message.lines().collect::<Vec<_>>()[..] else { return };
+        let (Some(text), Some(carets)) = (text.strip_prefix("  "), carets.strip_prefix("  "))
+        else {
+            return;
+        };
+        let value: String = self.text.chars().skip(self.column - 1).take(self.width).collect();
+        // An escape in the string would move what follows.
+        if value.get(1..value.len().saturating_sub(1)) == Some(text) && carets.ends_with('^') {
+            self.width = carets.trim_start().len();
+            self.column += 1 + carets.len() - self.width;
+        }
+    }
+}
+
 impl fmt::Display for RecipeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
@@ -218,6 +236,7 @@ impl Source {
             let reason = match e.kind() {
                 std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
                 std::io::ErrorKind::InvalidData => "it is not text".to_owned(),
+                std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
                 _ => e.to_string(),
             };
             at(RecipeError::plain(format!("cannot read the recipe: {reason}")))
@@ -226,6 +245,9 @@ impl Source {
             text = json_to_toml(&text).map_err(at)?;
         }
         let mut shown = path.to_owned();
+        if path.extension().is_some_and(|e| e == "json") {
+            shown.as_mut_os_string().push(" as TOML");
+        }
         if !settings.is_empty() {
             text = with_settings(&text, settings).map_err(at)?;
             // Places are now those in the text after the changes, which is not the file's.
@@ -260,6 +282,12 @@ impl Source {
                 "a batch of 0 images trains nothing".into(),
                 Some("the least is 1".into()),
             );
+        }
+        // Sizes are counted in bytes of whole batches, which have to stay numbers.
+        const MOST: usize = 1 << 24;
+        if recipe.batch > MOST {
+            let message = format!("a batch of {} images is too large", recipe.batch);
+            return wrong(&["batch"], message, Some(format!("the most is {MOST}")));
         }
         if !(0.0..1.0).contains(&recipe.validation) {
             return wrong(&["validation"], format!("{} is not in [0, 1)", recipe.validation), None);
@@ -360,7 +388,16 @@ impl Recipe {
     /// If the text is no recipe; the place is shown.
     pub fn from_toml(text: &str) -> Result<Self, RecipeError> {
         toml::from_str(text).map_err(|e| {
-            let place = e.span().map(|span| Place::new(text, span));
+            // The parser knows the table of an unknown option, but not where the option stands in it.
+            let key = e.message().strip_prefix("unknown field `").and_then(|m| m.split('`').next());
+            let span = e.span().map(|span| match key {
+                Some(key) => find_key(text, &span, key).unwrap_or(span),
+                None => span,
+            });
+            let mut place = span.map(|span| Place::new(text, span));
+            if let Some(place) = &mut place {
+                place.narrow(e.message());
+            }
             let (message, help) = explain(e.message());
             RecipeError { path: None, place, message, help }
         })
@@ -431,9 +468,18 @@ fn explain(message: &str) -> (String, Option<String>) {
         let help = rest.lines().find_map(|l| l.trim().strip_prefix("help: "));
         return (first.to_owned(), help.map(str::to_owned));
     }
+    if let Some(key) = message.strip_prefix("missing field ") {
+        return (format!("the key {key} is missing"), None);
+    }
+    let is_unknown = message.starts_with("unknown ");
+    if let Some((found, expected)) = message.split_once(", expected ").filter(|_| !is_unknown) {
+        return (format!("{found}, expected {}", in_words(expected)), None);
+    }
+    if message.starts_with("a ") {
+        return (format!("expected {message}"), None);
+    }
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let Some((word, valid)) = quoted.split_first().filter(|_| message.starts_with("unknown "))
-    else {
+    let Some((word, valid)) = quoted.split_first().filter(|_| is_unknown) else {
         return (message.to_owned(), None);
     };
     let kind = if message.starts_with("unknown field") { "key" } else { "value" };
@@ -443,6 +489,21 @@ fn explain(message: &str) -> (String, Option<String>) {
         None => format!("there are {all}"),
     };
     (format!("unknown {kind} `{word}`"), Some(help))
+}
+
+/// What a Rust type is to somebody who writes a recipe.
+fn in_words(rust_type: &str) -> &str {
+    match rust_type {
+        "u32" | "u64" | "usize" => "a whole number of at least 0",
+        "f32" | "f64" => "a number",
+        "internally tagged enum OptimizerConfig" => {
+            "a table such as { name = \"adam\", lr = 0.001 }"
+        }
+        "internally tagged enum Schedule" => "a table such as { name = \"cosine\" }",
+        "struct AugmentConfig" => "a table such as { crop = 4, flip = true }",
+        "struct Rule" => "a table such as { layers = \"*\", w = \"int8\" }",
+        other => other,
+    }
 }
 
 /// Where the value of a key stands. Numbers lead into arrays; the nearest table or array that has a place is taken.
@@ -463,6 +524,26 @@ fn find_span(text: &str, keys: &[&str]) -> Option<ops::Range<usize>> {
         }
     }
     Some(value.span())
+}
+
+/// Where a key stands in the table at `span`.
+fn find_key(text: &str, span: &ops::Range<usize>, key: &str) -> Option<ops::Range<usize>> {
+    use toml::de::{DeTable, DeValue};
+    fn search(
+        value: &toml::Spanned<DeValue>,
+        span: &ops::Range<usize>,
+        key: &str,
+    ) -> Option<ops::Range<usize>> {
+        match value.get_ref() {
+            DeValue::Table(table) if value.span() == *span => {
+                table.get_key_value(key).map(|(key, _)| key.span())
+            }
+            DeValue::Table(table) => table.iter().find_map(|(_, v)| search(v, span, key)),
+            DeValue::Array(list) => list.iter().find_map(|v| search(v, span, key)),
+            _ => None,
+        }
+    }
+    DeTable::parse(text).ok()?.get_ref().iter().find_map(|(_, v)| search(v, span, key))
 }
 
 fn json_to_toml(text: &str) -> Result<String, RecipeError> {
@@ -491,6 +572,11 @@ fn with_settings(text: &str, settings: &[String]) -> Result<String, RecipeError>
                 ..RecipeError::plain(format!("`--set {setting}` has no `=`"))
             });
         };
+        if key.split('.').any(|part| part.trim().is_empty()) {
+            return Err(RecipeError::plain(format!(
+                "`--set {setting}` names no key before its `=`"
+            )));
+        }
         // What is no TOML value is a word, so that names need no quotes.
         let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
             .ok()

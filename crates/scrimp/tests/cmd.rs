@@ -30,8 +30,8 @@ fn write_fixtures(folder: &Path) {
     ];
     let path = folder.join("net.safetensors");
     save(&path, &network, &std::collections::BTreeMap::default()).unwrap();
-    std::fs::create_dir(folder.join("run")).unwrap();
-    std::fs::copy(&path, folder.join("run/model.safetensors")).unwrap();
+    std::fs::create_dir_all(folder.join("run/int8/seed-7")).unwrap();
+    std::fs::copy(&path, folder.join("run/int8/seed-7/model.safetensors")).unwrap();
     let result = r#"{"model": "lenet", "epochs": 3, "accuracy": 0.9845, "runs": []}"#;
     std::fs::write(folder.join("run/result.json"), result).unwrap();
     std::fs::create_dir(folder.join("nothing")).unwrap();

@@ -393,7 +393,7 @@ mod tests {
         table.row(["d", "22"]);
         assert_eq!(
             table.lines(),
-            ["tensor             bytes", "a\\u{1b}[2Jb\\nc      1", "d                     22"]
+            ["tensor          bytes", "a\\u{1b}[2Jb\\nc      1", "d                  22"]
         );
     }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use scrimp_files::{FileError, Kind, Ledger, Reader, open};
+use scrimp_files::{FileError, Kind, Ledger, Reader, Status, open};
 use serde_json::Value;
 
 use crate::sizes::{self, TensorLine, TotalLine};
@@ -80,7 +80,7 @@ impl Inspect {
         for (path, ledger) in &models {
             let values = sizes::values(ledger);
             table.row([
-                path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                path.strip_prefix(&self.path).unwrap_or(path).display().to_string(),
                 ui::number(ledger.rows.len() as u64),
                 ui::number(values),
                 ui::bits(sizes::bits_per_value(ledger.payload_bytes, values)),
@@ -89,7 +89,10 @@ impl Inspect {
                 ui::ratio(ledger.payload_bytes, ledger.f32_bytes),
             ]);
         }
-        if let Some((path, _)) = models.first() {
+        let is_packed = |(_, ledger): &&(PathBuf, Ledger)| {
+            ledger.rows.iter().any(|row| row.status == Status::Packed)
+        };
+        if let Some((path, _)) = models.iter().find(is_packed).or(models.first()) {
             ui.table(&table)?;
             ui.say(format_args!("  next: scrimp inspect {}", ui::shell_word(path)))?;
         }
@@ -153,16 +156,31 @@ pub fn json_lines(ui: &Ui, path: &Path, ledger: &Ledger) -> anyhow::Result<()> {
     Ok(ui.json(&TotalLine::new(&file, ledger))?)
 }
 
+/// How deep below a run's folder its models lie: variant and seed.
+const MODEL_DEPTH: usize = 2;
+
 /// The models of a folder with their ledgers, by name.
 fn models(folder: &Path) -> anyhow::Result<Vec<(PathBuf, Ledger)>> {
-    let failed = |source| FileError::io("read", folder, source);
-    let paths: io::Result<Vec<PathBuf>> =
-        std::fs::read_dir(folder).map_err(failed)?.map(|entry| Ok(entry?.path())).collect();
-    let mut paths = paths.map_err(failed)?;
-    paths.retain(|path| path.extension() == Some(OsStr::new("safetensors")));
+    let mut paths = Vec::new();
+    find_models(folder, MODEL_DEPTH, &mut paths)?;
     paths.sort();
     let ledger = |path: PathBuf| Ok(open(&path).map(|reader| (path, reader.ledger()))?);
     paths.into_iter().map(ledger).collect()
+}
+
+fn find_models(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<(), FileError> {
+    let failed = |source| FileError::io("read", folder, source);
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() {
+            if depth > 0 {
+                find_models(&path, depth - 1, found)?;
+            }
+        } else if path.extension() == Some(OsStr::new("safetensors")) {
+            found.push(path);
+        }
+    }
+    Ok(())
 }
 
 /// What the run says about itself, where it does.
