@@ -16,7 +16,7 @@ const SCHEMES: [&str; 10] = [
     "int4/group:32",
     "int8/channel",
     "uint8",
-    "f16",
+    "e4m3fn/channel",
     "e5m2/stochastic",
     "int8/stochastic",
     "e4m3fn/group:32",

@@ -197,15 +197,17 @@ impl Scaled {
     /// The range of consecutive elements of a group, with a count of what is not finite.
     fn scan(&self, x: &[f32], first: usize) -> Result<(Range, Tally), Refusal> {
         let only_amax = self.scale.is_none() || self.format.wants_only_amax();
-        let (range, amax) = if only_amax {
+        let range = if x.is_empty() {
+            Range::EMPTY
+        } else if only_amax {
             let amax = f32::from_bits(simd::amax_bits(x));
-            (Range { min: -amax, max: amax }, amax)
+            Range { min: -amax, max: amax }
         } else {
-            let (min, max, amax) = simd::min_max_amax(x);
-            (Range { min, max }, f32::from_bits(amax))
+            let (min, max) = simd::min_max(x);
+            Range { min, max }
         };
-        if amax.is_finite() {
-            return Ok((if x.is_empty() { Range::EMPTY } else { range }, Tally::default()));
+        if x.is_empty() || (range.min.is_finite() && range.max.is_finite()) {
+            return Ok((range, Tally::default()));
         }
         let mut tally = Tally::default();
         for (i, &value) in x.iter().enumerate() {

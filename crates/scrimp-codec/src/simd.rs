@@ -93,16 +93,22 @@ versions! {
     }
 }
 
+/// Bits whose order as integers is that of the floats; NaNs lie beyond the infinities. Its own inverse.
+#[inline(always)]
+fn ordered(bits: i32) -> i32 {
+    bits ^ ((bits >> 31) & i32::MAX)
+}
+
 versions! {
-    /// The smallest and the largest of values that are not NaN, and the bits of the largest magnitude of all.
-    fn min_max_amax(x: &[f32]) -> (f32, f32, u32) {
-        x.iter().fold((f32::INFINITY, f32::NEG_INFINITY, 0), |(low, high, amax), &v| {
-            (
-                if v < low { v } else { low },
-                if v > high { v } else { high },
-                amax.max(v.to_bits() & !SIGN),
-            )
-        })
+    /// The smallest and the largest value; one of them is not finite if any value is not.
+    fn min_max(x: &[f32]) -> (f32, f32) {
+        // Integers, because the compiler must not reorder comparisons of floats.
+        let (low, high) = x.iter().fold((i32::MAX, i32::MIN), |(low, high), v| {
+            let key = ordered(v.to_bits().cast_signed());
+            (low.min(key), high.max(key))
+        });
+        let float = |key| f32::from_bits(ordered(key).cast_unsigned());
+        (float(low), float(high))
     }
 }
 
@@ -160,11 +166,12 @@ versions! {
     /// The codes of values, to nearest.
     fn int_encode(grid: &IntGrid, codes: IntCodes, x: &[f32], out: &mut [u32]) {
         let grid = *grid;
-        let mask = u32::MAX >> (32 - codes.bits);
+        let (mask, zero) = (u32::MAX >> (32 - codes.bits), codes.zero.cast_unsigned());
         for (v, code) in x.iter().zip(out) {
             let q = (grid.above(*v) / grid.scale).round_ties_even();
-            let q = clamp(q, grid.low, grid.high) as i32 + codes.zero;
-            *code = q.cast_unsigned() & mask;
+            // Adding 1.5 * 2^23 leaves an integer of so few bits in the mantissa; a saturating cast costs more.
+            let q = clamp(q, grid.low, grid.high) + 12_582_912.0;
+            *code = q.to_bits().wrapping_sub(0x4B40_0000).wrapping_add(zero) & mask;
         }
     }
 }
@@ -713,10 +720,15 @@ pub(crate) mod tests {
                 let x: Vec<f32> = x.iter().map(|v| if v.is_nan() { 0.0 } else { *v }).collect();
                 let largest = x[..len].iter().map(|v| v.abs().to_bits()).max().unwrap_or(0);
                 assert_eq!(amax_bits(&x[..len]), largest);
-                let (low, high, amax) = min_max_amax(&x[..len]);
-                assert_eq!(amax, largest);
-                assert_eq!(low, x[..len].iter().copied().fold(f32::INFINITY, f32::min));
-                assert_eq!(high, x[..len].iter().copied().fold(f32::NEG_INFINITY, f32::max));
+                if len > 0 {
+                    let (low, high) = min_max(&x[..len]);
+                    assert_eq!(low, x[..len].iter().copied().fold(f32::INFINITY, f32::min));
+                    assert_eq!(high, x[..len].iter().copied().fold(f32::NEG_INFINITY, f32::max));
+                }
+            }
+            for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let (low, high) = min_max(&[1.0, bad, -1.0]);
+                assert!(!(low.is_finite() && high.is_finite()), "{bad}");
             }
             let mut draws = vec![0; 300];
             stream.fill(0, &mut draws);
