@@ -33,7 +33,8 @@ impl Reparameterization for RoundedWeight {
 /// weight that a rule claims, its path and scheme.
 ///
 /// # Errors
-/// If a rule matches no parameter of at least two axes, or a scheme does not fit one.
+/// If a rule matches no parameter of at least two axes, speaks of another tensor than the weight, or is overridden
+/// everywhere by later ones; if a scheme does not fit a parameter.
 pub fn round_weights<M: Module>(
     module: M,
     rules: &[Rule],
@@ -43,6 +44,9 @@ pub fn round_weights<M: Module>(
     for (i, rule) in rules.iter().enumerate() {
         let pattern = |(pattern, reason)| PlanError::Pattern { rule: i + 1, pattern, reason };
         let matcher = Matcher::new(&rule.layers).map_err(pattern)?;
+        if let Some(key) = rule.keys().find(|key| !["w", "default"].contains(key)) {
+            return Err(PlanError::NoTensor { rule: i + 1, key });
+        }
         let (key, scheme) = match (&rule.w, &rule.default) {
             (Some(s), _) => ("w", s),
             (None, Some(s)) => ("default", s),
@@ -56,10 +60,12 @@ pub fn round_weights<M: Module>(
         session,
         paths: Vec::new(),
         claimed: Vec::new(),
+        stands: vec![false; rules.len()],
+        overridden_by: vec![0; rules.len()],
         error: None,
     };
     let module = module.apply_reparameterization(&mut rounding);
-    let Rounding { paths, claimed, error, .. } = rounding;
+    let Rounding { paths, claimed, stands, overridden_by, error, .. } = rounding;
     if let Some(error) = error {
         return Err(error);
     }
@@ -68,6 +74,9 @@ pub fn round_weights<M: Module>(
         if let Some(pattern) = matcher.idle(&paths) {
             let help = crate::plan::layer_help(pattern, &paths);
             return Err(PlanError::NoLayer { rule: i + 1, pattern: pattern.to_owned(), help });
+        }
+        if !stands[i] {
+            return Err(PlanError::Overridden { rule: i + 1, by: overridden_by[i] + 1 });
         }
     }
     Ok((module, claimed))
@@ -82,8 +91,12 @@ struct Rounding<'a> {
     session: &'a Arc<Session>,
     paths: Vec<String>,
     claimed: Vec<(String, Scheme)>,
+    /// Which rules decide something, and the last rule that took a weight from each.
+    stands: Vec<bool>,
+    overridden_by: Vec<usize>,
     error: Option<PlanError>,
 }
+
 impl Reparameterizer for &mut Rounding<'_> {
     type Reparam = RoundedWeight;
 
@@ -96,8 +109,14 @@ impl Reparameterizer for &mut Rounding<'_> {
             return (param, None);
         }
         self.paths.push(path.to_owned());
-        let last = self.matchers.iter().enumerate().rfind(|(_, (m, ..))| m.matches(path));
-        let Some((i, (_, key, scheme))) = last else { return (param, None) };
+        let matching = |i: &usize| self.matchers[*i].0.matches(path);
+        let all: Vec<usize> = (0..self.matchers.len()).filter(matching).collect();
+        let Some((&i, earlier)) = all.split_last() else { return (param, None) };
+        self.stands[i] = true;
+        for &rule in earlier {
+            self.overridden_by[rule] = self.overridden_by[rule].max(i);
+        }
+        let (_, key, scheme) = &self.matchers[i];
         let shape = param.lazy_shape();
         let scheme = scheme.for_weight(shape.as_slice());
         if let Err(problem) = scheme.check(shape.as_slice()) {

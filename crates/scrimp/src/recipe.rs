@@ -213,6 +213,9 @@ impl fmt::Display for RecipeError {
 
 impl std::error::Error for RecipeError {}
 
+/// The largest batch. Sizes are counted in bytes of whole batches, and have to fit into a word.
+const MOST_IMAGES: usize = 1 << 24;
+
 /// A recipe with its text, so that what is found wrong later can be shown where it stands.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -283,11 +286,9 @@ impl Source {
                 Some("the least is 1".into()),
             );
         }
-        // Sizes are counted in bytes of whole batches, which have to stay numbers.
-        const MOST: usize = 1 << 24;
-        if recipe.batch > MOST {
+        if recipe.batch > MOST_IMAGES {
             let message = format!("a batch of {} images is too large", recipe.batch);
-            return wrong(&["batch"], message, Some(format!("the most is {MOST}")));
+            return wrong(&["batch"], message, Some(format!("the most is {MOST_IMAGES}")));
         }
         if !(0.0..1.0).contains(&recipe.validation) {
             return wrong(&["validation"], format!("{} is not in [0, 1)", recipe.validation), None);
