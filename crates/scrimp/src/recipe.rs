@@ -336,6 +336,11 @@ impl Source {
                     "it is also a folder's name: letters, digits, `-`, `_`, `.` and `+`".to_owned();
                 return wrong(&keys, format!("`{}` cannot name a variant", v.name), Some(help));
             }
+            if v.name == BASELINE && !(recipe.quantize.is_empty() && v.quantize.is_empty()) {
+                let message =
+                    format!("`{BASELINE}` is the run without rules, and this one has some");
+                return wrong(&keys, message, Some("give it another name".into()));
+            }
             if recipe.variant[..i].iter().any(|w| w.name == v.name) {
                 return wrong(&keys, format!("two variants are called `{}`", v.name), None);
             }

@@ -280,8 +280,9 @@ pub fn run(request: &RunRequest, watch: &mut dyn Watch) -> Result<Report, RunErr
         limit: recipe.limit,
     };
     let splits = data::find(&recipe.data)?.load(&data)?;
-    prepare(request)?;
     let seeds: Vec<u32> = (0..request.seeds.max(1)).map(|i| recipe.seed.wrapping_add(i)).collect();
+    prepare(request)?;
+    claim(request, &variants, &seeds)?;
     let of = variants.len() * seeds.len();
     let parameters = |plan: &Plan| {
         plan.total(Role::Weight).values + plan.total(Role::Bias).values + plan.untapped_parameters
@@ -362,6 +363,55 @@ fn prepare(request: &RunRequest) -> Result<(), RunError> {
     Ok(write(&path, text.as_bytes())?)
 }
 
+/// Makes the folders of all runs, so that a resume which would leave one of them out is found.
+fn claim(request: &RunRequest, variants: &[Variant], seeds: &[u32]) -> Result<(), RunError> {
+    let root = &request.folder;
+    if request.resume {
+        for variant in folders(root)? {
+            for run in folders(&root.join(&variant))? {
+                let Some(seed) = run.strip_prefix("seed-").and_then(|n| n.parse::<u32>().ok())
+                else {
+                    continue;
+                };
+                let known = variants.iter().any(|v| v.name == variant);
+                if !(known && seeds.contains(&seed)) {
+                    let reason = format!(
+                        "it was begun with run `{variant}`, seed {seed}, which would be left out now\n  \
+                         help: give --baseline and --seeds as before"
+                    );
+                    return Err(RunError::Folder { folder: root.clone(), reason });
+                }
+            }
+        }
+    }
+    for variant in variants {
+        for seed in seeds {
+            let folder = run_folder(root, variant, *seed);
+            std::fs::create_dir_all(&folder).map_err(|e| FileError::io("make", &folder, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a run's files lie.
+fn run_folder(root: &Path, variant: &Variant, seed: u32) -> PathBuf {
+    root.join(&variant.name).join(format!("seed-{seed}"))
+}
+
+/// The names of the folders in a folder.
+fn folders(folder: &Path) -> Result<Vec<String>, FileError> {
+    let failed = |e| FileError::io("read", folder, e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.path().is_dir() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
 /// The first key that differs. What is only about saving may differ.
 fn difference(before: &Recipe, now: &Recipe) -> Option<(String, String, String)> {
     let table = |r: &Recipe| {
@@ -406,15 +456,13 @@ impl OneRun<'_> {
     fn run(&self, id: &RunId, watch: &mut dyn Watch) -> Result<RunResult, RunError> {
         let RunRequest { source, device, resume, .. } = self.request;
         let recipe = &source.recipe;
-        let folder =
-            self.request.folder.join(&self.variant.name).join(format!("seed-{}", self.seed));
+        let folder = run_folder(&self.request.folder, self.variant, self.seed);
         let done = folder.join("result.json");
         if *resume && done.exists() {
             let result = read_json(&done)?;
             watch.finished(id, &result, true);
             return Ok(result);
         }
-        std::fs::create_dir_all(&folder).map_err(|e| FileError::io("make", &folder, e))?;
         let identity = serde_json::json!({
             "recipe": Recipe { checkpoint_steps: None, variant: Vec::new(), quantize: Vec::new(), ..recipe.clone() },
             "rules": self.variant.rules,

@@ -253,6 +253,9 @@ fn variants_have_names_that_are_folders() {
     for name in ["", "..", "a/b", "a b", "\u{e9}"] {
         expect(&two("a", name), "7:8", &["cannot name a variant", "letters, digits"]);
     }
+    // The name of the run that --baseline adds.
+    let float = refused(&(rule("w = \"int8\"") + "[[variant]]\nname = \"f32\"\n"));
+    expect(&float, "9:8", &["`f32` is the run without rules", "another name"]);
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("r.toml"), HEAD).unwrap();
     let said = refusal(folder.path(), &["plan", "r.toml", "--variant", "int8"]);

@@ -154,7 +154,11 @@ impl Ui {
             // The message of a `FileError` says everything, its cause included.
             && above.downcast_ref::<FileError>().is_none()
         {
-            write!(text, "\n  caused by: {}", printable_lines(cause)).ok();
+            let line = printable_lines(cause);
+            // Some messages end in that of their cause.
+            if !text.contains(&line) {
+                write!(text, "\n  caused by: {line}").ok();
+            }
             above = cause;
         }
         let text = text.replace("\n  help:", &format!("\n  {}", style.paint(CYAN, "help:")));

@@ -1,9 +1,12 @@
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use scrimp::run::RoleSize;
+use scrimp::train::Role;
 use scrimp_files::{FileError, Kind, Ledger, Reader, Status, open};
 use serde_json::Value;
 
@@ -54,6 +57,11 @@ impl Inspect {
             if let Some(result) = result {
                 ui.json(&serde_json::json!({"type": "result", "result": result}))?;
             }
+            for RoleLine { run, role, size, status } in role_sizes(&self.path, &models)? {
+                ui.json(&serde_json::json!({
+                    "type": "role", "run": run, "role": role, "size": size, "status": status,
+                }))?;
+            }
             return models.iter().try_for_each(|(path, ledger)| json_lines(ui, path, ledger));
         }
         if let Some(Value::Object(facts)) = result {
@@ -66,6 +74,30 @@ impl Inspect {
                 }
             }
             ui.table(&table)?;
+            ui.say("")?;
+        }
+        let roles = role_sizes(&self.path, &models)?;
+        if !roles.is_empty() {
+            let mut table = Table::new(&[
+                ("run", Side::Left),
+                ("tensors", Side::Left),
+                ("values", Side::Right),
+                ("bits", Side::Right),
+                ("bytes", Side::Right),
+                ("status", Side::Left),
+            ]);
+            for line in &roles {
+                table.row([
+                    line.run.clone(),
+                    line.role.to_string(),
+                    ui::number(line.size.values as u64),
+                    ui::bits(Some(line.size.bits)),
+                    ui::number(line.size.bytes as u64),
+                    line.status.clone(),
+                ]);
+            }
+            ui.table(&table)?;
+            ui.say("x y dy dx: of one step; emulated: counted by the ledger, not stored")?;
             ui.say("")?;
         }
         let mut table = Table::new(&[
@@ -181,6 +213,46 @@ fn find_models(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<
         }
     }
     Ok(())
+}
+
+/// What the tensors of one role take in a run.
+struct RoleLine {
+    /// The run's folder.
+    run: String,
+    role: Role,
+    size: RoleSize,
+    /// `packed`, `emulated` or `f32`.
+    status: String,
+}
+
+/// The ledgers by role that runs have left beside their models.
+fn role_sizes(folder: &Path, models: &[(PathBuf, Ledger)]) -> anyhow::Result<Vec<RoleLine>> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        role: Role,
+        size: RoleSize,
+        status: String,
+    }
+    #[derive(serde::Deserialize)]
+    struct Roles {
+        roles: Vec<Line>,
+    }
+    let runs: BTreeSet<&Path> = models.iter().filter_map(|(path, _)| path.parent()).collect();
+    let mut lines = Vec::new();
+    for run in runs {
+        let path = run.join("ledger.json");
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        let Roles { roles } = serde_json::from_str(&text)
+            .with_context(|| format!("{}: not the ledger of a run", path.display()))?;
+        let run = run.strip_prefix(folder).unwrap_or(run).display().to_string();
+        lines.extend(roles.into_iter().map(|Line { role, size, status }| RoleLine {
+            run: run.clone(),
+            role,
+            size,
+            status,
+        }));
+    }
+    Ok(lines)
 }
 
 /// What the run says about itself, where it does.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use scrimp::recipe::{BASELINE, Source};
+use scrimp::recipe::Source;
 use scrimp::run::{self, Facts, Report, Row, RunError, RunId, RunRequest, RunResult, Watch};
 use scrimp::train::Role;
 use scrimp::train::trainer::{EpochReport, StepReport};
@@ -96,7 +96,11 @@ impl Train {
             }
             Err(e) => {
                 watch.clear();
-                return Err(e.into());
+                return Err(match e {
+                    // As itself, since the messages of files say their cause.
+                    RunError::File(e) => e.into(),
+                    e => e.into(),
+                });
             }
         };
         if self.json {
@@ -106,9 +110,13 @@ impl Train {
         }
         ui.say("")?;
         ui.table(&table(&report))?;
-        ui.say(
-            "bits per value and bytes count scales; b/step: activations and gradients of one batch",
-        )?;
+        let against = match float_run(&report) {
+            Some(float) => format!("; Δ and x: against {}", float.variant),
+            None => String::new(),
+        };
+        ui.say(format_args!(
+            "bits per value and bytes count scales; b/step: bytes of one batch{against}"
+        ))?;
         ui.say(format_args!("total {}", clock(watch.begun.elapsed())))?;
         ui.say_made(&request.folder)?;
         Ok(ui.say(format_args!("  next: scrimp inspect {}", ui::shell_word(&request.folder)))?)
@@ -205,13 +213,14 @@ impl Watch for Live<'_> {
         self.clear();
         if self.ui.has_bars() && !self.json {
             let bar = ProgressBar::new(steps);
-            bar.set_position(done);
-            bar.reset_eta();
             let template = "{prefix}  {wide_bar}  {msg}  {elapsed} · {eta} left";
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
             }
             bar.set_prefix(self.title(run));
+            // Whatever moves the bar draws it, so it has its looks by now.
+            bar.set_position(done);
+            bar.reset_eta();
             self.bar = Some(bar);
         }
         if done > 0 {
@@ -293,37 +302,35 @@ fn clock(time: Duration) -> String {
 
 /// One row for each variant.
 fn table(report: &Report) -> Table {
-    let mut table = Table::new(&[
-        ("scheme", Side::Left),
-        ("test acc", Side::Right),
-        ("Δ", Side::Right),
-        ("w bits", Side::Right),
-        ("x bits", Side::Right),
-        ("y bits", Side::Right),
-        ("d bits", Side::Right),
-        ("packed w b", Side::Right),
-        ("x y b/step", Side::Right),
-        ("d b/step", Side::Right),
-        ("step", Side::Right),
-    ]);
-    let baseline = report.rows.iter().find(|r| r.variant == BASELINE);
+    let float = float_run(report);
+    let mut columns = vec![("scheme", Side::Left), ("test acc", Side::Right)];
+    columns.extend(float.map(|_| ("Δ", Side::Right)));
+    columns.extend(
+        ["w bits", "x bits", "y bits", "d bits", "packed w b", "x y b/step", "d b/step", "step"]
+            .map(|title| (title, Side::Right)),
+    );
+    let mut table = Table::new(&columns);
     for row in &report.rows {
         let several = row.seeds.len() > 1;
         let sd = if several { format!(" ±{:.2}", 100.0 * row.accuracy.sd) } else { String::new() };
-        let difference = baseline.filter(|b| b.variant != row.variant).map_or(String::new(), |b| {
-            format!("{:+.2}", 100.0 * (row.accuracy.mean - b.accuracy.mean))
+        let difference = float.map(|float| {
+            if float.variant == row.variant {
+                String::new()
+            } else {
+                format!("{:+.2}", 100.0 * (row.accuracy.mean - float.accuracy.mean))
+            }
         });
-        let speed = match (row.step_ms, baseline.and_then(|b| b.step_ms)) {
+        let speed = match (row.step_ms, float.and_then(|float| float.step_ms)) {
             (Some(ms), Some(float)) => format!("{ms:.1} ms {:.2}x", ms / float),
             (Some(ms), None) => format!("{ms:.1} ms"),
             (None, _) => "-".into(),
         };
         let (activations, gradients) =
             (bytes(row, &[Role::Input, Role::Output]), bytes(row, &GRADIENTS));
-        table.row([
-            row.variant.clone(),
-            format!("{:.2} %{sd}", 100.0 * row.accuracy.mean),
-            difference,
+        let mut cells =
+            vec![row.variant.clone(), format!("{:.2} %{sd}", 100.0 * row.accuracy.mean)];
+        cells.extend(difference);
+        cells.extend([
             bits(row, &[Role::Weight]),
             bits(row, &[Role::Input]),
             bits(row, &[Role::Output]),
@@ -333,8 +340,15 @@ fn table(report: &Report) -> Table {
             ui::number(gradients as u64),
             speed,
         ]);
+        table.row(cells);
     }
     table
+}
+
+/// The variant that holds every tensor in f32, which the others are compared with.
+fn float_run(report: &Report) -> Option<&Row> {
+    let is_float = |row: &&Row| row.sizes.roles.values().all(|s| s.bytes == s.f32_bytes);
+    report.rows.iter().find(is_float)
 }
 
 const GRADIENTS: [Role; 4] = [Role::OutputGrad, Role::InputGrad, Role::WeightGrad, Role::BiasGrad];
