@@ -49,49 +49,28 @@ impl OptimizerConfig {
 
     /// What is wrong with the options, if anything: the key and why.
     pub fn complaint(&self) -> Option<(&'static str, String)> {
-        let in_unit = |v: f64| (0.0..1.0).contains(&v);
-        let positive = |v: f64| v.is_finite() && v >= 0.0;
+        let share = |key, v: f64| {
+            (!(0.0..1.0).contains(&v)).then(|| (key, format!("{v} is not in [0, 1)")))
+        };
+        let amount = |key, v: f64| {
+            let valid = v.is_finite() && v >= 0.0;
+            (!valid).then(|| (key, format!("{v} is not a number of at least 0")))
+        };
+        let lr = self.learning_rate();
+        if let Some((key, _)) = amount("lr", lr) {
+            return Some((key, format!("{lr} is no learning rate; it is a number of at least 0")));
+        }
         match self {
-            Self::Sgd(o) => {
-                if !positive(o.lr) {
-                    Some((
-                        "lr",
-                        format!("{} is no learning rate; it is a number of at least 0", o.lr),
-                    ))
-                } else if !in_unit(o.momentum) {
-                    Some(("momentum", format!("{} is not in [0, 1)", o.momentum)))
-                } else if !positive(o.weight_decay) {
-                    Some((
-                        "weight_decay",
-                        format!("{} is not a number of at least 0", o.weight_decay),
-                    ))
-                } else if o.nesterov && o.momentum == 0.0 {
-                    Some(("nesterov", "needs a momentum above 0".into()))
-                } else {
-                    None
-                }
-            }
-            Self::Adam(o) | Self::Adamw(o) => {
-                if !positive(o.lr) {
-                    Some((
-                        "lr",
-                        format!("{} is no learning rate; it is a number of at least 0", o.lr),
-                    ))
-                } else if !in_unit(o.beta1) {
-                    Some(("beta1", format!("{} is not in [0, 1)", o.beta1)))
-                } else if !in_unit(o.beta2) {
-                    Some(("beta2", format!("{} is not in [0, 1)", o.beta2)))
-                } else if !positive(o.epsilon) {
-                    Some(("epsilon", format!("{} is not a number of at least 0", o.epsilon)))
-                } else if !positive(o.weight_decay) {
-                    Some((
-                        "weight_decay",
-                        format!("{} is not a number of at least 0", o.weight_decay),
-                    ))
-                } else {
-                    None
-                }
-            }
+            Self::Sgd(o) => share("momentum", o.momentum)
+                .or_else(|| amount("weight_decay", o.weight_decay))
+                .or_else(|| {
+                    (o.nesterov && o.momentum == 0.0)
+                        .then(|| ("nesterov", "needs a momentum above 0".into()))
+                }),
+            Self::Adam(o) | Self::Adamw(o) => share("beta1", o.beta1)
+                .or_else(|| share("beta2", o.beta2))
+                .or_else(|| amount("epsilon", o.epsilon))
+                .or_else(|| amount("weight_decay", o.weight_decay)),
         }
     }
 
