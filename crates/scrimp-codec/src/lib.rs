@@ -7,7 +7,7 @@
 //! - [`emulate`](Scheme::emulate): round a slice in place to the values that the bytes would hold;
 //! - [`encode`](Scheme::encode): turn a slice into packed bytes;
 //! - [`decode`](Scheme::decode): turn the bytes back into values;
-//! - [`packed_bytes`](Scheme::packed_bytes): say how many bytes that is, exactly.
+//! - [`size`](Scheme::size): say how many bytes that is, exactly where it does not depend on the values.
 //!
 //! The crate's first promise is that `emulate(x) == decode(encode(x))`, bit for bit, on any shape, with any
 //! number of threads.
@@ -21,7 +21,7 @@
 //!
 //! let mut bytes = Vec::new();
 //! scheme.encode(&x, &[2, 4], &stream, &mut bytes)?;
-//! assert_eq!(bytes.len(), scheme.packed_bytes(&[2, 4])?); // 2 scales of 4 bytes and 8 codes of 4 bits
+//! assert_eq!(Some(bytes.len()), scheme.size(&[2, 4])?.exact()); // 2 scales of 4 bytes and 8 codes of 4 bits
 //! assert_eq!(bytes.len(), 12);
 //!
 //! let mut back = [0.0; 8];
@@ -34,22 +34,26 @@
 //!
 //! The crate knows no training engine and does no input or output.
 
+pub mod codecs;
+pub mod families;
 pub mod formats;
 mod granularity;
+mod memory;
 mod pack;
 pub mod philox;
 mod range;
 mod rounding;
 mod scale;
-mod scaled;
 mod scheme;
 mod simd;
 
-pub use formats::{Card, Family, Format, Params};
+pub use codecs::{Codec, DecodeError, EncodeError, Size, Tally};
+pub use families::{FAMILIES, Family};
+pub use formats::{Card, Format, Params};
 pub use granularity::{Granularity, ShapeError};
+pub use memory::Memory;
 pub use philox::Stream;
 pub use range::Range;
 pub use rounding::Rounding;
-pub use scale::ScaleFormat;
-pub use scaled::{DecodeError, EncodeError, Tally};
+pub use scale::{ExponentRule, ScaleFormat};
 pub use scheme::{NonFinite, Scheme, SchemeError, nearest};

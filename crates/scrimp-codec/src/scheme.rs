@@ -22,10 +22,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::formats::{FAMILIES, Format, Scaling};
-use crate::scaled::Scaled;
+use crate::codecs::{Codec, Job, Scaled, Size, Terms};
+use crate::families::FAMILIES;
+use crate::formats::{Card, Float32, Format, HeadError, Scaling};
+use crate::granularity::elems;
 use crate::{
-    DecodeError, EncodeError, Granularity, Rounding, ScaleFormat, ShapeError, Stream, Tally,
+    DecodeError, EncodeError, Granularity, Memory, Rounding, ScaleFormat, ShapeError, Stream, Tally,
 };
 
 /// What happens to NaN and infinity.
@@ -55,7 +57,8 @@ impl NonFinite {
 #[derive(Clone)]
 pub struct Scheme {
     text: Arc<str>,
-    scaled: Scaled,
+    codec: Arc<dyn Codec>,
+    terms: Terms,
 }
 
 /// A string that is no scheme. Prints the string with a caret under what is wrong, and what would be valid.
@@ -87,42 +90,66 @@ impl std::error::Error for SchemeError {}
 impl Scheme {
     /// The scheme that stores `f32` as it is.
     pub fn float32() -> Self {
-        Self::build(Scaled {
-            format: Arc::new(crate::formats::Float32),
+        let terms = Terms {
             granularity: Granularity::Tensor,
             matrix: false,
             scale: None,
             rounding: Rounding::NearestEven,
             nonfinite: NonFinite::Error,
-        })
+        };
+        Self::build(Scaled::of(Float32), terms)
     }
 
     /// Whether the tensor stays as it is.
     pub fn is_float32(&self) -> bool {
-        self.scaled.format.header().scaling == Scaling::Never
+        self.codec.format().is_some_and(|f| f.header().scaling == Scaling::Never)
     }
 
-    /// The format of the elements.
-    pub fn format(&self) -> &dyn Format {
-        &*self.scaled.format
+    /// The facts about it, with the rounding in force.
+    pub fn card(&self) -> Card {
+        Card { rounding: self.terms.rounding.word(), ..self.codec.card() }
     }
 
-    /// Which elements share a scale; `None` where there is no scale.
+    /// The format of the elements, where elements have one.
+    pub fn format(&self) -> Option<&dyn Format> {
+        self.codec.format()
+    }
+
+    /// The codec that its head names.
+    pub fn codec(&self) -> &dyn Codec {
+        &*self.codec
+    }
+
+    /// Which elements share a scale, or whatever else there is for a group; `None` where there are no groups.
     pub fn granularity(&self) -> Option<Granularity> {
-        self.scaled.scale.map(|_| self.scaled.granularity)
+        self.has_groups().then_some(self.terms.granularity)
+    }
+
+    /// What the common words say.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
     }
 
     /// How values are rounded.
     pub fn rounding(&self) -> Rounding {
-        self.scaled.rounding
+        self.terms.rounding
+    }
+
+    fn has_groups(&self) -> bool {
+        match self.codec.defaults().scaling {
+            Scaling::Never => false,
+            Scaling::OnRequest => self.terms.scale.is_some(),
+            Scaling::Always => true,
+        }
     }
 
     /// The scheme for a tensor whose channels lie on axis 1 (a batch of activations or of their gradients):
     /// `channel` becomes `axis:1`.
     #[must_use]
     pub fn for_activation(&self) -> Self {
-        if self.scaled.scale.is_some() && self.scaled.granularity == Granularity::Channel {
-            Self::build(Scaled { granularity: Granularity::Axis(1), ..self.scaled.clone() })
+        if self.granularity() == Some(Granularity::Channel) {
+            let terms = Terms { granularity: Granularity::Axis(1), ..self.terms.clone() };
+            Self::build(self.codec.clone(), terms)
         } else {
             self.clone()
         }
@@ -132,8 +159,8 @@ impl Scheme {
     /// take it as a matrix of one row for each output, so that groups run along everything that is summed over.
     #[must_use]
     pub fn for_weight(&self, shape: &[usize]) -> Self {
-        if shape.len() > 2 && self.scaled.scale.is_some() && has_rows(self.scaled.granularity) {
-            Self::build(Scaled { matrix: true, ..self.scaled.clone() })
+        if shape.len() > 2 && self.granularity().is_some_and(has_rows) {
+            Self::build(self.codec.clone(), Terms { matrix: true, ..self.terms.clone() })
         } else {
             self.clone()
         }
@@ -144,15 +171,15 @@ impl Scheme {
     /// # Errors
     /// [`ShapeError`] says why not, and what would.
     pub fn check(&self, shape: &[usize]) -> Result<(), ShapeError> {
-        self.packed_bytes(shape).map(|_| ())
+        self.size(shape).map(|_| ())
     }
 
-    /// How many bytes [`encode`](Self::encode) writes for a tensor of this shape, scales included.
+    /// How many bytes [`encode`](Self::encode) writes for a tensor of this shape, with all that is stored beside codes.
     ///
     /// # Errors
     /// If the scheme does not fit the shape.
-    pub fn packed_bytes(&self, shape: &[usize]) -> Result<usize, ShapeError> {
-        self.scaled.packed_bytes(shape)
+    pub fn size(&self, shape: &[usize]) -> Result<Size, ShapeError> {
+        self.codec.size(&self.terms, shape)
     }
 
     /// How many groups with a scale of their own a tensor of this shape has.
@@ -160,12 +187,20 @@ impl Scheme {
     /// # Errors
     /// If the scheme does not fit the shape.
     pub fn groups(&self, shape: &[usize]) -> Result<usize, ShapeError> {
-        self.scaled.groups(shape)
+        Ok(if self.has_groups() { self.terms.layout(shape)?.groups() } else { 0 })
+    }
+
+    /// What a new tensor of this shape is remembered by, for schemes that depend on what was encoded before.
+    ///
+    /// # Errors
+    /// If the scheme does not fit the shape.
+    pub fn memory(&self, shape: &[usize]) -> Result<Option<Memory>, ShapeError> {
+        self.codec.memory(&self.terms, shape)
     }
 
     /// Rounds `x`, a tensor of the given shape in row-major order, to the values that its bytes would hold.
     ///
-    /// `stream` is read only by stochastic rounding.
+    /// `stream` is read only by schemes that draw random numbers.
     ///
     /// # Errors
     /// If the scheme does not fit the shape or cannot hold a value. The contents of `x` are then unspecified.
@@ -175,7 +210,22 @@ impl Scheme {
         shape: &[usize],
         stream: &Stream,
     ) -> Result<Tally, EncodeError> {
-        self.scaled.emulate(x, shape, stream, || self.to_string())
+        self.emulate_next(x, shape, stream, None)
+    }
+
+    /// As [`emulate`](Self::emulate), for the next tensor in a row: `memory` is that of [`memory`](Self::memory).
+    ///
+    /// # Errors
+    /// As [`emulate`](Self::emulate). The memory is then unspecified too.
+    pub fn emulate_next(
+        &self,
+        x: &mut [f32],
+        shape: &[usize],
+        stream: &Stream,
+        memory: Option<&mut Memory>,
+    ) -> Result<Tally, EncodeError> {
+        self.check_length(x.len(), shape)?;
+        self.codec.emulate(self.job(shape, stream, memory), x)
     }
 
     /// Appends the bytes of `x`, a tensor of the given shape in row-major order.
@@ -189,7 +239,23 @@ impl Scheme {
         stream: &Stream,
         out: &mut Vec<u8>,
     ) -> Result<Tally, EncodeError> {
-        self.scaled.encode(x, shape, stream, out, || self.to_string())
+        self.encode_next(x, shape, stream, None, out)
+    }
+
+    /// As [`encode`](Self::encode), for the next tensor in a row: `memory` is that of [`memory`](Self::memory).
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode). The memory is then unspecified.
+    pub fn encode_next(
+        &self,
+        x: &[f32],
+        shape: &[usize],
+        stream: &Stream,
+        memory: Option<&mut Memory>,
+        out: &mut Vec<u8>,
+    ) -> Result<Tally, EncodeError> {
+        self.check_length(x.len(), shape)?;
+        self.codec.encode(self.job(shape, stream, memory), x, out)
     }
 
     /// Turns the bytes of a tensor back into its values.
@@ -202,31 +268,59 @@ impl Scheme {
         shape: &[usize],
         out: &mut [f32],
     ) -> Result<(), DecodeError> {
-        self.scaled.decode(bytes, shape, out, || self.to_string())
+        let (expected, actual) = (self.size(shape)?, bytes.len());
+        if !expected.contains(actual) {
+            let (scheme, shape) = (self.to_string(), shape.to_vec());
+            return Err(DecodeError::Length { scheme, shape, expected, actual });
+        }
+        let (expected, actual) = (elems(shape)?, out.len());
+        if expected != actual {
+            return Err(DecodeError::Output { shape: shape.to_vec(), expected, actual });
+        }
+        self.codec.decode(&self.terms, bytes, shape, out)
     }
 
-    fn build(scaled: Scaled) -> Self {
-        let format = &scaled.format;
-        let mut text = format.name() + &format.suffix();
-        let scaling = format.header().scaling;
-        if let Some(store) = scaled.scale {
-            if scaling == Scaling::OnRequest || scaled.granularity != format.default_granularity() {
-                let _ = write!(text, "/{}", scaled.granularity);
-            }
-            if scaled.matrix {
-                text += "/matrix";
-            }
-            if store != ScaleFormat::default() {
-                let _ = write!(text, "/scale:{}", store.word());
-            }
+    fn check_length(&self, actual: usize, shape: &[usize]) -> Result<(), EncodeError> {
+        self.check(shape)?;
+        let expected = elems(shape)?;
+        if actual == expected {
+            Ok(())
+        } else {
+            Err(EncodeError::Length { shape: shape.to_vec(), expected, actual })
         }
-        if scaled.rounding != format.default_rounding() {
-            let _ = write!(text, "/{}", scaled.rounding.word());
+    }
+
+    fn job<'a>(
+        &'a self,
+        shape: &'a [usize],
+        stream: &'a Stream,
+        memory: Option<&'a mut Memory>,
+    ) -> Job<'a> {
+        Job { terms: &self.terms, shape, stream, memory, scheme: &self.text }
+    }
+
+    fn build(codec: Arc<dyn Codec>, terms: Terms) -> Self {
+        let mut text = codec.name() + &codec.suffix();
+        let defaults = codec.defaults();
+        let on_request = defaults.scaling == Scaling::OnRequest && terms.scale.is_some();
+        let chosen =
+            defaults.scaling == Scaling::Always && terms.granularity != defaults.granularity;
+        if on_request || chosen {
+            let _ = write!(text, "/{}", terms.granularity);
         }
-        if scaled.nonfinite != NonFinite::default() {
-            let _ = write!(text, "/nonfinite:{}", NonFinite::WORDS[scaled.nonfinite as usize].0);
+        if terms.matrix {
+            text += "/matrix";
         }
-        Self { text: text.into(), scaled }
+        if let Some(store) = terms.scale.filter(|store| Some(store) != defaults.scales.first()) {
+            let _ = write!(text, "/scale:{}", store.word());
+        }
+        if defaults.rounding.is_some_and(|usual| usual != terms.rounding) {
+            let _ = write!(text, "/{}", terms.rounding.word());
+        }
+        if terms.nonfinite != NonFinite::default() {
+            let _ = write!(text, "/nonfinite:{}", NonFinite::WORDS[terms.nonfinite as usize].0);
+        }
+        Self { text: text.into(), codec, terms }
     }
 }
 
@@ -276,7 +370,6 @@ struct Said {
     scale: Option<ScaleFormat>,
     rounding: Option<Rounding>,
     nonfinite: Option<NonFinite>,
-    format_word: bool,
 }
 
 impl FromStr for Scheme {
@@ -288,27 +381,28 @@ impl FromStr for Scheme {
             *at += word.len() + 1;
             Some(Word { text: word, start })
         });
-        let error = |word: &Word, message: String, help: String| SchemeError {
+        let error = |word: &Word, e: HeadError| SchemeError {
             text: text.to_owned(),
             span: word.start..word.start + word.text.len(),
-            message,
-            help,
+            message: e.message,
+            help: e.help,
         };
         let head = words.next().unwrap_or(Word { text: "", start: 0 });
-        let mut format = FAMILIES
+        let mut codec = FAMILIES
             .iter()
             .find_map(|family| family.parse(head.text))
             .unwrap_or_else(|| Err(unknown_head(head.text)))
-            .map_err(|e| error(&head, e.message, e.help))?;
+            .map_err(|e| error(&head, e))?;
         let mut said = Said::default();
         for word in words {
-            said.take(&word, &mut format).map_err(|(message, help)| error(&word, message, help))?;
+            said.take(&word, &mut codec).map_err(|e| error(&word, e))?;
         }
-        if let Some(complaint) = format.complaint() {
-            return Err(error(&head, complaint.message, complaint.help));
+        if let Some(complaint) = codec.complaint() {
+            return Err(error(&head, complaint));
         }
-        if let Some(span) = said.matrix.clone().filter(|_| !said.granularity.is_some_and(has_rows))
-        {
+        let defaults = codec.defaults();
+        let granularity = said.granularity.unwrap_or(defaults.granularity);
+        if let Some(span) = said.matrix.clone().filter(|_| !has_rows(granularity)) {
             return Err(SchemeError {
                 text: text.to_owned(),
                 span,
@@ -316,104 +410,133 @@ impl FromStr for Scheme {
                 help: "use it with `row`, `group:N` or `tile:RxC`".into(),
             });
         }
-        let scaled = match format.header().scaling {
+        let scaled = match defaults.scaling {
             Scaling::Always => true,
             Scaling::OnRequest => said.granularity.is_some() || said.scale.is_some(),
             Scaling::Never => false,
         };
-        Ok(Self::build(Scaled {
-            granularity: said.granularity.unwrap_or(format.default_granularity()),
+        let usual = defaults.scales.first().copied().filter(|_| scaled);
+        let terms = Terms {
+            granularity,
             matrix: said.matrix.is_some(),
-            scale: scaled.then(|| said.scale.unwrap_or_default()),
-            rounding: said.rounding.unwrap_or(format.default_rounding()),
+            scale: said.scale.or(usual),
+            rounding: said.rounding.or(defaults.rounding).unwrap_or_default(),
             nonfinite: said.nonfinite.unwrap_or_default(),
-            format,
-        }))
+        };
+        Ok(Self::build(codec, terms))
     }
 }
 
 impl Said {
-    fn take(&mut self, word: &Word, format: &mut Arc<dyn Format>) -> Result<(), (String, String)> {
+    fn take(&mut self, word: &Word, codec: &mut Arc<dyn Codec>) -> Result<(), HeadError> {
         let text = word.text;
-        let name = format.name();
-        if format.header().scaling == Scaling::Never {
-            return Err((
+        let (name, defaults) = (codec.name(), codec.defaults());
+        let refuse = |message: String, help: String| Err(HeadError { message, help });
+        // A codec may mean something of its own by a word, so it is asked first.
+        if let Some(changed) = codec.with_word(text).filter(|_| !text.starts_with("nonfinite:")) {
+            *codec = changed?;
+            return Ok(());
+        }
+        if codec.format().is_some_and(|f| f.header().scaling == Scaling::Never) {
+            return refuse(
                 format!("`{name}` takes no words: nothing is rounded"),
                 format!("write `{name}`"),
-            ));
+            );
         }
         if let Some(granularity) = parse_granularity(text)? {
+            if defaults.scaling == Scaling::Never {
+                return refuse(
+                    format!("`{name}` has no groups: it takes the tensor as one"),
+                    format!("leave `{text}` out"),
+                );
+            }
             return once(&mut self.granularity, granularity, "granularity");
         }
         if text == "matrix" {
             return once(&mut self.matrix, word.start..word.start + text.len(), "`matrix`");
         }
-        if let Some(name) = text.strip_prefix("scale:") {
-            let scale = by_word(&ScaleFormat::WORDS, name, "scale")?;
-            return once(&mut self.scale, scale, "scale");
+        let scale = text.strip_prefix("scale:").or((text == "double").then_some(text));
+        if let Some(scale) = scale {
+            let words: Vec<_> = defaults.scales.iter().map(|s| (s.word(), *s)).collect();
+            if words.is_empty() {
+                return refuse(
+                    format!("`{name}` has no scale to choose a format for"),
+                    format!("leave `{text}` out"),
+                );
+            }
+            return once(&mut self.scale, by_word(&words, scale, "scale")?, "scale");
         }
-        if let Some(name) = text.strip_prefix("nonfinite:") {
-            let rule = by_word(&NonFinite::WORDS, name, "nonfinite")?;
+        if let Some(rule) = text.strip_prefix("nonfinite:") {
+            let rule = by_word(&NonFinite::WORDS, rule, "nonfinite")?;
             if rule == NonFinite::Propagate {
-                *format = format.with_word(text).ok_or_else(|| {
-                    (
-                        format!("`{name}` has no NaN to propagate", name = format.name()),
-                        "use `nonfinite:saturate`, or leave it out: an error".into(),
-                    )
+                *codec = codec.with_word(text).unwrap_or_else(|| {
+                    Err(HeadError {
+                        message: format!("`{name}` has no NaN to propagate"),
+                        help: "use `nonfinite:saturate`, or leave it out: an error".into(),
+                    })
                 })?;
             }
             return once(&mut self.nonfinite, rule, "rule for NaN and infinity");
         }
         if let Some((_, rounding)) = Rounding::WORDS.iter().find(|(w, _)| *w == text) {
+            if defaults.rounding.is_none() {
+                return refuse(
+                    format!("`{name}` rounds in one way only"),
+                    format!("leave `{text}` out"),
+                );
+            }
             return once(&mut self.rounding, *rounding, "rounding");
         }
-        if let Some(changed) = format.with_word(text) {
-            if std::mem::replace(&mut self.format_word, true) {
-                return Err((
-                    format!("`{text}` contradicts an earlier word of `{name}`"),
-                    "keep one of the two".into(),
-                ));
+        refuse(format!("`{text}` is no word that `{name}` takes"), {
+            let known = known_words(&**codec);
+            match nearest(text, known.iter().map(String::as_str)) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("words for `{name}` are {}", known.join(", ")),
             }
-            *format = changed;
-            return Ok(());
-        }
-        let known = GRANULARITIES
-            .into_iter()
-            .chain(Rounding::WORDS.map(|(w, _)| w))
-            .chain(ScaleFormat::WORDS.map(|(w, _)| match w {
-                "f16" => "scale:f16",
-                "bf16" => "scale:bf16",
-                "pow2" => "scale:pow2",
-                _ => "scale:f32",
-            }))
-            .chain(["nonfinite:error", "nonfinite:saturate", "nonfinite:propagate"])
-            .chain(format.words().iter().copied());
-        let help = match nearest(text, known.clone()) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => format!("words for `{name}` are {}", known.collect::<Vec<_>>().join(", ")),
-        };
-        Err((format!("`{text}` is no word that `{name}` takes"), help))
+        })
     }
 }
 
+/// Every word that a codec takes, with an example where it has a number.
+fn known_words(codec: &dyn Codec) -> Vec<String> {
+    let defaults = codec.defaults();
+    let mut known: Vec<String> = Vec::new();
+    if defaults.scaling != Scaling::Never {
+        known.extend(GRANULARITIES.map(String::from));
+    }
+    if defaults.rounding.is_some() {
+        known.extend(Rounding::WORDS.map(|(w, _)| w.to_owned()));
+    }
+    known.extend(defaults.scales.iter().map(|s| format!("scale:{}", s.word())));
+    known.extend(NonFinite::WORDS.map(|(w, _)| format!("nonfinite:{w}")));
+    known.extend(codec.words().iter().map(|w| (*w).to_owned()));
+    known
+}
+
 /// Fills a slot that must be empty.
-fn once<T>(slot: &mut Option<T>, value: T, what: &str) -> Result<(), (String, String)> {
+fn once<T>(slot: &mut Option<T>, value: T, what: &str) -> Result<(), HeadError> {
     match slot.replace(value) {
         None => Ok(()),
-        Some(_) => Err((format!("the {what} is said twice"), "keep one of the two".into())),
+        Some(_) => Err(HeadError {
+            message: format!("the {what} is said twice"),
+            help: "keep one of the two".into(),
+        }),
     }
 }
 
 const GRANULARITIES: [&str; 8] =
     ["tensor", "channel", "axis:0", "row", "group:128", "flat:64", "tile:16x16", "matrix"];
 
-fn parse_granularity(text: &str) -> Result<Option<Granularity>, (String, String)> {
+fn parse_granularity(text: &str) -> Result<Option<Granularity>, HeadError> {
+    let wrong = |message: String, help: String| HeadError { message, help };
     let number = |digits: &str, least: usize, example: &str| {
         let help = || format!("write for example `{example}`");
         match digits.parse::<usize>() {
             Ok(n) if n >= least => Ok(n),
-            Ok(n) => Err((format!("`{text}`: {n} is too small; the least is {least}"), help())),
-            Err(_) => Err((format!("`{text}` needs a whole number"), help())),
+            Ok(n) => {
+                Err(wrong(format!("`{text}`: {n} is too small; the least is {least}"), help()))
+            }
+            Err(_) => Err(wrong(format!("`{text}` needs a whole number"), help())),
         }
     };
     Ok(Some(match text.split_once(':') {
@@ -425,7 +548,7 @@ fn parse_granularity(text: &str) -> Result<Option<Granularity>, (String, String)
             "group" | "flat" | "axis" | "tile" => {
                 let example =
                     GRANULARITIES.into_iter().find(|g| g.starts_with(text)).unwrap_or(text);
-                return Err((
+                return Err(wrong(
                     format!("`{text}` needs a length"),
                     format!("write for example `{example}`"),
                 ));
@@ -443,24 +566,27 @@ fn parse_granularity(text: &str) -> Result<Option<Granularity>, (String, String)
     }))
 }
 
-fn by_word<T: Copy>(words: &[(&str, T)], text: &str, key: &str) -> Result<T, (String, String)> {
+fn by_word<T: Copy>(words: &[(&str, T)], text: &str, key: &str) -> Result<T, HeadError> {
     words.iter().find(|(w, _)| *w == text).map(|(_, v)| *v).ok_or_else(|| {
         let all: Vec<String> = words.iter().map(|(w, _)| format!("{key}:{w}")).collect();
-        (format!("`{key}:{text}` is not known"), format!("write one of {}", all.join(", ")))
+        HeadError {
+            message: format!("`{key}:{text}` is not one of those that fit here"),
+            help: format!("write one of {}", all.join(", ")),
+        }
     })
 }
 
-fn unknown_head(head: &str) -> crate::formats::HeadError {
+fn unknown_head(head: &str) -> HeadError {
     if head.is_empty() {
-        return crate::formats::HeadError {
+        return HeadError {
             message: "a scheme begins with a format".into(),
             help: "for example int8, int4/group:128 or e4m3fn".into(),
         };
     }
     let members: Vec<String> = FAMILIES.iter().flat_map(|f| f.members()).collect();
     let heads = members.iter().map(|m| m.split('/').next().unwrap_or(m));
-    let near = nearest(head, heads).or_else(|| synonym(head));
-    crate::formats::HeadError {
+    let near = synonym(head).or_else(|| nearest(head, heads));
+    HeadError {
         message: format!("unknown format `{head}`"),
         help: if let Some(near) = near {
             format!("did you mean `{near}`? `scrimp formats` lists them all")
@@ -484,7 +610,11 @@ fn synonym(head: &str) -> Option<&'static str> {
         "fp4" | "float4_e2m1fn" => "e2m1fn",
         "i8" | "qint8" => "int8",
         "u8" | "quint8" => "uint8",
-        _ => return None,
+        head => FAMILIES
+            .iter()
+            .flat_map(|f| f.synonyms())
+            .find(|(other, _)| *other == head)
+            .map(|(_, own)| *own)?,
     })
 }
 

@@ -525,11 +525,11 @@ versions! {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::cell::Cell;
-    use std::sync::Arc;
 
     use super::*;
     use crate::Range;
-    use crate::formats::{FAMILIES, Format, quantize_by_definition};
+    use crate::Scheme;
+    use crate::formats::quantize_by_definition;
 
     thread_local! {
         /// The level that a test asks for on its thread.
@@ -573,17 +573,13 @@ pub(crate) mod tests {
             .collect()
     }
 
-    fn formats() -> Vec<Arc<dyn Format>> {
-        let all = FAMILIES
+    /// The schemes of all formats, and the words that change what a format's loops do.
+    fn formats() -> Vec<Scheme> {
+        let all = crate::FAMILIES
             .iter()
             .flat_map(|f| f.members())
             .chain(["e4m3fn/ieee", "f16/sat"].map(String::from));
-        let parse = |text: String| -> Arc<dyn Format> {
-            let (head, word) = text.split_once('/').unwrap_or((&text, ""));
-            let format = FAMILIES.iter().find_map(|f| f.parse(head)).unwrap().unwrap();
-            format.with_word(word).unwrap_or(format)
-        };
-        all.map(parse).collect()
+        all.map(|text| text.parse::<Scheme>().unwrap()).filter(|s| s.format().is_some()).collect()
     }
 
     fn bits(x: &[f32]) -> Vec<u32> {
@@ -595,12 +591,13 @@ pub(crate) mod tests {
         let x = values(2000);
         let mut draws = vec![0; x.len()];
         Stream::new(1, 1).fill(0, &mut draws);
-        for format in formats() {
+        for scheme in formats() {
+            let format = scheme.format().unwrap();
             for range in [Range { min: -3.0, max: 2.0 }, Range { min: 1e-3, max: 3e38 }] {
                 let params = format.fit(range, ScaleFormat::F32);
                 for (_, rounding) in Rounding::WORDS {
                     let mut expected = x.clone();
-                    quantize_by_definition(&*format, &mut expected, &params, rounding, &draws);
+                    quantize_by_definition(format, &mut expected, &params, rounding, &draws);
                     at_every_level(|level| {
                         let mut whole = x.clone();
                         format.quantize_run(&mut whole, &params, rounding, &draws);
@@ -633,7 +630,8 @@ pub(crate) mod tests {
     #[test]
     fn every_level_encodes_and_decodes_as_the_definition() {
         let x = values(700);
-        for format in formats() {
+        for scheme in formats() {
+            let format = scheme.format().unwrap();
             for range in [Range { min: -3.0, max: 2.0 }, Range { min: 1e-3, max: 3e38 }] {
                 let params = format.fit(range, ScaleFormat::F32);
                 let encode = |x: f32| format.encode(x, &params, Rounding::NearestEven, 0);
@@ -673,8 +671,9 @@ pub(crate) mod tests {
     #[test]
     fn every_level_rounds_blocks_as_the_definition() {
         let x: Vec<f32> = values(4000).into_iter().filter(|v| v.abs() < 1e36).collect();
-        for format in formats() {
-            for (_, store) in ScaleFormat::WORDS {
+        for scheme in formats() {
+            let format = scheme.format().unwrap();
+            for &store in format.scales() {
                 for len in [1, 5, 16, 32, 64, 128] {
                     let whole = x.len() / len * len;
                     let mut expected = x[..whole].to_vec();
@@ -682,13 +681,7 @@ pub(crate) mod tests {
                         let range = Range::of_finite(block);
                         let params =
                             format.fit(Range { min: -range.amax(), max: range.amax() }, store);
-                        quantize_by_definition(
-                            &*format,
-                            block,
-                            &params,
-                            Rounding::NearestEven,
-                            &[],
-                        );
+                        quantize_by_definition(format, block, &params, Rounding::NearestEven, &[]);
                     }
                     at_every_level(|level| {
                         let mut fast = x.clone();

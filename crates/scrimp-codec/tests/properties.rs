@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use proptest::prelude::*;
-use scrimp_codec::formats::{FAMILIES, Scaling};
-use scrimp_codec::{EncodeError, Rounding, ScaleFormat, Scheme, Stream};
+use scrimp_codec::formats::Scaling;
+use scrimp_codec::{EncodeError, FAMILIES, Rounding, Scheme, Stream};
 
 fn members() -> Vec<String> {
     FAMILIES.iter().flat_map(|f| f.members()).collect()
@@ -24,17 +24,30 @@ fn any_scheme() -> impl Strategy<Value = Scheme> {
     (
         prop::sample::select(members()),
         granularity,
-        prop::sample::select(ScaleFormat::WORDS.map(|(w, _)| w).to_vec()),
+        any::<prop::sample::Index>(),
         prop::sample::select(Rounding::WORDS.map(|(w, _)| w).to_vec()),
     )
         .prop_map(|(member, granularity, scale, rounding)| {
             let plain: Scheme = member.parse().unwrap();
-            let text = match plain.format().header().scaling {
-                Scaling::Never => member,
-                Scaling::OnRequest if granularity.is_empty() => format!("{member}/{rounding}"),
-                _ => format!("{member}{granularity}/scale:{scale}/{rounding}"),
+            let takes = plain.codec().defaults();
+            let mut text = member;
+            let scaled = match takes.scaling {
+                Scaling::Never => false,
+                Scaling::OnRequest => !granularity.is_empty(),
+                Scaling::Always => true,
             };
-            text.parse().unwrap()
+            if scaled {
+                text += &granularity;
+            }
+            if scaled && !takes.scales.is_empty() && !text.contains("scale:") {
+                text += "/scale:";
+                text += scale.get(takes.scales).word();
+            }
+            if takes.rounding.is_some() {
+                text += "/";
+                text += rounding;
+            }
+            text.parse().unwrap_or_else(|e| panic!("{e}"))
         })
 }
 
@@ -42,7 +55,7 @@ fn any_scheme() -> impl Strategy<Value = Scheme> {
 fn unscaled_scheme() -> impl Strategy<Value = Scheme> {
     let formats: Vec<String> = members()
         .into_iter()
-        .filter(|m| m.parse::<Scheme>().unwrap().format().header().scaling == Scaling::OnRequest)
+        .filter(|m| m.parse::<Scheme>().unwrap().codec().defaults().scaling == Scaling::OnRequest)
         .collect();
     (prop::sample::select(formats), prop::sample::select(Rounding::WORDS.map(|(w, _)| w).to_vec()))
         .prop_map(|(format, rounding)| format!("{format}/{rounding}").parse().unwrap())
@@ -91,13 +104,13 @@ proptest! {
         let stream = Stream::named(seed, "w").at_step(step);
         let mut bytes = vec![7];
         scheme.encode(&x, &shape, &stream, &mut bytes).unwrap();
-        prop_assert_eq!(bytes.len(), 1 + scheme.packed_bytes(&shape).unwrap());
+        prop_assert!(scheme.size(&shape).unwrap().contains(bytes.len() - 1), "{} {:?}", scheme, shape);
         let mut decoded = vec![0.0; x.len()];
         scheme.decode(&bytes[1..], &shape, &mut decoded).unwrap();
         let mut emulated = x.clone();
         scheme.emulate(&mut emulated, &shape, &stream).unwrap();
         prop_assert_eq!(bits(&emulated), bits(&decoded), "{} {:?} {:?}", scheme, shape, x);
-        let holds_infinity = scheme.format().card().specials.contains("inf");
+        let holds_infinity = scheme.card().specials.contains("inf");
         prop_assert!(decoded.iter().all(|v| v.is_finite() || holds_infinity), "{} {:?}", scheme, x);
     }
 
@@ -142,7 +155,7 @@ proptest! {
         let mut out = vec![0.0; n];
         let mut bytes = bytes;
         if fit {
-            bytes.resize(scheme.packed_bytes(&shape).unwrap(), 0x3c);
+            bytes.resize(scheme.size(&shape).unwrap().most, 0x3c);
         }
         let _ = scheme.decode(&bytes, &shape, &mut out);
     }
@@ -162,8 +175,8 @@ proptest! {
         x[at] = value;
         let stream = Stream::new(1, 2);
         let mut bytes = Vec::new();
-        let format = scheme.format();
-        let held = if value.is_nan() { format.holds_nan() } else { format.holds_infinity() };
+        let codec = scheme.codec();
+        let held = if value.is_nan() { codec.holds_nan() } else { codec.holds_infinity() };
         match scheme.encode(&x, &shape, &stream, &mut bytes) {
             Ok(_) => prop_assert!(held, "{}", scheme),
             Err(EncodeError::NonFinite { index, .. }) => {
@@ -186,7 +199,7 @@ proptest! {
         let mut emulated = x.clone();
         prop_assert_eq!(tolerant.emulate(&mut emulated, &shape, &stream).unwrap(), tally);
         prop_assert_eq!(bits(&emulated), bits(&decoded), "{}", tolerant);
-        if !held && value.is_nan() && !format.header().offset {
+        if !held && value.is_nan() && scheme.format().is_some_and(|f| !f.header().offset) {
             prop_assert_eq!(decoded[at], 0.0, "{}", tolerant);
         }
     }
@@ -197,9 +210,9 @@ fn members_parse_and_print_as_themselves() {
     for member in members() {
         let scheme: Scheme = member.parse().unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(scheme.to_string(), member);
-        let card = scheme.format().card();
+        let card = scheme.card();
         assert_eq!(card.name, member);
-        assert!(card.min < card.max && card.bits == scheme.format().bits(), "{card:?}");
+        assert!(card.min < card.max, "{card:?}");
     }
 }
 
@@ -208,10 +221,7 @@ fn every_code_of_every_member_is_encoded_as_itself() {
     use scrimp_codec::Params;
     for member in members() {
         let scheme: Scheme = member.parse().unwrap();
-        let format = scheme.format();
-        if format.bits() > 19 {
-            continue;
-        }
+        let Some(format) = scheme.format().filter(|f| f.bits() <= 19) else { continue };
         for code in 0..1u32 << format.bits() {
             let value = format.decode(code, &Params::UNIT);
             // Codes outside a symmetric range, and NaNs, have a representative.
@@ -331,6 +341,6 @@ fn a_wrong_length_is_named() {
     ));
     let error = scheme.decode(&[0; 3], &[2, 2], &mut [0.0; 4]).unwrap_err();
     assert_eq!(error.to_string(), "`int8` stores shape [2, 2] in 8 bytes, and there are 3");
-    let huge = scheme.packed_bytes(&[usize::MAX, 3]).unwrap_err();
+    let huge = scheme.size(&[usize::MAX, 3]).unwrap_err();
     assert!(huge.to_string().contains("too large"), "{huge}");
 }

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Card, Family, Format, HeadError, Header, Params, Scaling};
+use super::{Card, Format, HeadError, Header, Params, Scaling};
+use crate::codecs::{Codec, Scaled};
+use crate::families::Family;
 use crate::{Range, Rounding, ScaleFormat};
 
 /// The family of the one format `f32`.
-pub(super) struct Float32Family;
+pub(crate) struct Float32Family;
 
 impl Family for Float32Family {
     fn syntax(&self) -> &'static str {
@@ -21,8 +23,8 @@ impl Family for Float32Family {
         vec!["f32".into()]
     }
 
-    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Format>, HeadError>> {
-        (head == "f32").then(|| Ok(Arc::new(Float32) as Arc<dyn Format>))
+    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
+        (head == "f32").then(|| Ok(Scaled::of(Float32)))
     }
 }
 

@@ -13,7 +13,9 @@
 
 use std::sync::Arc;
 
-use super::{Card, Family, Format, HeadError, Header, Params, Scaling, finite};
+use super::{Card, Format, HeadError, Header, Params, Scaling, finite};
+use crate::codecs::{Codec, Scaled};
+use crate::families::Family;
 use crate::{Granularity, Range, Rounding, ScaleFormat, simd};
 
 /// Which integers a code means, and how a range becomes a scale.
@@ -39,7 +41,7 @@ pub struct Integer {
 }
 
 /// `int2` to `int16`, and `int1/full`.
-pub(super) struct SignedFamily;
+pub(crate) struct SignedFamily;
 
 impl Family for SignedFamily {
     fn syntax(&self) -> &'static str {
@@ -57,13 +59,13 @@ impl Family for SignedFamily {
             .collect()
     }
 
-    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Format>, HeadError>> {
+    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
         parse("int", Variant::Symmetric, head)
     }
 }
 
 /// `uint1` to `uint16`.
-pub(super) struct UnsignedFamily;
+pub(crate) struct UnsignedFamily;
 
 impl Family for UnsignedFamily {
     fn syntax(&self) -> &'static str {
@@ -84,12 +86,12 @@ impl Family for UnsignedFamily {
             .collect()
     }
 
-    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Format>, HeadError>> {
+    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
         parse("uint", Variant::Affine, head)
     }
 }
 
-fn parse(prefix: &str, variant: Variant, head: &str) -> Option<Result<Arc<dyn Format>, HeadError>> {
+fn parse(prefix: &str, variant: Variant, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
     let digits = head.strip_prefix(prefix)?;
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -102,7 +104,7 @@ fn parse(prefix: &str, variant: Variant, head: &str) -> Option<Result<Arc<dyn Fo
             help: format!("the nearest is {prefix}{nearest}"),
         }));
     };
-    Some(Ok(Arc::new(Integer { bits, variant })))
+    Some(Ok(Scaled::of(Integer { bits, variant })))
 }
 
 impl Integer {
@@ -364,12 +366,9 @@ mod tests {
     use super::*;
 
     fn quantize(head: &str, word: Option<&str>, x: &[f32]) -> (Params, Vec<u32>, Vec<f32>) {
-        let f = [&SignedFamily as &dyn Family, &UnsignedFamily]
-            .iter()
-            .find_map(|family| family.parse(head))
-            .unwrap()
-            .unwrap();
-        let f = word.map_or(f.clone(), |w| f.with_word(w).unwrap());
+        let text = word.map_or(head.to_owned(), |word| format!("{head}/{word}"));
+        let scheme: crate::Scheme = text.parse().unwrap();
+        let f = scheme.format().unwrap();
         let params = f.fit(Range::of_finite(x), ScaleFormat::F32);
         let codes: Vec<u32> =
             x.iter().map(|&v| f.encode(v, &params, Rounding::NearestEven, 0)).collect();

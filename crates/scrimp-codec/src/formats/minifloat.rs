@@ -15,7 +15,9 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::{Card, Family, Format, HeadError, Header, Params, Scaling, finite};
+use super::{Card, Format, HeadError, Header, Params, Scaling, finite};
+use crate::codecs::{Codec, Scaled};
+use crate::families::Family;
 use crate::{Range, Rounding, ScaleFormat, simd};
 
 /// What the codes with the largest exponent field mean.
@@ -104,7 +106,7 @@ const fn named(
 }
 
 /// The formats with a name.
-pub(super) struct NamedFamily;
+pub(crate) struct NamedFamily;
 
 impl Family for NamedFamily {
     fn syntax(&self) -> &'static str {
@@ -119,17 +121,17 @@ impl Family for NamedFamily {
         NAMED.iter().map(|n| n.name.into()).collect()
     }
 
-    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Format>, HeadError>> {
+    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
         let row = NAMED.iter().find(|n| n.name == head)?;
         Some(
             Minifloat::new(row.name, row.exponent_bits, row.mantissa_bits, row.bias, row.top)
-                .map(|f| Arc::new(Minifloat { about: row.about.into(), ..f }) as Arc<dyn Format>),
+                .map(|f| Scaled::of(Minifloat { about: row.about.into(), ..f })),
         )
     }
 }
 
 /// `fp:eXmY[:bias][:fn|none]`.
-pub(super) struct FreeFamily;
+pub(crate) struct FreeFamily;
 
 impl Family for FreeFamily {
     fn syntax(&self) -> &'static str {
@@ -154,9 +156,9 @@ impl Family for FreeFamily {
         .to_vec()
     }
 
-    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Format>, HeadError>> {
+    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
         let spec = head.strip_prefix("fp:")?;
-        Some(parse_free(head, spec).map(|f| Arc::new(f) as Arc<dyn Format>))
+        Some(parse_free(head, spec).map(Scaled::of))
     }
 }
 
@@ -202,7 +204,7 @@ fn parse_free(head: &str, spec: &str) -> Result<Minifloat, HeadError> {
 }
 
 /// `qml:mK`: QML's truncated float.
-pub(super) struct QmlFamily;
+pub(crate) struct QmlFamily;
 
 impl Family for QmlFamily {
     fn syntax(&self) -> &'static str {
@@ -217,7 +219,7 @@ impl Family for QmlFamily {
         vec!["qml:m2".into(), "qml:m7".into()]
     }
 
-    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Format>, HeadError>> {
+    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
         let digits = head.strip_prefix("qml:")?;
         let bits = digits.strip_prefix('m').and_then(|d| d.parse().ok()).filter(|m| *m <= 10);
         let Some(m) = bits else {
@@ -235,7 +237,7 @@ impl Family for QmlFamily {
                 default_overflow: Overflow::Ieee,
                 ..f
             };
-            Arc::new(f) as Arc<dyn Format>
+            Scaled::of(f)
         }))
     }
 }
@@ -682,7 +684,8 @@ mod tests {
 
     #[test]
     fn qml_truncates_as_its_examples_say() {
-        let Some(Ok(f)) = QmlFamily.parse("qml:m2") else { panic!() };
+        let scheme: crate::Scheme = "qml:m2".parse().unwrap();
+        let f = scheme.format().unwrap();
         assert_eq!(f.bits(), 11);
         for (x, expected) in [(0.3, 0.25), (-1.9, -1.75), (0.7, 0.625), (3.0, 3.0)] {
             let code = f.encode(x, &Params::UNIT, f.default_rounding(), 0);

@@ -1,11 +1,11 @@
-//! Number formats: one file per family, one row per family in [`FAMILIES`].
+//! Number formats: one file per family, one row per family in [`FAMILIES`](crate::FAMILIES).
 //!
 //! A [`Format`] is a finite set of values with a code for each. How a format uses the scale of a group is its own
 //! affair: it is given the group's range and answers with [`Params`].
 
-mod float32;
-mod integer;
-mod minifloat;
+pub(crate) mod float32;
+pub(crate) mod integer;
+pub(crate) mod minifloat;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -15,28 +15,6 @@ pub use integer::Integer;
 pub use minifloat::{Minifloat, Overflow, Top};
 
 use crate::{Range, Rounding, ScaleFormat};
-
-/// Every family of formats, in the order of the tables.
-pub static FAMILIES: &[&dyn Family] = &[
-    &float32::Float32Family,
-    &minifloat::NamedFamily,
-    &minifloat::FreeFamily,
-    &minifloat::QmlFamily,
-    &integer::SignedFamily,
-    &integer::UnsignedFamily,
-];
-
-/// A family of formats: it reads the head of a scheme string.
-pub trait Family: Sync {
-    /// How a member's name is written, e.g. `int2..int16`.
-    fn syntax(&self) -> &'static str;
-    /// One sentence on the family.
-    fn about(&self) -> &'static str;
-    /// Members that tables list and tests run, as scheme strings.
-    fn members(&self) -> Vec<String>;
-    /// Reads a head such as `int8`: `None` if it is not of this family, an error if it is but cannot be.
-    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Format>, HeadError>>;
-}
 
 /// Why a head of a known family is no format.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,6 +119,28 @@ pub trait Format: Debug + Send + Sync {
     /// The rounding that is meant when the scheme names none.
     fn default_rounding(&self) -> Rounding {
         Rounding::NearestEven
+    }
+    /// The ways to store a scale, the first being the default.
+    fn scales(&self) -> &'static [ScaleFormat] {
+        &ScaleFormat::GENERAL
+    }
+    /// The largest value at scale 1, by which a range is divided to become a scale.
+    fn top(&self) -> f32 {
+        self.card().max
+    }
+    /// Whether a NaN or an infinity makes NaN of its whole group: [`fit`](Self::fit) is given an infinite range then.
+    fn spoils_groups(&self) -> bool {
+        false
+    }
+    /// Whether the scale of a group depends on the one it had before; then [`fit_again`](Self::fit_again) is called for
+    /// tensors that are remembered.
+    fn remembers_scales(&self) -> bool {
+        false
+    }
+    /// The parameters of a group with this range, whose scale was `before` when it was last encoded.
+    fn fit_again(&self, range: Range, before: Option<f32>) -> Params {
+        let _ = before;
+        self.fit(range, self.scales()[0])
     }
     /// Whether NaN has a code.
     fn holds_nan(&self) -> bool;

@@ -13,114 +13,134 @@
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
+use super::bands::{Draws, Packer, Refusal, WINDOW, each_band, split};
+use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Tally, Terms};
+use crate::formats::{Card, Format, HeadError, Header, Params, Scaling};
+use crate::granularity::{Band, Layout};
+use crate::{Granularity, Memory, NonFinite, Range, ShapeError, Stream, pack, simd};
 
-use crate::formats::{Format, Header, Params, Scaling};
-use crate::granularity::{Band, Layout, elems};
-use crate::{Granularity, NonFinite, Range, Rounding, ScaleFormat, ShapeError, Stream, pack, simd};
-
-/// What was not ordinary about the values of a tensor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Values that were NaN and became zero.
-    pub nans: u64,
-    /// Values that were infinite and became the largest code.
-    pub infinities: u64,
+/// A format whose elements have a scale for each group, or none at all.
+#[derive(Clone, Debug)]
+pub(crate) struct Scaled {
+    format: Arc<dyn Format>,
+    /// Whether a word of the format was applied: it takes one.
+    worded: bool,
 }
 
-impl Tally {
-    /// Both counts together.
-    #[must_use]
-    pub fn join(self, other: Tally) -> Tally {
-        Tally { nans: self.nans + other.nans, infinities: self.infinities + other.infinities }
+impl Scaled {
+    /// The codec of a format.
+    pub fn of(format: impl Format + 'static) -> Arc<dyn Codec> {
+        Arc::new(Self { format: Arc::new(format), worded: false })
+    }
+
+    fn bound<'a>(&'a self, terms: &'a Terms) -> Bound<'a> {
+        Bound { format: &*self.format, terms }
     }
 }
 
-/// A tensor that a scheme cannot take.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EncodeError {
-    /// The scheme does not fit the shape.
-    #[error(transparent)]
-    Shape(#[from] ShapeError),
-    /// The slice has another length than the shape.
-    #[error("shape {shape:?} has {expected} elements, and {actual} values were given")]
-    Length {
-        /// The shape.
-        shape: Vec<usize>,
-        /// Elements of the shape.
-        expected: usize,
-        /// Elements of the slice.
-        actual: usize,
-    },
-    /// NaN or infinity, which the scheme cannot hold.
-    #[error(
-        "element {index} is {value}, which `{scheme}` cannot hold; `{scheme}/nonfinite:saturate` would make NaN zero and infinity the largest code"
-    )]
-    NonFinite {
-        /// The scheme.
-        scheme: String,
-        /// Where, in storage order.
-        index: usize,
-        /// The value.
-        value: f32,
-    },
+impl Codec for Scaled {
+    fn name(&self) -> String {
+        self.format.name()
+    }
+
+    fn suffix(&self) -> String {
+        self.format.suffix()
+    }
+
+    fn card(&self) -> Card {
+        self.format.card()
+    }
+
+    fn defaults(&self) -> Defaults {
+        let scaling = self.format.header().scaling;
+        Defaults {
+            scaling,
+            granularity: self.format.default_granularity(),
+            scales: if scaling == Scaling::Never { &[] } else { self.format.scales() },
+            rounding: (scaling != Scaling::Never).then(|| self.format.default_rounding()),
+        }
+    }
+
+    fn words(&self) -> &'static [&'static str] {
+        self.format.words()
+    }
+
+    fn with_word(&self, word: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
+        let format = self.format.with_word(word)?;
+        // To propagate is a common word, which a format is only asked about.
+        let own = !word.starts_with("nonfinite:");
+        Some(if own && self.worded {
+            Err(HeadError {
+                message: format!("`{word}` contradicts an earlier word of `{}`", self.name()),
+                help: "keep one of the two".into(),
+            })
+        } else {
+            Ok(Arc::new(Self { format, worded: self.worded || own }))
+        })
+    }
+
+    fn complaint(&self) -> Option<HeadError> {
+        self.format.complaint()
+    }
+
+    fn holds_nan(&self) -> bool {
+        self.format.holds_nan()
+    }
+
+    fn holds_infinity(&self) -> bool {
+        self.format.holds_infinity()
+    }
+
+    fn format(&self) -> Option<&dyn Format> {
+        Some(&*self.format)
+    }
+
+    fn memory(&self, terms: &Terms, shape: &[usize]) -> Result<Option<Memory>, ShapeError> {
+        if !self.format.remembers_scales() {
+            return Ok(None);
+        }
+        let groups = self.bound(terms).parts(shape)?.groups;
+        Ok(Some(Memory::Scales { scales: vec![None; groups] }))
+    }
+
+    fn size(&self, terms: &Terms, shape: &[usize]) -> Result<Size, ShapeError> {
+        let parts = self.bound(terms).parts(shape)?;
+        let too_large = || ShapeError::TooLarge { shape: shape.to_vec() };
+        parts.total().map(Size::fixed).ok_or_else(too_large)
+    }
+
+    fn emulate(&self, job: Job, x: &mut [f32]) -> Result<Tally, EncodeError> {
+        self.bound(job.terms).emulate(job, x)
+    }
+
+    fn encode(&self, job: Job, x: &[f32], out: &mut Vec<u8>) -> Result<Tally, EncodeError> {
+        self.bound(job.terms).encode(job, x, out)
+    }
+
+    fn decode(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        out: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        self.bound(terms).decode(bytes, shape, out)
+    }
 }
 
-/// Bytes that are not what a scheme writes for a shape.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DecodeError {
-    /// The scheme does not fit the shape.
-    #[error(transparent)]
-    Shape(#[from] ShapeError),
-    /// Wrong number of bytes.
-    #[error("`{scheme}` stores shape {shape:?} in {expected} bytes, and there are {actual}")]
-    Length {
-        /// The scheme.
-        scheme: String,
-        /// The shape.
-        shape: Vec<usize>,
-        /// Bytes that the scheme writes.
-        expected: usize,
-        /// Bytes that are there.
-        actual: usize,
-    },
-    /// A stored scale is zero, negative, subnormal or not finite.
-    #[error("the scale of group {group} is not a positive number")]
-    Scale {
-        /// The group.
-        group: usize,
-    },
-    /// A stored offset is not finite.
-    #[error("the offset of group {group} is not a finite number")]
-    Offset {
-        /// The group.
-        group: usize,
-    },
-    /// The output slice has another length than the shape.
-    #[error("shape {shape:?} has {expected} elements, and there is room for {actual}")]
-    Output {
-        /// The shape.
-        shape: Vec<usize>,
-        /// Elements of the shape.
-        expected: usize,
-        /// Elements of the slice.
-        actual: usize,
-    },
+/// A format under the terms of a scheme.
+struct Bound<'a> {
+    format: &'a dyn Format,
+    terms: &'a Terms,
 }
 
-/// A format with a scale for each group.
-#[derive(Clone, Debug)]
-pub(crate) struct Scaled {
-    pub format: Arc<dyn Format>,
-    pub granularity: Granularity,
-    /// Whether all axes but the first are taken as one.
-    pub matrix: bool,
-    /// `None`: values are codes of the format as it is.
-    pub scale: Option<ScaleFormat>,
-    pub rounding: Rounding,
-    pub nonfinite: NonFinite,
+/// What was found out about a tensor before its first element is rounded.
+#[derive(Default)]
+struct Fitted {
+    params: Vec<Params>,
+    /// The bytes of scales that are stored under others; empty for all others.
+    nested: Vec<u8>,
+    tally: Tally,
 }
 
 /// Where the parts of an encoded tensor lie.
@@ -139,30 +159,27 @@ impl Parts {
     }
 }
 
-impl Scaled {
+impl Bound<'_> {
     fn header(&self) -> Header {
         self.format.header()
     }
 
     fn parts(&self, shape: &[usize]) -> Result<Parts, ShapeError> {
         // A tensor without a scale has groups of nothing: its shape does not matter.
-        let granularity = if self.scale.is_some() { self.granularity } else { Granularity::Tensor };
-        let layout = match (self.matrix, shape) {
-            // The elements are counted first: a product of parts may overflow where the whole is empty.
-            (true, [rows, rest @ ..]) if rest.len() > 1 && elems(shape)? > 0 => {
-                granularity.layout(&[*rows, rest.iter().product()])?
-            }
-            _ => granularity.layout(shape)?,
+        let layout = if self.terms.scale.is_some() {
+            self.terms.layout(shape)?
+        } else {
+            Granularity::Tensor.layout(shape)?
         };
         let groups = layout.groups();
         let too_large = || ShapeError::TooLarge { shape: shape.to_vec() };
-        let each = |bytes: usize| groups.checked_mul(bytes).ok_or_else(too_large);
         let header = self.header();
+        let scales = self.terms.scale.map_or(Some(0), |store| store.bytes(groups));
         let parts = Parts {
             layout,
             groups,
-            scales: each(self.scale.map_or(0, ScaleFormat::bytes))?,
-            offsets: each(if header.offset { 4 } else { 0 })?,
+            scales: scales.ok_or_else(too_large)?,
+            offsets: groups.checked_mul(if header.offset { 4 } else { 0 }).ok_or_else(too_large)?,
             zeros: pack::packed_len(groups, header.zero_bits).ok_or_else(too_large)?,
             codes: pack::packed_len(layout.elems(), self.format.bits()).ok_or_else(too_large)?,
         };
@@ -170,33 +187,14 @@ impl Scaled {
         Ok(parts)
     }
 
-    pub fn packed_bytes(&self, shape: &[usize]) -> Result<usize, ShapeError> {
-        let parts = self.parts(shape)?;
-        parts.total().ok_or_else(|| ShapeError::TooLarge { shape: shape.to_vec() })
-    }
-
-    pub fn groups(&self, shape: &[usize]) -> Result<usize, ShapeError> {
-        Ok(if self.scale.is_some() { self.parts(shape)?.groups } else { 0 })
-    }
-
-    fn parts_for(&self, x: &[f32], shape: &[usize]) -> Result<Parts, EncodeError> {
-        let parts = self.parts(shape)?;
-        let expected = parts.layout.elems();
-        if x.len() == expected {
-            Ok(parts)
-        } else {
-            Err(EncodeError::Length { shape: shape.to_vec(), expected, actual: x.len() })
-        }
-    }
-
     /// Whether values can be rounded without having been looked at.
     fn takes_anything(&self) -> bool {
-        self.scale.is_none() && self.format.holds_nan() && self.format.holds_infinity()
+        self.terms.scale.is_none() && self.format.holds_nan() && self.format.holds_infinity()
     }
 
     /// The range of consecutive elements of a group, with a count of what is not finite.
     fn scan(&self, x: &[f32], first: usize) -> Result<(Range, Tally), Refusal> {
-        let only_amax = self.scale.is_none() || self.format.wants_only_amax();
+        let only_amax = self.terms.scale.is_none() || self.format.wants_only_amax();
         let range = if x.is_empty() {
             Range::EMPTY
         } else if only_amax {
@@ -210,13 +208,16 @@ impl Scaled {
             return Ok((range, Tally::default()));
         }
         let mut tally = Tally::default();
+        if self.format.spoils_groups() {
+            return Ok((Range { min: f32::NEG_INFINITY, max: f32::INFINITY }, tally));
+        }
         for (i, &value) in x.iter().enumerate() {
             let held = match value {
                 _ if value.is_finite() => continue,
                 _ if value.is_nan() => self.format.holds_nan(),
                 _ => self.format.holds_infinity(),
             };
-            match (held, self.nonfinite) {
+            match (held, self.terms.nonfinite) {
                 (true, _) => {}
                 (false, NonFinite::Saturate) if value.is_nan() => tally.nans += 1,
                 (false, NonFinite::Saturate) => tally.infinities += 1,
@@ -227,21 +228,52 @@ impl Scaled {
     }
 
     fn fit(&self, range: Range) -> Params {
-        match self.scale {
+        match self.terms.scale {
             Some(store) => self.format.fit(range.or_zero(), store),
             None => Params::UNIT,
         }
     }
 
-    /// The parameters of every group.
+    /// The parameters of every group, and what scales that are stored under others take as bytes.
     fn fit_all(
         &self,
         x: &[f32],
         layout: Layout,
         bands: &[Band],
-    ) -> Result<(Vec<Params>, Tally), Refusal> {
+        memory: Option<&mut Memory>,
+    ) -> Result<Fitted, Refusal> {
+        let (ranges, tally) = self.ranges(x, layout, bands)?;
+        let mut params: Vec<Params> = match memory {
+            Some(Memory::Scales { scales }) if self.terms.scale.is_some() => {
+                scales.resize(ranges.len(), None);
+                let fit = |(range, old): (Range, &mut Option<f32>)| {
+                    let params = self.format.fit_again(range.or_zero(), *old);
+                    *old = Some(params.scale);
+                    params
+                };
+                ranges.iter().copied().zip(scales).map(fit).collect()
+            }
+            _ => ranges.iter().map(|r| self.fit(*r)).collect(),
+        };
+        let nested = match self.terms.scale {
+            Some(store) if store.is_nested() => {
+                let amax = ranges.iter().map(|r| r.or_zero().amax()).fold(0.0, f32::max);
+                store.nest(amax / self.format.top(), &mut params)
+            }
+            _ => Vec::new(),
+        };
+        Ok(Fitted { params, nested, tally })
+    }
+
+    /// The range of every group.
+    fn ranges(
+        &self,
+        x: &[f32],
+        layout: Layout,
+        bands: &[Band],
+    ) -> Result<(Vec<Range>, Tally), Refusal> {
         if self.takes_anything() {
-            return Ok((vec![Params::UNIT; layout.groups()], Tally::default()));
+            return Ok((vec![Range::EMPTY; layout.groups()], Tally::default()));
         }
         let mut tally = Tally::default();
         let mut ranges = vec![Range::EMPTY; layout.groups()];
@@ -267,7 +299,7 @@ impl Scaled {
                 tally = tally.join(seen?);
             }
         }
-        Ok((ranges.into_iter().map(|r| self.fit(r)).collect(), tally))
+        Ok((ranges, tally))
     }
 
     /// Joins the ranges of the elements of a band, from element `from` on, to those of its groups.
@@ -305,7 +337,7 @@ impl Scaled {
         params: impl Fn(usize) -> Params,
         stream: &Stream,
     ) {
-        let mut draws = Draws::new(self.rounding, stream);
+        let mut draws = Draws::new(self.terms.rounding, stream);
         layout.runs(band, |run| {
             if run.start < from {
                 return;
@@ -313,31 +345,27 @@ impl Scaled {
             let params = params(run.group);
             draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
                 let x = &mut x[at];
-                self.format.quantize_run(x, &params, self.rounding, draws);
+                self.format.quantize_run(x, &params, self.terms.rounding, draws);
             });
         });
     }
 
-    pub fn emulate(
-        &self,
-        x: &mut [f32],
-        shape: &[usize],
-        stream: &Stream,
-        name: impl Fn() -> String,
-    ) -> Result<Tally, EncodeError> {
-        let parts = self.parts_for(x, shape)?;
+    fn emulate(&self, job: Job, x: &mut [f32]) -> Result<Tally, EncodeError> {
+        let Job { shape, stream, memory, scheme, .. } = job;
         if self.header().scaling == Scaling::Never {
             return Ok(Tally::default());
         }
-        let layout = parts.layout;
+        let layout = self.parts(shape)?.layout;
         let bands = layout.bands();
-        let refused = |r: Refusal| r.by(name());
+        let refused = |r: Refusal| r.by(scheme);
         // Groups inside a band are rounded while they are still in the cache.
-        let fused = self.scale.is_some() && !layout.spans_bands();
-        let (params, tally) = if fused {
-            (Vec::new(), Tally::default())
+        let fused = self.terms.scale.is_some_and(|store| !store.is_nested())
+            && !layout.spans_bands()
+            && memory.is_none();
+        let Fitted { params, tally, .. } = if fused {
+            Fitted::default()
         } else {
-            self.fit_all(x, layout, &bands).map_err(refused)?
+            self.fit_all(x, layout, &bands, memory).map_err(refused)?
         };
         let slices = split(x, &bands, |band| band.elems.len());
         let tallies = each_band(slices, &bands, |x, band| {
@@ -359,10 +387,10 @@ impl Scaled {
         stream: &Stream,
     ) -> Result<Tally, Refusal> {
         let mut done = 0;
-        if let (Layout::Rows { row, block, .. }, Some(store)) = (layout, self.scale)
+        if let (Layout::Rows { row, block, .. }, Some(store)) = (layout, self.terms.scale)
             && row % block == 0
         {
-            done = self.format.quantize_blocks(x, block, store, self.rounding);
+            done = self.format.quantize_blocks(x, block, store, self.terms.rounding);
             if done == x.len() {
                 return Ok(Tally::default());
             }
@@ -374,28 +402,23 @@ impl Scaled {
         Ok(tally)
     }
 
-    pub fn encode(
-        &self,
-        x: &[f32],
-        shape: &[usize],
-        stream: &Stream,
-        out: &mut Vec<u8>,
-        name: impl Fn() -> String,
-    ) -> Result<Tally, EncodeError> {
-        let parts = self.parts_for(x, shape)?;
+    fn encode(&self, job: Job, x: &[f32], out: &mut Vec<u8>) -> Result<Tally, EncodeError> {
+        let Job { shape, stream, memory, scheme, .. } = job;
+        let parts = self.parts(shape)?;
         let layout = parts.layout;
         let bands = layout.bands();
-        let (params, tally) = self.fit_all(x, layout, &bands).map_err(|r| r.by(name()))?;
+        let Fitted { params, nested, tally } =
+            self.fit_all(x, layout, &bands, memory).map_err(|r| r.by(scheme))?;
 
         let start = out.len();
         out.resize(start + parts.scales + parts.offsets + parts.zeros + parts.codes, 0);
         let (scales, rest) = out[start..].split_at_mut(parts.scales);
         let (offsets, rest) = rest.split_at_mut(parts.offsets);
         let (zeros, packed) = rest.split_at_mut(parts.zeros);
-        if let Some(store) = self.scale {
-            for (bytes, p) in scales.chunks_exact_mut(store.bytes()).zip(&params) {
-                store.write(p.scale, bytes);
-            }
+        match self.terms.scale {
+            Some(store) if store.is_nested() => scales.copy_from_slice(&nested),
+            Some(store) => store.write_all(&params, scales),
+            None => {}
         }
         for (bytes, p) in offsets.as_chunks_mut::<4>().0.iter_mut().zip(&params) {
             *bytes = p.offset.to_le_bytes();
@@ -435,52 +458,28 @@ impl Scaled {
         packer: &mut Packer,
     ) {
         let x = &x[band.elems.clone()];
-        let mut draws = Draws::new(self.rounding, stream);
+        let mut draws = Draws::new(self.terms.rounding, stream);
         layout.runs(band, |run| {
             let params = &params[run.group];
             draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
                 packer.push(at.len(), |done, codes| {
                     let from = at.start + done..at.start + done + codes.len();
                     let draws = draws.get(done..done + codes.len()).unwrap_or(&[]);
-                    self.format.encode_run(&x[from], params, self.rounding, draws, codes);
+                    self.format.encode_run(&x[from], params, self.terms.rounding, draws, codes);
                 });
             });
         });
     }
 
-    pub fn decode(
-        &self,
-        bytes: &[u8],
-        shape: &[usize],
-        out: &mut [f32],
-        name: impl Fn() -> String,
-    ) -> Result<(), DecodeError> {
+    fn decode(&self, bytes: &[u8], shape: &[usize], out: &mut [f32]) -> Result<(), DecodeError> {
         let parts = self.parts(shape)?;
         let layout = parts.layout;
-        let expected = self.packed_bytes(shape)?;
-        if bytes.len() != expected {
-            let shape = shape.to_vec();
-            return Err(DecodeError::Length {
-                scheme: name(),
-                shape,
-                expected,
-                actual: bytes.len(),
-            });
-        }
-        if out.len() != layout.elems() {
-            let shape = shape.to_vec();
-            return Err(DecodeError::Output { shape, expected: layout.elems(), actual: out.len() });
-        }
         let (scales, rest) = bytes.split_at(parts.scales);
         let (offsets, rest) = rest.split_at(parts.offsets);
         let (zeros, packed) = rest.split_at(parts.zeros);
         let mut params = vec![Params::UNIT; parts.groups];
-        if let Some(store) = self.scale {
-            for (group, (p, bytes)) in
-                params.iter_mut().zip(scales.chunks_exact(store.bytes())).enumerate()
-            {
-                p.scale = store.read(bytes).ok_or(DecodeError::Scale { group })?;
-            }
+        if let Some(store) = self.terms.scale {
+            store.read_all(scales, &mut params).map_err(|group| DecodeError::Scale { group })?;
         }
         for (group, (p, bytes)) in params.iter_mut().zip(offsets.as_chunks::<4>().0).enumerate() {
             p.offset = f32::from_le_bytes(*bytes);
@@ -520,126 +519,5 @@ impl Scaled {
             });
         });
         Ok(())
-    }
-}
-
-/// Elements for which random numbers, or codes, are held at a time.
-const WINDOW: usize = 1024;
-
-/// A value that the scheme does not take.
-struct Refusal {
-    index: usize,
-    value: f32,
-}
-
-impl Refusal {
-    fn by(self, scheme: String) -> EncodeError {
-        EncodeError::NonFinite { scheme, index: self.index, value: self.value }
-    }
-}
-
-/// Runs `work` on every band, on all cores where there is enough of it, and gives the results in the order of the bands.
-fn each_band<T: Send, R: Send>(
-    parts: Vec<T>,
-    bands: &[Band],
-    work: impl Fn(T, &Band) -> R + Sync,
-) -> Vec<R> {
-    // Waking a second thread takes longer than two bands do.
-    const ALONE: usize = 2;
-    if bands.len() <= ALONE {
-        return parts.into_iter().zip(bands).map(|(part, band)| work(part, band)).collect();
-    }
-    parts.into_par_iter().zip(bands).map(|(part, band)| work(part, band)).collect()
-}
-
-/// Cuts a slice into consecutive parts, one for each band.
-fn split<'a, T>(
-    mut rest: &'a mut [T],
-    bands: &[Band],
-    len: impl Fn(&Band) -> usize,
-) -> Vec<&'a mut [T]> {
-    bands
-        .iter()
-        .map(|band| {
-            let (part, tail) = std::mem::take(&mut rest).split_at_mut(len(band));
-            rest = tail;
-            part
-        })
-        .collect()
-}
-
-/// Gathers codes, whatever the lengths of runs, and packs them a window at a time.
-struct Packer<'a> {
-    bits: u32,
-    out: &'a mut [u8],
-    codes: [u32; WINDOW],
-    len: usize,
-}
-
-impl<'a> Packer<'a> {
-    fn new(bits: u32, out: &'a mut [u8]) -> Self {
-        Self { bits, out, codes: [0; WINDOW], len: 0 }
-    }
-
-    /// Takes `count` codes, which `fill` writes in pieces: it is given how many were written before, and room.
-    fn push(&mut self, count: usize, mut fill: impl FnMut(usize, &mut [u32])) {
-        let mut done = 0;
-        while done < count {
-            let take = (count - done).min(WINDOW - self.len);
-            fill(done, &mut self.codes[self.len..self.len + take]);
-            (done, self.len) = (done + take, self.len + take);
-            if self.len == WINDOW {
-                self.flush();
-            }
-        }
-    }
-
-    fn flush(&mut self) {
-        let bytes = pack::packed_len(self.len, self.bits).unwrap_or(0);
-        let (part, rest) = std::mem::take(&mut self.out).split_at_mut(bytes);
-        pack::pack(&self.codes[..self.len], self.bits, part);
-        (self.out, self.len) = (rest, 0);
-    }
-}
-
-/// The random numbers of a band, a window at a time.
-struct Draws<'a> {
-    stream: Option<&'a Stream>,
-    /// The index of the first element of the window; the window is empty at first.
-    start: u64,
-    window: [u32; WINDOW],
-    len: usize,
-}
-
-impl<'a> Draws<'a> {
-    fn new(rounding: Rounding, stream: &'a Stream) -> Self {
-        let stream = (rounding == Rounding::Stochastic).then_some(stream);
-        Self { stream, start: 0, window: [0; WINDOW], len: 0 }
-    }
-
-    /// Calls `visit` for pieces of a run with the draws of their elements; a single piece without draws where
-    /// rounding is not stochastic. Runs come in ascending order.
-    fn pieces(
-        &mut self,
-        band: usize,
-        run: usize,
-        len: usize,
-        mut visit: impl FnMut(std::ops::Range<usize>, &[u32]),
-    ) {
-        let Some(stream) = self.stream else {
-            return visit(run..run + len, &[]);
-        };
-        let mut at = run;
-        while at < run + len {
-            let index = (band + at) as u64;
-            let mut offset = usize::try_from(index - self.start).unwrap_or(usize::MAX);
-            if offset >= self.len {
-                stream.fill(index, &mut self.window);
-                (self.start, self.len, offset) = (index, WINDOW, 0);
-            }
-            let take = (run + len - at).min(self.len - offset);
-            visit(at..at + take, &self.window[offset..offset + take]);
-            at += take;
-        }
     }
 }
