@@ -176,4 +176,21 @@ pub trait Codec: Debug + Send + Sync {
         shape: &[usize],
         out: &mut [f32],
     ) -> Result<(), DecodeError>;
+    /// How many values of `x`, whose encoding `bytes` is, lie beyond the outermost values that their group's codes
+    /// reach, by more than rounding takes; `None` where that means nothing to the codec.
+    ///
+    /// NaN is not counted; an infinity is.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    fn saturated(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        x: &[f32],
+    ) -> Result<Option<u64>, DecodeError> {
+        let _ = (terms, bytes, shape, x);
+        Ok(None)
+    }
 }
