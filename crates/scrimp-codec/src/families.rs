@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::codecs::Codec;
-use crate::formats::{HeadError, float32, integer, minifloat};
+use crate::formats::{HeadError, bfp, float32, integer, minifloat, mx, nvfp4};
 
 /// Every family, in the order of the tables.
 pub static FAMILIES: &[&dyn Family] = &[
@@ -13,6 +13,9 @@ pub static FAMILIES: &[&dyn Family] = &[
     &minifloat::QmlFamily,
     &integer::SignedFamily,
     &integer::UnsignedFamily,
+    &mx::MxFamily,
+    &nvfp4::Nvfp4Family,
+    &bfp::BfpFamily,
 ];
 
 /// A family of codecs: it reads the head of a scheme string.

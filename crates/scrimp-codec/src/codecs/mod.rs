@@ -4,6 +4,7 @@
 //! other statistics, or bytes whose number depends on the values, is a codec of its own.
 
 pub(crate) mod bands;
+mod blocks;
 mod error;
 mod scaled;
 
