@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::codecs::Codec;
-use crate::formats::{HeadError, float32, integer, minifloat};
+use crate::formats::{HeadError, cfloat, float32, integer, minifloat, table};
 
 /// Every family, in the order of the tables.
 pub static FAMILIES: &[&dyn Family] = &[
@@ -11,6 +11,8 @@ pub static FAMILIES: &[&dyn Family] = &[
     &minifloat::NamedFamily,
     &minifloat::FreeFamily,
     &minifloat::QmlFamily,
+    &cfloat::CFloatFamily,
+    &table::TableFamily,
     &integer::SignedFamily,
     &integer::UnsignedFamily,
 ];

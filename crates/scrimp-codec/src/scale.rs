@@ -1,5 +1,7 @@
 //! How a group's scale is stored.
 
+mod double;
+
 use half::{bf16, f16};
 
 use crate::Params;
@@ -171,13 +173,20 @@ impl ScaleFormat {
     /// `top` is the scale that the tensor's largest magnitude would have by itself. A scale that is stored as zero
     /// becomes the largest number instead, so that dividing by it gives the zeros that it decodes to.
     pub(crate) fn nest(self, top: f32, params: &mut [Params]) -> Vec<u8> {
-        let _ = (top, params);
-        todo!()
+        match self {
+            Self::Double => double::nest(params),
+            _ => {
+                let _ = top;
+                todo!()
+            }
+        }
     }
 
     fn unnest(self, bytes: &[u8], params: &mut [Params]) -> Result<(), usize> {
-        let _ = (bytes, params);
-        todo!()
+        match self {
+            Self::Double => double::unnest(bytes, params),
+            _ => todo!(),
+        }
     }
 }
 

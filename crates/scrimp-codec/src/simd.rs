@@ -75,6 +75,10 @@ macro_rules! versions {
     };
 }
 
+mod sixteen;
+
+pub(crate) use sixteen::{Sixteen, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run};
+
 const SIGN: u32 = 0x8000_0000;
 const INFINITY: u32 = 0x7F80_0000;
 const NAN: u32 = 0x7FC0_0000;
