@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::codecs::Codec;
+use crate::codecs::{Codec, flexpoint, gguf};
 use crate::formats::{HeadError, cfloat, float32, integer, minifloat, table};
 
 /// Every family, in the order of the tables.
@@ -15,6 +15,8 @@ pub static FAMILIES: &[&dyn Family] = &[
     &table::TableFamily,
     &integer::SignedFamily,
     &integer::UnsignedFamily,
+    &flexpoint::FlexpointFamily,
+    &gguf::GgufFamily,
 ];
 
 /// A family of codecs: it reads the head of a scheme string.

@@ -75,8 +75,10 @@ macro_rules! versions {
     };
 }
 
+mod block32;
 mod sixteen;
 
+pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
 pub(crate) use sixteen::{Sixteen, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run};
 
 const SIGN: u32 = 0x8000_0000;

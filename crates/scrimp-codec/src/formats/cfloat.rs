@@ -402,7 +402,9 @@ mod tests {
 
     #[test]
     fn a_bias_that_cannot_be_is_refused() {
-        for text in ["cfloat8_1_4_3/bias:64", "cfloat8_1_4_3/bias:-1", "cfloat8_1_4_3/bias:7/bias:8"] {
+        for text in
+            ["cfloat8_1_4_3/bias:64", "cfloat8_1_4_3/bias:-1", "cfloat8_1_4_3/bias:7/bias:8"]
+        {
             let error = text.parse::<Scheme>().unwrap_err();
             assert!(error.to_string().contains("from 0 to 63"), "{error}");
         }
@@ -413,7 +415,8 @@ mod tests {
     fn flags_are_counted() {
         let format = CFloat::named("cfloat8_1_4_3").unwrap();
         // At bias 7 the largest is 480 in steps of 32, the least normal 2^-6, the least step 2^-9.
-        let x = [f32::NAN, f32::INFINITY, 495.9, 496.0, 1e9, 2f32.powi(-7), 2f32.powi(-11), 0.0, 1.0];
+        let x =
+            [f32::NAN, f32::INFINITY, 495.9, 496.0, 1e9, 2f32.powi(-7), 2f32.powi(-11), 0.0, 1.0];
         let flags = Flags { invalid: 2, denormal: 1, overflow: 2, underflow: 1 };
         assert_eq!(format.flags(&x, 7), flags);
     }

@@ -26,13 +26,8 @@ use crate::simd::{self, Sixteen};
 use crate::{Granularity, Range, Rounding, ScaleFormat};
 
 /// The ways to store a scale: those of any format, and the double quantization that came with nf4.
-static SCALES: [ScaleFormat; 5] = [
-    ScaleFormat::F32,
-    ScaleFormat::F16,
-    ScaleFormat::Bf16,
-    ScaleFormat::Pow2,
-    ScaleFormat::Double,
-];
+static SCALES: [ScaleFormat; 5] =
+    [ScaleFormat::F32, ScaleFormat::F16, ScaleFormat::Bf16, ScaleFormat::Pow2, ScaleFormat::Double];
 
 /// A row of the list of tables.
 struct Row {

@@ -40,7 +40,10 @@ fn mean(params: &[Params]) -> f32 {
     const BLOCK: usize = 1024;
     let sum = |block: &[Params]| block.iter().map(|p| f64::from(p.scale)).sum::<f64>();
     let mean = params.chunks(BLOCK).map(sum).sum::<f64>() / params.len() as f64;
-    #[expect(clippy::cast_possible_truncation, reason = "the mean of floats is no larger than they")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the mean of floats is no larger than they"
+    )]
     let mean = mean as f32;
     mean
 }

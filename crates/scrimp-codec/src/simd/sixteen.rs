@@ -1,6 +1,6 @@
 //! Loops for tables of up to sixteen levels: fifteen comparisons cost less than a search.
 
-use super::{INFINITY, block_amax, blocks, level, Level};
+use super::{INFINITY, Level, block_amax, blocks, level};
 use crate::ScaleFormat;
 
 /// A table of sixteen levels in ascending order; of fewer, the last stands for the missing ones.
@@ -17,12 +17,7 @@ pub(crate) struct Sixteen {
 
 impl Sixteen {
     /// `None` for tables of other lengths.
-    pub fn new(
-        values: &[f32],
-        thresholds: &[f32],
-        codes: &[u32],
-        by_code: &[f32],
-    ) -> Option<Self> {
+    pub fn new(values: &[f32], thresholds: &[f32], codes: &[u32], by_code: &[f32]) -> Option<Self> {
         let by_code = by_code.try_into().ok()?;
         let mut table = Self {
             values: [*values.last()?; 16],
