@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::codecs::Autoflex;
+
 /// What a codec keeps of one tensor between steps. It is made by [`Scheme::memory`](crate::Scheme::memory), changed by
 /// each [`encode_next`](crate::Scheme::encode_next) or [`emulate_next`](crate::Scheme::emulate_next), and can be saved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +20,8 @@ pub enum Memory {
         /// One for each element.
         residual: Vec<f32>,
     },
+    /// The largest mantissas of the last tensors, from which Flexpoint predicts its exponent.
+    Flexpoint(Autoflex),
 }
 
 impl Memory {

@@ -1,5 +1,6 @@
 //! How a group's scale is stored.
 
+mod double;
 mod nested_e4m3fn;
 
 use half::{bf16, f16};
@@ -224,14 +225,16 @@ impl ScaleFormat {
     pub(crate) fn nest(self, amax: f32, top: f32, params: &mut [Params]) -> Vec<u8> {
         match self {
             Self::E4m3fn => nested_e4m3fn::nest(amax, top, params),
-            _ => todo!(),
+            Self::Double => double::nest(params),
+            _ => Vec::new(),
         }
     }
 
     fn unnest(self, bytes: &[u8], params: &mut [Params]) -> Result<(), usize> {
         match self {
             Self::E4m3fn => nested_e4m3fn::unnest(bytes, params),
-            _ => todo!(),
+            Self::Double => double::unnest(bytes, params),
+            _ => Ok(()),
         }
     }
 }

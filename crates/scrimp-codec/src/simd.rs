@@ -76,6 +76,12 @@ macro_rules! versions {
     };
 }
 
+mod block32;
+mod sixteen;
+
+pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
+pub(crate) use sixteen::{Sixteen, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run};
+
 const SIGN: u32 = 0x8000_0000;
 const INFINITY: u32 = 0x7F80_0000;
 const NAN: u32 = 0x7FC0_0000;

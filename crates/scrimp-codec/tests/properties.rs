@@ -269,6 +269,13 @@ fn threads_and_alignment_change_nothing() {
         "msfp12/bump",
         "nvfp4",
         "int5/scale:e4m3fn/stochastic",
+        "cfloat8_1_4_3/stochastic",
+        "nf4",
+        "nf4/double/stochastic",
+        "flex16+5/stochastic",
+        "flex11+5",
+        "q4_0",
+        "q8_0",
     ] {
         let scheme: Scheme = text.parse().unwrap();
         let stream = Stream::named(9, "x").at_step(5);

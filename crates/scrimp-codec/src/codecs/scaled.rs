@@ -70,7 +70,7 @@ impl Codec for Scaled {
         let format = self.format.with_word(word)?;
         // To propagate is a common word, which a format is only asked about.
         let own = !word.starts_with("nonfinite:");
-        Some(if own && self.worded {
+        Some(if own && self.worded && !self.format.words_combine() {
             Err(HeadError {
                 message: format!("`{word}` contradicts an earlier word of `{}`", self.name()),
                 help: "keep one of the two".into(),

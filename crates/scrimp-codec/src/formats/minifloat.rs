@@ -311,12 +311,12 @@ impl Minifloat {
         2f32.powi(1 - self.bias)
     }
 
-    fn sign_bit(&self) -> u32 {
+    pub(super) fn sign_bit(&self) -> u32 {
         1 << (self.exponent_bits + self.mantissa_bits)
     }
 
     /// The code of the largest finite magnitude.
-    fn max_code(&self) -> u32 {
+    pub(super) fn max_code(&self) -> u32 {
         match self.top {
             Top::Ieee => self.infinity_code() - 1,
             Top::AllOnesNan => self.sign_bit() - 2,

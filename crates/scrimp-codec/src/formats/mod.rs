@@ -4,19 +4,23 @@
 //! affair: it is given the group's range and answers with [`Params`].
 
 pub(crate) mod bfp;
+pub(crate) mod cfloat;
 pub(crate) mod float32;
 pub(crate) mod integer;
 pub(crate) mod minifloat;
 pub(crate) mod mx;
 pub(crate) mod nvfp4;
 mod shared_exponent;
+pub(crate) mod table;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
+pub use cfloat::{CFloat, Flags};
 pub use float32::Float32;
 pub use integer::Integer;
 pub use minifloat::{Minifloat, Overflow, Top};
+pub(crate) use table::{Levels, dynamic8};
 
 use crate::{Range, Rounding, ScaleFormat};
 
@@ -160,6 +164,10 @@ pub trait Format: Debug + Send + Sync {
     fn with_word(&self, word: &str) -> Option<Arc<dyn Format>> {
         let _ = word;
         None
+    }
+    /// Whether its words say different things, so that several may stand together.
+    fn words_combine(&self) -> bool {
+        false
     }
     /// Why the format as it stands cannot be used, if so (said once all words are applied).
     fn complaint(&self) -> Option<HeadError> {
