@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::codecs::Codec;
+use crate::codecs::{Codec, binary, onebit, sign, ternary, terngrad};
 use crate::formats::{HeadError, float32, integer, minifloat};
 
 /// Every family, in the order of the tables.
@@ -13,6 +13,11 @@ pub static FAMILIES: &[&dyn Family] = &[
     &minifloat::QmlFamily,
     &integer::SignedFamily,
     &integer::UnsignedFamily,
+    &sign::SignFamily,
+    &binary::BinaryFamily,
+    &ternary::TernaryFamily,
+    &terngrad::TernGradFamily,
+    &onebit::OneBitFamily,
 ];
 
 /// A family of codecs: it reads the head of a scheme string.

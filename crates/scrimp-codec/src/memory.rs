@@ -13,6 +13,12 @@ pub enum Memory {
         /// One for each group; `None` before its first tensor.
         scales: Vec<Option<f32>>,
     },
+    /// The scales that several workers agreed on, by which each of them encodes its own tensor; made of what
+    /// [`scales`](crate::Scheme::scales) gives, and not changed.
+    Shared {
+        /// One for each group.
+        scales: Vec<f32>,
+    },
     /// What the last encoding lost, which is added to the next tensor (error feedback).
     Residual {
         /// One for each element.
