@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::codecs::{Codec, flexpoint, gguf};
+use crate::codecs::{Codec, binary, flexpoint, gguf, onebit, sign, ternary, terngrad};
 use crate::formats::{HeadError, bfp, cfloat, float32, integer, minifloat, mx, nvfp4, table};
 
 /// Every family, in the order of the tables.
@@ -20,6 +20,11 @@ pub static FAMILIES: &[&dyn Family] = &[
     &bfp::BfpFamily,
     &flexpoint::FlexpointFamily,
     &gguf::GgufFamily,
+    &sign::SignFamily,
+    &binary::BinaryFamily,
+    &ternary::TernaryFamily,
+    &terngrad::TernGradFamily,
+    &onebit::OneBitFamily,
 ];
 
 /// A family of codecs: it reads the head of a scheme string.

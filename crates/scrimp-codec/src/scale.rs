@@ -81,6 +81,9 @@ pub enum ScaleFormat {
     Bf16,
     /// A power of two, rounded up so that nothing is clipped; one byte, the exponent plus 127.
     Pow2,
+    /// The power of two that is nearest in the logarithm, `2^round(log2 s)`, for scales that are means (IR-Net); one
+    /// byte as `Pow2`.
+    Log2,
     /// A power of two by a rule; one byte (E8M0), the exponent plus 127, and 255 for a group that holds NaN.
     Exponent(ExponentRule),
     /// A power of two from 2^-63 to 1; one byte, the negated exponent: the bias of a configurable float.
@@ -101,11 +104,12 @@ impl ScaleFormat {
         [Self::F32, Self::F16, Self::Bf16, Self::Pow2, Self::E4m3fn];
 
     /// Every storage format.
-    pub const ALL: [ScaleFormat; 11] = [
+    pub const ALL: [ScaleFormat; 12] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
         Self::Pow2,
+        Self::Log2,
         Self::Exponent(ExponentRule::Floor),
         Self::Exponent(ExponentRule::Ceil),
         Self::Exponent(ExponentRule::Even),
@@ -122,6 +126,7 @@ impl ScaleFormat {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
             Self::Pow2 => "pow2",
+            Self::Log2 => "log2",
             Self::Exponent(ExponentRule::Floor) => "floor",
             Self::Exponent(ExponentRule::Ceil) => "ceil",
             Self::Exponent(ExponentRule::Even) => "even",
@@ -149,7 +154,7 @@ impl ScaleFormat {
     }
 
     /// Bytes of one scale by itself.
-    fn width(self) -> usize {
+    pub(crate) fn width(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
@@ -172,6 +177,12 @@ impl ScaleFormat {
                 f32::from_bits((bits + 0x007F_FFFF) & 0x7F80_0000)
             }
             Self::E4m3fn => scale.min(f32::MAX),
+            Self::Log2 => {
+                // The mantissa of the largest number below the square root of two; no number lies on the root.
+                const BELOW_ROOT: u32 = 0x0035_04F3;
+                let bits = scale.clamp(MIN_SCALE, 2f32.powi(127)).to_bits();
+                f32::from_bits((bits + (0x007F_FFFF - BELOW_ROOT)) & 0x7F80_0000)
+            }
             _ => scale.clamp(MIN_SCALE, f32::MAX),
         }
     }
@@ -183,11 +194,11 @@ impl ScaleFormat {
         }
     }
 
-    fn write(self, scale: f32, out: &mut [u8]) {
+    pub(crate) fn write(self, scale: f32, out: &mut [u8]) {
         match self {
             Self::F16 => out.copy_from_slice(&f16::from_f32(scale).to_le_bytes()),
             Self::Bf16 => out.copy_from_slice(&bf16::from_f32(scale).to_le_bytes()),
-            Self::Pow2 | Self::Exponent(_) => out[0] = exponent_code(scale),
+            Self::Pow2 | Self::Log2 | Self::Exponent(_) => out[0] = exponent_code(scale),
             Self::Bias => out[0] = 127u8.saturating_sub(exponent_code(scale)),
             _ => out.copy_from_slice(&scale.to_le_bytes()),
         }
@@ -205,12 +216,12 @@ impl ScaleFormat {
     }
 
     /// Reads a scale back; `None` where the bytes hold no scale that is ever written.
-    fn read(self, bytes: &[u8]) -> Option<f32> {
+    pub(crate) fn read(self, bytes: &[u8]) -> Option<f32> {
         let scale = match (self, bytes) {
             (Self::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
             (Self::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
             (Self::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
-            (Self::Pow2, &[e]) => f32::from_bits(u32::from(e) << 23),
+            (Self::Pow2 | Self::Log2, &[e]) => f32::from_bits(u32::from(e) << 23),
             (Self::Exponent(_), &[e]) => return Some(power_of_code(e)),
             (Self::Bias, &[b @ 0..=63]) => power_of_code(127 - b),
             _ => return None,
@@ -285,6 +296,16 @@ mod tests {
             [store(1.0), store(1.000_000_1), store(0.75), store(3e38)],
             [1.0, 2.0, 1.0, 2f32.powi(127)]
         );
+    }
+
+    #[test]
+    fn the_nearest_power_of_two_changes_at_the_square_root_of_two() {
+        let store = |s| ScaleFormat::Log2.store(s);
+        assert_eq!([store(1.0), store(1.4), store(0.8492), store(0.70)], [1.0, 1.0, 1.0, 0.5]);
+        let below = f32::from_bits(0x3FB5_04F3);
+        let above = f32::from_bits(0x3FB5_04F4);
+        assert!(f64::from(below).powi(2) < 2.0 && f64::from(above).powi(2) > 2.0);
+        assert_eq!([store(below), store(above), store(f32::MAX)], [1.0, 2.0, 2f32.powi(127)]);
     }
 
     #[test]

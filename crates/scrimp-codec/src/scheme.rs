@@ -190,7 +190,7 @@ impl Scheme {
     /// # Errors
     /// If the scheme does not fit the shape.
     pub fn groups(&self, shape: &[usize]) -> Result<usize, ShapeError> {
-        Ok(if self.has_groups() { self.terms.layout(shape)?.groups() } else { 0 })
+        Ok(if self.has_groups() { self.codec.groups(&self.terms, shape)? } else { 0 })
     }
 
     /// What a new tensor of this shape is remembered by, for schemes that depend on what was encoded before.
@@ -199,6 +199,17 @@ impl Scheme {
     /// If the scheme does not fit the shape.
     pub fn memory(&self, shape: &[usize]) -> Result<Option<Memory>, ShapeError> {
         self.codec.memory(&self.terms, shape)
+    }
+
+    /// The scales that `x` would get by itself, one for each group, for schemes whose workers can agree on common ones
+    /// (`terngrad`); none for all others. The largest of each group over all workers, as [`Memory::Shared`], makes their
+    /// codes mean the same, so that codes can be added up.
+    ///
+    /// # Errors
+    /// As [`emulate`](Self::emulate).
+    pub fn scales(&self, x: &[f32], shape: &[usize]) -> Result<Vec<f32>, EncodeError> {
+        self.check_length(x.len(), shape)?;
+        self.codec.scales(self.job(shape, &Stream::new(0, 0), None), x)
     }
 
     /// Rounds `x`, a tensor of the given shape in row-major order, to the values that its bytes would hold.

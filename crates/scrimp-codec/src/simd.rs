@@ -81,6 +81,7 @@ mod sixteen;
 
 pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
 pub(crate) use sixteen::{Sixteen, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run};
+pub(crate) mod levels;
 
 const SIGN: u32 = 0x8000_0000;
 const INFINITY: u32 = 0x7F80_0000;
@@ -732,7 +733,7 @@ pub(crate) mod tests {
     }
 
     /// Runs a test at every level that this machine has.
-    fn at_every_level(mut test: impl FnMut(Level)) {
+    pub(crate) fn at_every_level(mut test: impl FnMut(Level)) {
         let best = level();
         let levels = [
             Level::Portable,
@@ -924,7 +925,10 @@ pub(crate) mod tests {
                     at_every_level(|level| {
                         let (mut s, mut p) = (vec![0; scales.len()], vec![0; packed.len()]);
                         if format.encode_blocks(x, len, store, &mut s, &mut p) {
-                            assert!(s == scales && p == packed, "{scheme} {store:?} {len} {level:?}");
+                            assert!(
+                                s == scales && p == packed,
+                                "{scheme} {store:?} {len} {level:?}"
+                            );
                             fast += 1;
                         }
                     });

@@ -49,6 +49,16 @@ pub enum EncodeError {
         /// The value.
         value: f32,
     },
+    /// The memory is that of another scheme or shape.
+    #[error(
+        "`{scheme}` was given the memory of another scheme or shape; for this tensor it takes {expected}"
+    )]
+    Memory {
+        /// The scheme.
+        scheme: String,
+        /// What memory would fit.
+        expected: String,
+    },
 }
 
 /// Bytes that are not what a scheme writes for a shape.

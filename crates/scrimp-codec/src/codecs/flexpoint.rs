@@ -134,6 +134,36 @@ impl Autoflex {
     const DEVIATIONS: f64 = 3.0;
     const OFFSET: f64 = 100.0;
 
+    /// The state as numbers: bias (NaN before the first tensor), exponent, then mantissa and exponent of each magnitude.
+    pub(crate) fn values(&self) -> Vec<f32> {
+        let head = [self.bias.map_or(f32::NAN, f32::from), f32::from(self.exponent)];
+        let parts = self.history.iter().flat_map(|m| {
+            let e = exponent(*m);
+            #[expect(clippy::cast_possible_truncation, reason = "a mantissa has at most 17 bits")]
+            let mantissa = (m * 2f64.powi(-e)) as f32;
+            [mantissa, f32::from(narrow(e))]
+        });
+        head.into_iter().chain(parts).collect()
+    }
+
+    /// The state of such numbers; `None` if they are none of its own.
+    pub(crate) fn from_values(values: &[f32]) -> Option<Self> {
+        #[expect(clippy::cast_possible_truncation, reason = "compared with what it was")]
+        let whole = |v: f32| Some(v as i16).filter(|i| f32::from(*i) == v);
+        let (&[bias, exponent], rest) = values.split_first_chunk::<2>()?;
+        let (pairs, []) = rest.as_chunks::<2>() else { return None };
+        let magnitude = |&[mantissa, e]: &[f32; 2]| {
+            let e = whole(e).filter(|e| (-1022..=1023).contains(e))?;
+            let mantissa = Some(mantissa).filter(|m| (1.0..2.0).contains(m))?;
+            Some(f64::from(mantissa) * 2f64.powi(e.into()))
+        };
+        Some(Self {
+            bias: if bias.is_nan() { None } else { Some(whole(bias)?) },
+            exponent: whole(exponent)?,
+            history: pairs.iter().map(magnitude).collect::<Option<_>>()?,
+        })
+    }
+
     /// The exponent for a tensor of this largest magnitude, from the tensors before; learns from it.
     fn next(&mut self, amax: f32, format: &Flexpoint) -> Window {
         // A memory comes from a file, so its bias is not taken on trust.

@@ -4,11 +4,17 @@
 //! other statistics, or bytes whose number depends on the values, is a codec of its own.
 
 pub(crate) mod bands;
+pub(crate) mod binary;
 mod blocks;
 mod error;
 pub(crate) mod flexpoint;
 pub(crate) mod gguf;
+mod levels;
+pub(crate) mod onebit;
 mod scaled;
+pub(crate) mod sign;
+pub(crate) mod ternary;
+pub(crate) mod terngrad;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -145,6 +151,21 @@ pub trait Codec: Debug + Send + Sync {
     /// The format of the elements, where elements have one.
     fn format(&self) -> Option<&dyn Format> {
         None
+    }
+    /// How many groups a tensor of this shape has, for codecs with groups.
+    ///
+    /// # Errors
+    /// If the scheme does not fit the shape.
+    fn groups(&self, terms: &Terms, shape: &[usize]) -> Result<usize, ShapeError> {
+        Ok(terms.layout(shape)?.groups())
+    }
+    /// The scales that a tensor would get by itself, one for each group, where workers can agree on others; else none.
+    ///
+    /// # Errors
+    /// If the codec cannot hold a value.
+    fn scales(&self, job: Job, x: &[f32]) -> Result<Vec<f32>, EncodeError> {
+        let _ = (job, x);
+        Ok(Vec::new())
     }
     /// What a new tensor of this shape is remembered by, for codecs with a memory.
     ///
