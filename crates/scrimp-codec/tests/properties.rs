@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use scrimp_codec::formats::Scaling;
-use scrimp_codec::{EncodeError, FAMILIES, Rounding, Scheme, Stream};
+use scrimp_codec::{EncodeError, FAMILIES, Granularity, Rounding, Scheme, Stream};
 
 fn members() -> Vec<String> {
     FAMILIES.iter().flat_map(|f| f.members()).collect()
@@ -138,6 +138,12 @@ proptest! {
             None => scheme,
         };
         let mut x = x;
+        // A codec whose blocks are its own shows one of them.
+        if let Granularity::Flat(len) = tensor.codec().defaults().granularity
+            && tensor.granularity().is_none()
+        {
+            x.truncate(len);
+        }
         x.sort_by(f32::total_cmp);
         let shape = [1, x.len()];
         prop_assume!(tensor.check(&shape).is_ok());
