@@ -113,8 +113,8 @@ pub(crate) fn pack_bytes(codes: &[u8], bits: u32, out: &mut [u8]) {
         let w = (w & 0x0000_FFFF_0000_FFFF) | (w >> 16 & 0x0000_FFFF_0000_FFFF) << (2 * bits);
         let w = (w & 0xFFFF_FFFF) | (w >> 32) << (4 * bits);
         // All eight bytes where there is room, because the next word covers what is too much.
-        if let Some(place) = out.get_mut(at..at + 8) {
-            place.copy_from_slice(&w.to_le_bytes());
+        if let Some(place) = out[at..].first_chunk_mut::<8>() {
+            *place = w.to_le_bytes();
         } else {
             out[at..at + len].copy_from_slice(&w.to_le_bytes()[..len]);
         }
@@ -131,8 +131,8 @@ pub(crate) fn unpack_bytes(bytes: &[u8], bits: u32, codes: &mut [u8]) {
     let (one, two) = (one | one << 16 | one << 32 | one << 48, two | two << 32);
     let mut at = 0;
     for eight in codes.as_chunks_mut::<8>().0 {
-        let w = if let Some(place) = bytes.get(at..at + 8) {
-            place.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b))
+        let w = if let Some(place) = bytes[at..].first_chunk::<8>() {
+            u64::from_le_bytes(*place)
         } else {
             bytes[at..at + len].iter().rev().fold(0, |w, b| w << 8 | u64::from(*b))
         };

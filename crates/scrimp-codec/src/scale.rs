@@ -1,7 +1,7 @@
 //! How a group's scale is stored.
 
 mod double;
-mod nested_e4m3fn;
+pub(crate) mod nested_e4m3fn;
 
 use half::{bf16, f16};
 
@@ -231,8 +231,8 @@ impl ScaleFormat {
 
     /// Rounds scales that are stored under others: `params` gets what a reader will find, and the bytes are the result.
     ///
-    /// `amax` is the tensor's largest magnitude, and `top` the largest value of an element at scale 1. The scale of a
-    /// group of zeros is 0, and so is one that is too small for its storage: the group then decodes to zeros.
+    /// `amax` is the tensor's largest magnitude, and `top` what a range is divided by to become a scale. A scale may come
+    /// out as 0: its group is zeros.
     pub(crate) fn nest(self, amax: f32, top: f32, params: &mut [Params]) -> Vec<u8> {
         match self {
             Self::E4m3fn => nested_e4m3fn::nest(amax, top, params),

@@ -530,9 +530,10 @@ versions! {
     }
 }
 
-/// A float grid under a power of two for each block, as the vector loops see it.
+/// A float grid under a scale for each block, as the vector loops see it. No element is infinite, and quotients come to at
+/// most a few times the largest.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct PowerGrid {
+pub(crate) struct BlockGrid {
     /// What is added to the bits of a block's largest magnitude before its exponent is taken
     /// ([`ExponentRule::carry`](crate::ExponentRule)).
     pub carry: u32,
@@ -554,7 +555,7 @@ pub(crate) struct PowerGrid {
     pub twos_complement: bool,
 }
 
-impl PowerGrid {
+impl BlockGrid {
     /// The exponent of a block plus 127.
     #[inline(always)]
     fn exponent_code(self, amax: u32) -> u8 {
@@ -574,8 +575,7 @@ impl PowerGrid {
     }
 
     #[inline(always)]
-    fn round(self, x: f32, scale: f32, inverse: f32) -> f32 {
-        let v = x * inverse;
+    fn round(self, v: f32, scale: f32) -> f32 {
         let (sum, magic) = self.sum(v);
         let q = sum - magic;
         let q = if q > self.max { self.max } else { q };
@@ -585,8 +585,7 @@ impl PowerGrid {
     }
 
     #[inline(always)]
-    fn code(self, x: f32, inverse: f32) -> u8 {
-        let v = x * inverse;
+    fn code(self, v: f32) -> u32 {
         let (sum, magic) = self.sum(v);
         // Codes count steps: within an exponent by one, and across exponents without a gap.
         let base = (magic.to_bits() - (self.shift << 23) - self.min_normal) >> self.shift;
@@ -594,19 +593,19 @@ impl PowerGrid {
         let code = if code > self.max_code { self.max_code } else { code };
         let negative = v.to_bits() >> 31;
         if self.twos_complement {
-            ((code ^ negative.wrapping_neg()).wrapping_add(negative)) as u8
+            (code ^ negative.wrapping_neg()).wrapping_add(negative) & 0xFF
         } else {
-            (code + negative * self.sign_bit) as u8
+            code + negative * self.sign_bit
         }
     }
 
     #[inline(always)]
-    fn value(self, code: u8, scale: f32) -> f32 {
+    fn value(self, code: u32, scale: f32) -> f32 {
         if self.twos_complement {
             let step = f32::from_bits(self.min_normal - ((23 - self.shift) << 23));
-            return FloatGrid::finite(f32::from(code.cast_signed()) * step * scale);
+            let steps = (code << 24).cast_signed() >> 24;
+            return FloatGrid::finite(steps as f32 * step * scale);
         }
-        let code = u32::from(code);
         let a = code & (self.sign_bit - 1);
         let magic = self.min_normal + (self.shift << 23);
         let subnormal = f32::from_bits(magic + a) - f32::from_bits(magic);
@@ -632,14 +631,14 @@ impl PowerGrid {
         // The sum with a negative zero is what it was, that with zero has no negative zero.
         let zero = if self.twos_complement { 0.0 } else { -0.0 };
         for v in b {
-            *v = self.round(*v, scale, inverse) + zero;
+            *v = self.round(*v * inverse, scale) + zero;
         }
         true
     }
 
     /// Encodes one block; `false` if a value is not finite.
     #[inline(always)]
-    fn encode_block(self, b: &[f32], scale: &mut u8, codes: &mut [u8]) -> bool {
+    fn encode_block(self, b: &[f32], scale: &mut u8, codes: &mut [u32]) -> bool {
         let amax = block_amax(b);
         if amax >= INFINITY {
             return false;
@@ -647,17 +646,16 @@ impl PowerGrid {
         *scale = self.exponent_code(amax);
         let inverse = power_of_code(254 - *scale);
         for (v, code) in b.iter().zip(codes) {
-            *code = self.code(*v, inverse);
+            *code = self.code(*v * inverse);
         }
         true
     }
 
     #[inline(always)]
-    fn decode_block(self, scale: u8, codes: &[u8], out: &mut [f32]) {
-        if scale == 255 {
+    fn decode_block(self, scale: f32, codes: &[u32], out: &mut [f32]) {
+        if scale.is_nan() {
             return out.fill(f32::NAN);
         }
-        let scale = power_of_code(scale);
         for (code, v) in codes.iter().zip(out) {
             *v = self.value(*code, scale);
         }
@@ -667,54 +665,148 @@ impl PowerGrid {
 versions! {
     /// Rounds blocks of `len` values to a float grid under a power of two; returns how many values are done, up to a block
     /// that is not finite.
-    fn power_blocks(grid: &PowerGrid, x: &mut [f32], len: usize) -> usize {
+    fn power_blocks(grid: &BlockGrid, x: &mut [f32], len: usize) -> usize {
         let grid = *grid;
         blocks(x, len, |b| grid.round_block(b))
     }
 }
 
+// Loops and no iterator adapters: what these call is compiled without the instruction set unless it is inlined.
 versions! {
-    /// The exponents plus 127 of blocks of `len` values, and the codes of the values, a byte each; `false` if a value is
-    /// not finite.
-    fn power_encode(grid: &PowerGrid, x: &[f32], len: usize, scales: &mut [u8], codes: &mut [u8]) -> bool {
+    /// The exponents plus 127 of blocks of `len` values, and the codes of the values; `false` if a value is not finite.
+    fn power_encode(grid: &BlockGrid, x: &[f32], len: usize, scales: &mut [u8], codes: &mut [u32]) -> bool {
         #[inline(always)]
-        fn fixed<const N: usize>(grid: PowerGrid, x: &[f32], scales: &mut [u8], codes: &mut [u8]) -> bool {
+        fn fixed<const N: usize>(grid: BlockGrid, x: &[f32], scales: &mut [u8], codes: &mut [u32]) -> bool {
             let blocks = x.as_chunks::<N>().0.iter().zip(codes.as_chunks_mut::<N>().0);
-            blocks.zip(scales).all(|((b, codes), scale)| grid.encode_block(b, scale, codes))
+            for ((b, codes), scale) in blocks.zip(scales) {
+                if !grid.encode_block(b, scale, codes) {
+                    return false;
+                }
+            }
+            true
         }
         let grid = *grid;
         match len {
             16 => fixed::<16>(grid, x, scales, codes),
             32 => fixed::<32>(grid, x, scales, codes),
             64 => fixed::<64>(grid, x, scales, codes),
-            _ => x
-                .chunks_exact(len)
-                .zip(codes.chunks_exact_mut(len))
-                .zip(scales)
-                .all(|((b, codes), scale)| grid.encode_block(b, scale, codes)),
+            _ => {
+                let blocks = x.chunks_exact(len).zip(codes.chunks_exact_mut(len));
+                for ((b, codes), scale) in blocks.zip(scales) {
+                    if !grid.encode_block(b, scale, codes) {
+                        return false;
+                    }
+                }
+                true
+            }
         }
     }
 }
 
 versions! {
-    /// The values of what [`power_encode`] writes, and of any other bytes.
-    fn power_decode(grid: &PowerGrid, scales: &[u8], codes: &[u8], len: usize, out: &mut [f32]) {
+    /// The values of the codes of blocks of `len` values under these scales.
+    fn scaled_decode(grid: &BlockGrid, scales: &[f32], codes: &[u32], len: usize, out: &mut [f32]) {
         #[inline(always)]
-        fn fixed<const N: usize>(grid: PowerGrid, scales: &[u8], codes: &[u8], out: &mut [f32]) {
+        fn fixed<const N: usize>(grid: BlockGrid, scales: &[f32], codes: &[u32], out: &mut [f32]) {
             let blocks = codes.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<N>().0);
-            blocks.zip(scales).for_each(|((codes, out), scale)| grid.decode_block(*scale, codes, out));
+            for ((codes, out), scale) in blocks.zip(scales) {
+                grid.decode_block(*scale, codes, out);
+            }
         }
         let grid = *grid;
         match len {
             16 => fixed::<16>(grid, scales, codes, out),
             32 => fixed::<32>(grid, scales, codes, out),
             64 => fixed::<64>(grid, scales, codes, out),
-            _ => codes
-                .chunks_exact(len)
-                .zip(out.chunks_exact_mut(len))
-                .zip(scales)
-                .for_each(|((codes, out), scale)| grid.decode_block(*scale, codes, out)),
+            _ => {
+                let blocks = codes.chunks_exact(len).zip(out.chunks_exact_mut(len));
+                for ((codes, out), scale) in blocks.zip(scales) {
+                    grid.decode_block(*scale, codes, out);
+                }
+            }
         }
+    }
+}
+
+versions! {
+    /// Rounds blocks of `len` values to a float grid under these scales, by division; where the scale is 0, to zeros.
+    fn scaled_blocks(grid: &BlockGrid, scales: &[f32], x: &mut [f32], len: usize) {
+        #[inline(always)]
+        fn one(grid: BlockGrid, scale: f32, b: &mut [f32]) {
+            let divisor = if scale == 0.0 { f32::MAX } else { scale };
+            for v in b {
+                *v = grid.round(*v / divisor, scale);
+            }
+        }
+        let grid = *grid;
+        if len == 16 {
+            for (b, scale) in x.as_chunks_mut::<16>().0.iter_mut().zip(scales) {
+                one(grid, *scale, b);
+            }
+        } else {
+            for (b, scale) in x.chunks_exact_mut(len).zip(scales) {
+                one(grid, *scale, b);
+            }
+        }
+    }
+}
+
+versions! {
+    /// The codes of blocks of `len` values under these scales, by division; where the scale is 0, those of zeros.
+    fn scaled_encode(grid: &BlockGrid, scales: &[f32], x: &[f32], len: usize, codes: &mut [u32]) {
+        #[inline(always)]
+        fn one(grid: BlockGrid, scale: f32, b: &[f32], codes: &mut [u32]) {
+            // What has a scale of 0 is too small to become anything but zero when it is divided by the largest number.
+            let divisor = if scale == 0.0 { f32::MAX } else { scale };
+            for (v, code) in b.iter().zip(codes) {
+                *code = grid.code(*v / divisor);
+            }
+        }
+        let grid = *grid;
+        if len == 16 {
+            let blocks = x.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0);
+            for ((b, codes), scale) in blocks.zip(scales) {
+                one(grid, *scale, b, codes);
+            }
+        } else {
+            let blocks = x.chunks_exact(len).zip(codes.chunks_exact_mut(len));
+            for ((b, codes), scale) in blocks.zip(scales) {
+                one(grid, *scale, b, codes);
+            }
+        }
+    }
+}
+
+versions! {
+    /// The largest magnitude of each block of `len` values, as bits; `false` if a value is not finite.
+    fn block_ranges(x: &[f32], len: usize, amax: &mut [u32]) -> bool {
+        let mut all = 0;
+        if len == 16 {
+            for (b, amax) in x.as_chunks::<16>().0.iter().zip(amax) {
+                *amax = block_amax(b);
+                all = all.max(*amax);
+            }
+        } else {
+            for (b, amax) in x.chunks_exact(len).zip(amax) {
+                *amax = block_amax(b);
+                all = all.max(*amax);
+            }
+        }
+        all < INFINITY
+    }
+}
+
+versions! {
+    /// Codes of at most eight bits, as bytes.
+    fn narrow(codes: &[u32], out: &mut [u8]) {
+        for (b, code) in out.iter_mut().zip(codes) { *b = *code as u8; }
+    }
+}
+
+versions! {
+    /// Bytes as codes.
+    fn widen(bytes: &[u8], codes: &mut [u32]) {
+        for (code, b) in codes.iter_mut().zip(bytes) { *code = u32::from(*b); }
     }
 }
 

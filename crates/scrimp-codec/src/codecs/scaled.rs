@@ -18,7 +18,7 @@ use super::blocks::Blocks;
 use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Tally, Terms};
 use crate::formats::{Card, Format, HeadError, Header, Params, Scaling};
 use crate::granularity::{Band, Layout};
-use crate::{Granularity, Memory, NonFinite, Range, ShapeError, Stream, pack, simd};
+use crate::{Granularity, Memory, NonFinite, Range, ScaleFormat, ShapeError, Stream, pack, simd};
 
 /// A format whose elements have a scale for each group, or none at all.
 #[derive(Clone, Debug)]
@@ -261,7 +261,7 @@ impl Bound<'_> {
                 let mut amax = 0f32;
                 for (p, range) in params.iter_mut().zip(&ranges) {
                     let of_group = range.or_zero().amax();
-                    if of_group == 0.0 {
+                    if of_group == 0.0 && store == ScaleFormat::E4m3fn {
                         p.scale = 0.0;
                     }
                     amax = amax.max(of_group);
@@ -371,6 +371,12 @@ impl Bound<'_> {
         let layout = self.parts(shape)?.layout;
         let bands = layout.bands();
         let refused = |r: Refusal| r.by(scheme);
+        if memory.is_none()
+            && let Some(blocks) = Blocks::of(self.format, self.terms, layout)
+            && blocks.emulate(x, &bands)
+        {
+            return Ok(Tally::default());
+        }
         // Groups inside a band are rounded while they are still in the cache.
         let fused = self.terms.scale.is_some_and(|store| !store.is_nested())
             && !layout.spans_bands()

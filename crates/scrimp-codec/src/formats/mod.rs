@@ -228,6 +228,24 @@ pub trait Format: Debug + Send + Sync {
         let _ = (scales, packed, len, store, out);
         false
     }
+    /// Rounds consecutive groups of `len` elements to nearest, each under its scale; where that is 0, to zeros. `false` if
+    /// there is no fast way.
+    fn quantize_scaled(&self, scales: &[f32], x: &mut [f32], len: usize) -> bool {
+        let _ = (scales, x, len);
+        false
+    }
+    /// Packs the codes of consecutive groups of `len` elements to nearest, each under its scale; where that is 0, the codes
+    /// of zeros. `false` if there is no fast way.
+    fn encode_scaled(&self, scales: &[f32], x: &[f32], len: usize, packed: &mut [u8]) -> bool {
+        let _ = (scales, x, len, packed);
+        false
+    }
+    /// Decodes the packed codes of consecutive groups of `len` elements, each under its scale; `false` if there is no fast
+    /// way.
+    fn decode_scaled(&self, scales: &[f32], packed: &[u8], len: usize, out: &mut [f32]) -> bool {
+        let _ = (scales, packed, len, out);
+        false
+    }
     /// The codes of the elements of one group.
     fn encode_run(
         &self,

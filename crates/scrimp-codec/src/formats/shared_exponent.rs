@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::{Card, Format, Header, Minifloat, Params, Scaling};
-use crate::scale::ExponentRule;
+use crate::scale::{ExponentRule, power_of_code};
 use crate::{Granularity, Range, Rounding, ScaleFormat, pack, simd};
 
 /// How the codes of elements are written.
@@ -42,14 +42,14 @@ pub(super) struct SharedExponent {
 /// The small float of the elements, and what is asked of it often.
 #[derive(Clone, Debug)]
 pub(super) struct Element {
-    format: Minifloat,
+    pub format: Minifloat,
     bits: u32,
     mantissa_bits: u32,
-    max: f32,
+    pub max: f32,
     min_normal: f32,
     /// The grid of a run, in which a NaN that was not refused is zero; `None` where only the definition serves.
-    grid: Option<simd::FloatGrid>,
-    codes: simd::FloatCodes,
+    pub grid: Option<simd::FloatGrid>,
+    pub codes: simd::FloatCodes,
 }
 
 impl Element {
@@ -65,9 +65,18 @@ impl Element {
         }
     }
 
-    /// The exponent of the largest value.
-    fn emax(&self) -> u32 {
-        (self.max.to_bits() >> 23) - 127
+    pub fn block_grid(&self) -> simd::BlockGrid {
+        simd::BlockGrid {
+            carry: 0,
+            emax: (self.max.to_bits() >> 23) - 127,
+            min_normal: self.min_normal.to_bits(),
+            shift: 23 - self.mantissa_bits,
+            max: self.max,
+            max_code: self.codes.max,
+            infinity: if self.codes.has_infinity { self.codes.infinity } else { u32::MAX },
+            sign_bit: 1 << (self.bits - 1),
+            twos_complement: false,
+        }
     }
 }
 
@@ -90,24 +99,13 @@ impl SharedExponent {
         }
     }
 
-    fn power_grid(&self, store: ScaleFormat) -> simd::PowerGrid {
-        let Element { bits, mantissa_bits, max, min_normal, codes, .. } = self.element;
-        simd::PowerGrid {
+    fn block_grid(&self, store: ScaleFormat) -> simd::BlockGrid {
+        let Element { mantissa_bits, max, .. } = self.element;
+        simd::BlockGrid {
             carry: self.rule(store).carry(max, mantissa_bits),
-            emax: self.element.emax(),
-            min_normal: min_normal.to_bits(),
-            shift: 23 - mantissa_bits,
-            max,
-            max_code: codes.max,
-            infinity: if codes.has_infinity { codes.infinity } else { u32::MAX },
-            sign_bit: 1 << (bits - 1),
             twos_complement: self.sign == Sign::TwosComplement,
+            ..self.element.block_grid()
         }
-    }
-
-    /// Whether whole blocks of this length end on a byte and have codes of at most one.
-    fn fits_bytes(&self, len: usize) -> bool {
-        self.bits() <= 8 && len.is_multiple_of(8)
     }
 }
 
@@ -229,7 +227,7 @@ impl Format for SharedExponent {
         if rounding != Rounding::NearestEven {
             return 0;
         }
-        simd::power_blocks(&self.power_grid(store), x, len)
+        simd::power_blocks(&self.block_grid(store), x, len)
     }
 
     fn encode_run(
@@ -268,29 +266,17 @@ impl Format for SharedExponent {
         scales: &mut [u8],
         packed: &mut [u8],
     ) -> bool {
-        if !self.fits_bytes(len) {
-            return false;
-        }
-        let grid = self.power_grid(store);
-        let bits = self.bits();
-        if bits == 8 {
-            return simd::power_encode(&grid, x, len, scales, packed);
-        }
-        // As many blocks at a time as fit a buffer that stays in the cache.
+        let Some(window) = Window::of(len, self.bits()) else { return false };
+        let grid = self.block_grid(store);
         let mut codes = [0; WINDOW];
-        if len > WINDOW {
-            return false;
-        }
-        let window = WINDOW / len * len;
-        let bytes = window / 8 * bits as usize;
-        x.chunks(window).zip(scales.chunks_mut(window / len)).zip(packed.chunks_mut(bytes)).all(
-            |((x, scales), packed)| {
-                let codes = &mut codes[..x.len()];
-                let encoded = simd::power_encode(&grid, x, len, scales, codes);
-                pack::pack_bytes(codes, bits, packed);
-                encoded
-            },
-        )
+        let scales = scales.chunks_mut(window.elems / len);
+        let packed = packed.chunks_mut(window.bytes);
+        x.chunks(window.elems).zip(scales).zip(packed).all(|((x, scales), packed)| {
+            let codes = &mut codes[..x.len()];
+            let encoded = simd::power_encode(&grid, x, len, scales, codes);
+            window.pack(codes, packed);
+            encoded
+        })
     }
 
     fn decode_blocks(
@@ -301,31 +287,65 @@ impl Format for SharedExponent {
         store: ScaleFormat,
         out: &mut [f32],
     ) -> bool {
-        if !self.fits_bytes(len) {
-            return false;
-        }
-        let grid = self.power_grid(store);
-        let bits = self.bits();
-        if bits == 8 {
-            simd::power_decode(&grid, scales, packed, len, out);
-            return true;
-        }
-        if len > WINDOW {
-            return false;
-        }
-        let mut codes = [0; WINDOW];
-        let window = WINDOW / len * len;
-        let bytes = window / 8 * bits as usize;
-        for ((out, scales), packed) in
-            out.chunks_mut(window).zip(scales.chunks(window / len)).zip(packed.chunks(bytes))
-        {
+        let Some(window) = Window::of(len, self.bits()) else { return false };
+        let grid = self.block_grid(store);
+        let (mut codes, mut powers) = ([0; WINDOW], [0.0; WINDOW / 8]);
+        let scales = scales.chunks(window.elems / len);
+        let packed = packed.chunks(window.bytes);
+        for ((out, scales), packed) in out.chunks_mut(window.elems).zip(scales).zip(packed) {
             let codes = &mut codes[..out.len()];
-            pack::unpack_bytes(packed, bits, codes);
-            simd::power_decode(&grid, scales, codes, len, out);
+            window.unpack(packed, codes);
+            for (power, scale) in powers.iter_mut().zip(scales) {
+                *power = power_of_code(*scale);
+            }
+            simd::scaled_decode(&grid, &powers, codes, len, out);
         }
         true
     }
 }
 
-/// Codes that are held between the rounding and the packing, one byte each.
-const WINDOW: usize = 1024;
+/// Codes that are held between the rounding and the packing.
+pub(super) const WINDOW: usize = 1024;
+
+/// Whole blocks that are worked on at a time.
+pub(super) struct Window {
+    pub elems: usize,
+    /// What their codes take.
+    pub bytes: usize,
+    bits: u32,
+}
+
+impl Window {
+    /// A window of blocks of `len` elements, whose codes end on a byte. `None` if they do not, or if blocks are so long
+    /// that they need no loop of their own.
+    pub fn of(len: usize, bits: u32) -> Option<Self> {
+        let elems = (len.is_multiple_of(8) && len <= WINDOW).then(|| WINDOW / len * len)?;
+        Some(Self { elems, bytes: elems / 8 * bits as usize, bits })
+    }
+
+    pub fn pack(&self, codes: &[u32], out: &mut [u8]) {
+        match self.bits {
+            8 => simd::narrow(codes, out),
+            1..8 => {
+                let mut narrow = [0; WINDOW];
+                let narrow = &mut narrow[..codes.len()];
+                simd::narrow(codes, narrow);
+                pack::pack_bytes(narrow, self.bits, out);
+            }
+            _ => pack::pack(codes, self.bits, out),
+        }
+    }
+
+    pub fn unpack(&self, bytes: &[u8], codes: &mut [u32]) {
+        match self.bits {
+            8 => simd::widen(bytes, codes),
+            1..8 => {
+                let mut narrow = [0; WINDOW];
+                let narrow = &mut narrow[..codes.len()];
+                pack::unpack_bytes(bytes, self.bits, narrow);
+                simd::widen(narrow, codes);
+            }
+            _ => pack::unpack(bytes, self.bits, 0, codes),
+        }
+    }
+}

@@ -22,17 +22,34 @@ const LARGEST_CODE: u8 = 0x7E;
 /// The least step of e4m3fn is 2^-9: this number's last mantissa bit is worth as much.
 const SUBNORMAL_MAGIC: f32 = 16384.0;
 
+/// The scale of the whole tensor.
+pub(crate) fn global(amax: f32, top: f32) -> f32 {
+    if amax == 0.0 { 1.0 } else { (amax / (LARGEST * top)).max(f32::MIN_POSITIVE) }
+}
+
+/// The code of a scale.
+#[inline(always)]
+pub(crate) fn code(scale: f32, global: f32) -> u8 {
+    encode(scale / global)
+}
+
+/// What a reader makes of a code.
+#[inline(always)]
+pub(crate) fn scale(code: u8, global: f32) -> f32 {
+    global * decode(code)
+}
+
 /// Rounds the scales to what is stored, and answers the bytes.
 pub(super) fn nest(amax: f32, top: f32, params: &mut [Params]) -> Vec<u8> {
     if params.is_empty() {
         return Vec::new();
     }
-    let global = if amax == 0.0 { 1.0 } else { (amax / (LARGEST * top)).max(f32::MIN_POSITIVE) };
+    let global = global(amax, top);
     let mut bytes = Vec::with_capacity(4 + params.len());
     bytes.extend(global.to_le_bytes());
     bytes.extend(params.iter_mut().map(|p| {
-        let code = encode(p.scale / global);
-        p.scale = global * decode(code);
+        let code = code(p.scale, global);
+        p.scale = scale(code, global);
         code
     }));
     bytes
@@ -40,18 +57,27 @@ pub(super) fn nest(amax: f32, top: f32, params: &mut [Params]) -> Vec<u8> {
 
 /// Reads the scales back; the error is the first group whose bytes are none that are ever written.
 pub(super) fn unnest(bytes: &[u8], params: &mut [Params]) -> Result<(), usize> {
-    let Some((global, codes)) = bytes.split_first_chunk::<4>() else { return Ok(()) };
-    let global = f32::from_le_bytes(*global);
-    if !global.is_normal() || global < 0.0 {
-        return Err(0);
-    }
+    let Some((global, codes)) = read_global(bytes) else {
+        return if bytes.is_empty() { Ok(()) } else { Err(0) };
+    };
     for (group, (code, p)) in codes.iter().zip(params).enumerate() {
-        p.scale = global * decode(*code);
-        if *code > LARGEST_CODE || p.scale.is_infinite() {
-            return Err(group);
-        }
+        p.scale = read(*code, global).ok_or(group)?;
     }
     Ok(())
+}
+
+/// The scale of the tensor, and the codes after it; `None` where the bytes hold no such scale.
+pub(crate) fn read_global(bytes: &[u8]) -> Option<(f32, &[u8])> {
+    let (global, codes) = bytes.split_first_chunk::<4>()?;
+    let global = f32::from_le_bytes(*global);
+    (global.is_normal() && global > 0.0).then_some((global, codes))
+}
+
+/// The scale of a group; `None` where the code is none that is ever written.
+#[inline(always)]
+pub(crate) fn read(code: u8, global: f32) -> Option<f32> {
+    let scale = scale(code, global);
+    (code <= LARGEST_CODE && scale.is_finite()).then_some(scale)
 }
 
 /// The code of a number that is not negative.
