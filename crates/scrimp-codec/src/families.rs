@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::codecs::Codec;
+use crate::codecs::{Codec, s2fp8, smaq};
 use crate::formats::{HeadError, float32, integer, minifloat};
 
 /// Every family, in the order of the tables.
@@ -13,6 +13,8 @@ pub static FAMILIES: &[&dyn Family] = &[
     &minifloat::QmlFamily,
     &integer::SignedFamily,
     &integer::UnsignedFamily,
+    &smaq::SmaqFamily,
+    &s2fp8::S2fp8Family,
 ];
 
 /// A family of codecs: it reads the head of a scheme string.

@@ -75,6 +75,9 @@ macro_rules! versions {
     };
 }
 
+pub(crate) mod s2fp8;
+pub(crate) mod smaq;
+
 const SIGN: u32 = 0x8000_0000;
 const INFINITY: u32 = 0x7F80_0000;
 const NAN: u32 = 0x7FC0_0000;
@@ -537,7 +540,7 @@ pub(crate) mod tests {
     }
 
     /// Runs a test at every level that this machine has.
-    fn at_every_level(test: impl Fn(Level)) {
+    pub(crate) fn at_every_level(test: impl Fn(Level)) {
         let best = level();
         let levels = [
             Level::Portable,
