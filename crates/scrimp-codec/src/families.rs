@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::codecs::{Codec, binary, flexpoint, gguf, onebit, sign, ternary, terngrad};
+use crate::codecs::{Codec, binary, flexpoint, gguf, onebit, s2fp8, sign, smaq, ternary, terngrad};
 use crate::formats::{HeadError, bfp, cfloat, float32, integer, minifloat, mx, nvfp4, table};
 
 /// Every family, in the order of the tables.
@@ -25,6 +25,8 @@ pub static FAMILIES: &[&dyn Family] = &[
     &ternary::TernaryFamily,
     &terngrad::TernGradFamily,
     &onebit::OneBitFamily,
+    &smaq::SmaqFamily,
+    &s2fp8::S2fp8Family,
 ];
 
 /// A family of codecs: it reads the head of a scheme string.

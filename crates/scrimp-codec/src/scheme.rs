@@ -282,16 +282,50 @@ impl Scheme {
         shape: &[usize],
         out: &mut [f32],
     ) -> Result<(), DecodeError> {
-        let (expected, actual) = (self.size(shape)?, bytes.len());
-        if !expected.contains(actual) {
-            let (scheme, shape) = (self.to_string(), shape.to_vec());
-            return Err(DecodeError::Length { scheme, shape, expected, actual });
-        }
+        self.check_bytes(bytes, shape)?;
         let (expected, actual) = (elems(shape)?, out.len());
         if expected != actual {
             return Err(DecodeError::Output { shape: shape.to_vec(), expected, actual });
         }
         self.codec.decode(&self.terms, bytes, shape, out)
+    }
+
+    /// Turns the bytes of a tensor back into its elements `range`, in storage order, of which `out` holds as many.
+    ///
+    /// Schemes whose bytes can be entered anywhere (`smaq`) read only what they need; others decode the tensor.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode), or if the shape does not have these elements; but what is wrong outside of the range
+    /// may go unnoticed.
+    pub fn decode_range(
+        &self,
+        bytes: &[u8],
+        shape: &[usize],
+        range: ops::Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        self.check_bytes(bytes, shape)?;
+        let elems = elems(shape)?;
+        if range.start > range.end || range.end > elems {
+            return Err(DecodeError::Range { shape: shape.to_vec(), elems, range });
+        }
+        let (expected, actual) = (range.len(), out.len());
+        if expected != actual {
+            return Err(DecodeError::Output { shape: shape.to_vec(), expected, actual });
+        }
+        if range.is_empty() {
+            return Ok(());
+        }
+        self.codec.decode_range(&self.terms, bytes, shape, range, out)
+    }
+
+    fn check_bytes(&self, bytes: &[u8], shape: &[usize]) -> Result<(), DecodeError> {
+        let (expected, actual) = (self.size(shape)?, bytes.len());
+        if expected.contains(actual) {
+            return Ok(());
+        }
+        let (scheme, shape) = (self.to_string(), shape.to_vec());
+        Err(DecodeError::Length { scheme, shape, expected, actual })
     }
 
     fn check_length(&self, actual: usize, shape: &[usize]) -> Result<(), EncodeError> {

@@ -82,6 +82,8 @@ mod sixteen;
 pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
 pub(crate) use sixteen::{Sixteen, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run};
 pub(crate) mod levels;
+pub(crate) mod s2fp8;
+pub(crate) mod smaq;
 
 const SIGN: u32 = 0x8000_0000;
 const INFINITY: u32 = 0x7F80_0000;

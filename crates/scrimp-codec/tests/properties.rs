@@ -127,6 +127,8 @@ proptest! {
     #[test]
     fn rounding_keeps_the_order_of_values(scheme in any_scheme(), x in prop::collection::vec(any_value(), 2..60)) {
         prop_assume!(scheme.rounding() != Rounding::Stochastic);
+        // Where zeros are exact, values near them still move toward the mean, and so past zero.
+        prop_assume!(!scheme.to_string().contains("/zeros/") && !scheme.to_string().ends_with("/zeros"));
         // One group, because groups have steps of their own.
         let text = scheme.to_string();
         let tensor: Scheme = match scheme.granularity() {
@@ -311,6 +313,12 @@ fn threads_and_alignment_change_nothing() {
         "terngrad/axis:2",
         "onebit",
         "onebit/tensor",
+        "smaq:6,8",
+        "smaq:3,16/group:100/stochastic",
+        "smaq:6,8/axis:1/zeros/sampled:16",
+        "smaq:5,7/tile:7x100/original/range",
+        "s2fp8",
+        "s2fp8/axis:1/stochastic",
     ] {
         let scheme: Scheme = text.parse().unwrap();
         let stream = Stream::named(9, "x").at_step(5);

@@ -4,6 +4,7 @@
 //! other statistics, or bytes whose number depends on the values, is a codec of its own.
 
 pub(crate) mod bands;
+mod batch_norm;
 pub(crate) mod binary;
 mod blocks;
 mod error;
@@ -11,14 +12,18 @@ pub(crate) mod flexpoint;
 pub(crate) mod gguf;
 mod levels;
 pub(crate) mod onebit;
+pub(crate) mod s2fp8;
 mod scaled;
 pub(crate) mod sign;
+pub(crate) mod smaq;
 pub(crate) mod ternary;
 pub(crate) mod terngrad;
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::Arc;
 
+pub use batch_norm::BatchNormAware;
 pub use error::{DecodeError, EncodeError, Tally};
 pub use flexpoint::Autoflex;
 pub(crate) use scaled::Scaled;
@@ -201,4 +206,24 @@ pub trait Codec: Debug + Send + Sync {
         shape: &[usize],
         out: &mut [f32],
     ) -> Result<(), DecodeError>;
+    /// Decodes the elements `range` alone; `out` is as long. The caller has checked that the shape has them.
+    ///
+    /// The default decodes all; codecs whose bytes can be entered anywhere read no more than they need, and may not
+    /// notice what is wrong elsewhere.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    fn decode_range(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        range: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        let mut all = vec![0.0; elems(shape)?];
+        self.decode(terms, bytes, shape, &mut all)?;
+        out.copy_from_slice(&all[range]);
+        Ok(())
+    }
 }

@@ -243,6 +243,12 @@ impl Family for QmlFamily {
 }
 
 impl Minifloat {
+    /// A format that has a name of its own.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let n = NAMED.iter().find(|n| n.name == name)?;
+        Self::new(n.name, n.exponent_bits, n.mantissa_bits, n.bias, n.top).ok()
+    }
+
     pub(super) fn new(
         name: &str,
         exponent_bits: u32,
