@@ -19,3 +19,31 @@ pub enum Memory {
         residual: Vec<f32>,
     },
 }
+
+impl Memory {
+    /// The state as numbers, for files of tensors; [`set_values`](Self::set_values) takes them back.
+    pub fn values(&self) -> Vec<f32> {
+        match self {
+            Self::Scales { scales } => scales.iter().map(|s| s.unwrap_or(f32::NAN)).collect(),
+            Self::Residual { residual } => residual.clone(),
+        }
+    }
+
+    /// Puts saved numbers into a memory of the same scheme and shape. `false` if they are not of its kind; it is then
+    /// unchanged.
+    #[must_use]
+    pub fn set_values(&mut self, values: &[f32]) -> bool {
+        match self {
+            Self::Scales { scales } if scales.len() == values.len() => {
+                for (scale, v) in scales.iter_mut().zip(values) {
+                    *scale = (v.is_finite() && *v > 0.0).then_some(*v);
+                }
+            }
+            Self::Residual { residual } if residual.len() == values.len() => {
+                residual.copy_from_slice(values);
+            }
+            _ => return false,
+        }
+        true
+    }
+}
