@@ -37,6 +37,18 @@ pub trait Family: Sync {
     fn about(&self) -> &'static str;
     /// Members that tables list and tests run, as scheme strings.
     fn members(&self) -> Vec<String>;
+    /// The papers and specifications that it follows, in Markdown.
+    fn source(&self) -> &'static str {
+        ""
+    }
+    /// What the bytes of a tensor mean, in Markdown: a program that follows it reads them.
+    ///
+    /// Where members are scaled elements, this says what a code means; the parts around the codes are the same for all
+    /// such families and follow from the format's [`Header`](crate::formats::Header). Any other codec says all, part by
+    /// part with order and width; of numbers little-endian, and of codes packed as everywhere, only that they are.
+    fn layout(&self) -> &'static str {
+        ""
+    }
     /// Reads a head such as `int8`: `None` if it is not of this family, an error if it is but cannot be.
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>>;
     /// Names that other tools use for members, beside the member's own.

@@ -137,13 +137,43 @@ impl ScaleFormat {
         }
     }
 
+    /// What is stored of the scales of a tensor, and what it means.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::F32 => "4 bytes each: an f32",
+            Self::F16 => "2 bytes each: IEEE half precision, from 2^-24 to 65504",
+            Self::Bf16 => "2 bytes each: bfloat16",
+            Self::Pow2 => "1 byte each: the exponent of a power of two plus 127, rounded up",
+            Self::Exponent(ExponentRule::Floor) => {
+                "1 byte each: an exponent plus 127, 255 for NaN; floor(log2 amax) - emax, the rule of OCP MX"
+            }
+            Self::Exponent(ExponentRule::Ceil) => {
+                "1 byte each: an exponent plus 127, 255 for NaN; ceil(log2 amax) - emax"
+            }
+            Self::Exponent(ExponentRule::Even) => {
+                "1 byte each: an exponent plus 127, 255 for NaN; as `floor`, once amax is rounded to an element's mantissa"
+            }
+            Self::Exponent(ExponentRule::Rceil) => {
+                "1 byte each: an exponent plus 127, 255 for NaN; ceil(log2(amax / max))"
+            }
+            Self::Bias => "1 byte each: an exponent from -63 to 0, negated",
+            Self::E4m3fn => {
+                "an f32 for the tensor, then 1 byte each: e4m3fn; a scale is the product of the two"
+            }
+            Self::Double => {
+                "an f32 for the tensor, an f32 for every 256 groups, then 1 byte each: a level of a table; a scale is the \
+                 level times the second, plus the first"
+            }
+        }
+    }
+
     /// Whether the stored scales of a tensor depend on each other.
     pub(crate) fn is_nested(self) -> bool {
         matches!(self, Self::E4m3fn | Self::Double)
     }
 
     /// Bytes of the scales of so many groups; `None` where that is beyond counting.
-    pub(crate) fn bytes(self, groups: usize) -> Option<usize> {
+    pub fn bytes(self, groups: usize) -> Option<usize> {
         match self {
             Self::E4m3fn if groups > 0 => groups.checked_add(4),
             Self::Double if groups > 0 => {

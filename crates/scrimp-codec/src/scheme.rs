@@ -93,14 +93,21 @@ impl std::error::Error for SchemeError {}
 impl Scheme {
     /// The scheme that stores `f32` as it is.
     pub fn float32() -> Self {
+        Self::of(Scaled::of(Float32))
+    }
+
+    /// A codec as it is without a common word, be it in the registry or not.
+    pub fn of(codec: Arc<dyn Codec>) -> Self {
+        let defaults = codec.defaults();
+        let scaled = defaults.scaling == Scaling::Always;
         let terms = Terms {
-            granularity: Granularity::Tensor,
+            granularity: defaults.granularity,
             matrix: false,
-            scale: None,
-            rounding: Rounding::NearestEven,
-            nonfinite: NonFinite::Error,
+            scale: defaults.scales.first().copied().filter(|_| scaled),
+            rounding: defaults.rounding.unwrap_or_default(),
+            nonfinite: NonFinite::default(),
         };
-        Self::build(Scaled::of(Float32), terms)
+        Self::build(codec, terms)
     }
 
     /// Whether the tensor stays as it is.

@@ -59,6 +59,15 @@ impl Family for SignedFamily {
             .collect()
     }
 
+    fn source(&self) -> &'static str {
+        "Arithmetic: ONNX `QuantizeLinear`. `full`: DeepSpeed, `SymQuantizer`"
+    }
+
+    fn layout(&self) -> &'static str {
+        "The code is *q* in two's complement of *K* bits. `value = q * scale`, rounded to f32; a product beyond the largest f32 \
+         becomes it. Without `full` the code of `-2^(K-1)` is never written."
+    }
+
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
         parse("int", Variant::Symmetric, head)
     }
@@ -84,6 +93,17 @@ impl Family for UnsignedFamily {
                     .map(String::from),
             )
             .collect()
+    }
+
+    fn source(&self) -> &'static str {
+        "Jacob et al. 2018, [arXiv:1712.05877](https://arxiv.org/abs/1712.05877); arithmetic: ONNX \
+         `QuantizeLinear`. `qml`: QML, Parsa, EPFL, `IntQuantizer`. `deepspeed`: DeepSpeed, `AsymQuantizer`"
+    }
+
+    fn layout(&self) -> &'static str {
+        "The code is *q*. `value = (q - zero) * scale + offset`, each operation rounded to f32, with `zero = 0` and without the \
+         addition where the parts are absent; where the product overflows f32, the whole is computed in f64, and what is \
+         beyond the largest f32 becomes it."
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

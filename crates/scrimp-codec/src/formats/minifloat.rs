@@ -105,6 +105,19 @@ const fn named(
     Named { name, exponent_bits, mantissa_bits, bias, top, about }
 }
 
+/// What a code of these formats means, for the specification of their bytes.
+const FLOAT_CODE: &str = "\
+From its most significant bit, a code is a sign, an exponent field *E* of *e* bits, and a mantissa *M* of *m* bits. The
+magnitude is `M 2^(1 - bias - m)` if *E* is 0, else `(1 + M / 2^m) 2^(E - bias)`, times the scale if there is one, rounded
+to f32. The bias is `2^(e-1) - 1` unless the table or the name says otherwise. What the largest exponent means:
+
+- as IEEE 754 has it, where there are infinities: with *E* all ones, infinity if *M* is 0, else NaN;
+- `fn`, where NaN is the only special: the magnitude of all ones is NaN, every other one is a number;
+- `none`, where there are no specials, `e3m2fn`, `e2m3fn` and `e2m1fn` among them: every magnitude is a number.
+
+No finite code means infinity: a product beyond the largest f32 becomes it. Words for rounding and overflow matter to who
+writes and not to who reads.";
+
 /// The formats with a name.
 pub(crate) struct NamedFamily;
 
@@ -119,6 +132,19 @@ impl Family for NamedFamily {
 
     fn members(&self) -> Vec<String> {
         NAMED.iter().map(|n| n.name.into()).collect()
+    }
+
+    fn source(&self) -> &'static str {
+        "`f16`: IEEE 754-2019, binary16. `bf16`: Kalamkar et al. 2019, [arXiv:1905.12322](https://arxiv.org/abs/1905.12322). \
+         `tf32`: NVIDIA A100 Tensor Core GPU Architecture, 2020. `e5m2`, `e4m3fn`: OCP 8-bit Floating Point Specification \
+         1.0, 2023; Micikevicius et al. 2022, [arXiv:2209.05433](https://arxiv.org/abs/2209.05433). `e3m2fn`, `e2m3fn`, \
+         `e2m1fn`: OCP Microscaling Formats 1.0, 2023; Rouhani et al. 2023, \
+         [arXiv:2310.10537](https://arxiv.org/abs/2310.10537). `e4m3`, `e3m4`: the rule of IEEE 754 in eight bits. Names \
+         are those of `ml_dtypes`"
+    }
+
+    fn layout(&self) -> &'static str {
+        FLOAT_CODE
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
@@ -154,6 +180,14 @@ impl Family for FreeFamily {
         ]
         .map(String::from)
         .to_vec()
+    }
+
+    fn source(&self) -> &'static str {
+        "The rule of IEEE 754-2019 for other widths; `fn` and `none` as in the OCP formats"
+    }
+
+    fn layout(&self) -> &'static str {
+        FLOAT_CODE
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
@@ -217,6 +251,14 @@ impl Family for QmlFamily {
 
     fn members(&self) -> Vec<String> {
         vec!["qml:m2".into(), "qml:m7".into()]
+    }
+
+    fn source(&self) -> &'static str {
+        "QML: Parsa, EPFL, course project on quantized machine learning, `FloatingPointQuantizer`"
+    }
+
+    fn layout(&self) -> &'static str {
+        FLOAT_CODE
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
