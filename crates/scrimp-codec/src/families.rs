@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::codecs::Codec;
-use crate::formats::{HeadError, float32, integer, minifloat};
+use crate::codecs::{Codec, flexpoint, gguf};
+use crate::formats::{HeadError, bfp, cfloat, float32, integer, minifloat, mx, nvfp4, table};
 
 /// Every family, in the order of the tables.
 pub static FAMILIES: &[&dyn Family] = &[
@@ -11,8 +11,15 @@ pub static FAMILIES: &[&dyn Family] = &[
     &minifloat::NamedFamily,
     &minifloat::FreeFamily,
     &minifloat::QmlFamily,
+    &cfloat::CFloatFamily,
+    &table::TableFamily,
     &integer::SignedFamily,
     &integer::UnsignedFamily,
+    &mx::MxFamily,
+    &nvfp4::Nvfp4Family,
+    &bfp::BfpFamily,
+    &flexpoint::FlexpointFamily,
+    &gguf::GgufFamily,
 ];
 
 /// A family of codecs: it reads the head of a scheme string.

@@ -1,5 +1,8 @@
 //! How a group's scale is stored.
 
+mod double;
+mod nested_e4m3fn;
+
 use half::{bf16, f16};
 
 use crate::Params;
@@ -20,6 +23,50 @@ pub enum ExponentRule {
     Even,
     /// `ceil(log2(amax / max))`: the least power of two that clips nothing.
     Rceil,
+}
+
+impl ExponentRule {
+    /// The power of two for a block whose largest magnitude is `amax`, where elements have so many mantissa bits and `max`
+    /// as their largest value: from 2^-127, which a block of zeros has, to 2^127. This is the readable truth.
+    #[expect(clippy::cast_possible_truncation, reason = "these powers of two are exact in f32")]
+    pub(crate) fn scale(self, amax: f32, max: f32, mantissa_bits: u32) -> f32 {
+        let power = |e: i32| f64::from_bits(u64::from((e + 1023).cast_unsigned()) << 52);
+        if amax == 0.0 {
+            return power_of_code(0);
+        }
+        let (amax, max) = (f64::from(amax), f64::from(max));
+        let (exponent, emax) = (exponent(amax), exponent(max));
+        let x = match self {
+            Self::Floor => exponent - emax,
+            Self::Ceil => exponent - emax + i32::from(amax > power(exponent)),
+            Self::Even => {
+                let step = power(exponent) / f64::from(1 << mantissa_bits);
+                self::exponent((amax / step).round_ties_even() * step) - emax
+            }
+            Self::Rceil => exponent - emax + i32::from(amax > max * power(exponent - emax)),
+        };
+        power(x.clamp(-127, 127)) as f32
+    }
+
+    /// The rule as a number that is added to the bits of `amax` before their exponent is taken: it carries into the
+    /// exponent where the rule rounds up.
+    pub(crate) fn carry(self, max: f32, mantissa_bits: u32) -> u32 {
+        const MANTISSA: u32 = (1 << 23) - 1;
+        match self {
+            Self::Floor => 0,
+            Self::Ceil => MANTISSA,
+            // A tie carries, because the largest mantissa is odd.
+            Self::Even => 1 << (22 - mantissa_bits),
+            Self::Rceil => MANTISSA - (max.to_bits() & MANTISSA),
+        }
+    }
+}
+
+/// `floor(log2 x)` of a positive number that came from an `f32`, all of which are normal in `f64`. The logarithm itself
+/// would round up just below a power of two.
+#[expect(clippy::cast_possible_truncation, reason = "without a sign, 11 bits are left")]
+fn exponent(x: f64) -> i32 {
+    (x.to_bits() >> 52) as i32 - 1023
 }
 
 /// The storage format of a scale. Values are divided by the scale *as stored*.
@@ -48,6 +95,10 @@ pub enum ScaleFormat {
 impl ScaleFormat {
     /// The storage formats that any scaled format takes.
     pub const GENERAL: [ScaleFormat; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Pow2];
+
+    /// Those of formats whose groups have no other parameter than a scale, so that it may be rounded last.
+    pub(crate) const SYMMETRIC: [ScaleFormat; 5] =
+        [Self::F32, Self::F16, Self::Bf16, Self::Pow2, Self::E4m3fn];
 
     /// Every storage format.
     pub const ALL: [ScaleFormat; 11] = [
@@ -120,6 +171,7 @@ impl ScaleFormat {
                 let bits = scale.clamp(MIN_SCALE, 2f32.powi(127)).to_bits();
                 f32::from_bits((bits + 0x007F_FFFF) & 0x7F80_0000)
             }
+            Self::E4m3fn => scale.min(f32::MAX),
             _ => scale.clamp(MIN_SCALE, f32::MAX),
         }
     }
@@ -168,16 +220,22 @@ impl ScaleFormat {
 
     /// Rounds scales that are stored under others: `params` gets what a reader will find, and the bytes are the result.
     ///
-    /// `top` is the scale that the tensor's largest magnitude would have by itself. A scale that is stored as zero
-    /// becomes the largest number instead, so that dividing by it gives the zeros that it decodes to.
-    pub(crate) fn nest(self, top: f32, params: &mut [Params]) -> Vec<u8> {
-        let _ = (top, params);
-        todo!()
+    /// `amax` is the tensor's largest magnitude, and `top` the largest value of an element at scale 1. The scale of a
+    /// group of zeros is 0, and so is one that is too small for its storage: the group then decodes to zeros.
+    pub(crate) fn nest(self, amax: f32, top: f32, params: &mut [Params]) -> Vec<u8> {
+        match self {
+            Self::E4m3fn => nested_e4m3fn::nest(amax, top, params),
+            Self::Double => double::nest(params),
+            _ => Vec::new(),
+        }
     }
 
     fn unnest(self, bytes: &[u8], params: &mut [Params]) -> Result<(), usize> {
-        let _ = (bytes, params);
-        todo!()
+        match self {
+            Self::E4m3fn => nested_e4m3fn::unnest(bytes, params),
+            Self::Double => double::unnest(bytes, params),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -191,7 +249,8 @@ fn exponent_code(scale: f32) -> u8 {
 }
 
 /// 2^(code - 127), and NaN for 255.
-fn power_of_code(code: u8) -> f32 {
+#[inline(always)]
+pub(crate) fn power_of_code(code: u8) -> f32 {
     match code {
         0 => f32::from_bits(1 << 22),
         255 => f32::NAN,

@@ -4,11 +4,14 @@
 //! scheme      = head *( "/" word )
 //! head        = a format's name: f32, e4m3fn, int8, uint4, fp:e3m4, qml:m2, ...
 //! word        = granularity | scale | rounding | special | a word of the format (full, qml, deepspeed, sat, ieee)
-//! granularity = "tensor" | "channel" | "axis:" N | "row" | "group:" N | "flat:" N | "tile:" R "x" C | "matrix"
-//! scale       = "scale:" ( "f32" | "f16" | "bf16" | "pow2" )
+//! granularity = "tensor" | "channel" | "axis:" N | "row" | "group:" N | "block:" N | "flat:" N | "tile:" R "x" C | "matrix"
+//! scale       = "scale:" ( "f32" | "f16" | "bf16" | "pow2" | "e4m3fn" | "floor" | "ceil" | "even" | "rceil" )
 //! rounding    = "rne" | "half-away" | "toward-zero" | "floor" | "stochastic"
 //! special     = "nonfinite:" ( "error" | "saturate" | "propagate" )
 //! ```
+//!
+//! `block:N` is another word for `group:N`. Which ways to store a scale there are depends on the format: `floor`, `ceil`,
+//! `even` and `rceil` are rules of the microscaling formats.
 //!
 //! `matrix` goes with `row`, `group` and `tile`: all axes but the first count as one, so that the rows of a convolution's
 //! weight are whole filters. Weights get it by themselves ([`Scheme::for_weight`]).
@@ -567,9 +570,10 @@ fn parse_granularity(text: &str) -> Result<Option<Granularity>, HeadError> {
             "channel" => Granularity::Channel,
             "row" => Granularity::Row,
             "sample" => Granularity::Axis(0),
-            "group" | "flat" | "axis" | "tile" => {
+            "group" | "block" | "flat" | "axis" | "tile" => {
+                let known = if text == "block" { "group" } else { text };
                 let example =
-                    GRANULARITIES.into_iter().find(|g| g.starts_with(text)).unwrap_or(text);
+                    GRANULARITIES.into_iter().find(|g| g.starts_with(known)).unwrap_or(known);
                 return Err(wrong(
                     format!("`{text}` needs a length"),
                     format!("write for example `{example}`"),
@@ -578,7 +582,8 @@ fn parse_granularity(text: &str) -> Result<Option<Granularity>, HeadError> {
             _ => return Ok(None),
         },
         Some(("axis", n)) => Granularity::Axis(number(n, 0, "axis:1")?),
-        Some(("group", n)) => Granularity::Group(number(n, 1, "group:128")?),
+        // Block formats are written with `block`; it prints as `group`.
+        Some(("group" | "block", n)) => Granularity::Group(number(n, 1, "group:128")?),
         Some(("flat", n)) => Granularity::Flat(number(n, 1, "flat:64")?),
         Some(("tile", size)) => {
             let (rows, cols) = size.split_once('x').unwrap_or((size, ""));
@@ -725,6 +730,9 @@ mod tests {
             "int8/tile:2x3",
             "e4m3fn/nonfinite:propagate",
             "int4/group:32/matrix/scale:f16",
+            "mxfp4/group:16/scale:rceil/stochastic/nonfinite:propagate",
+            "int4/group:16/scale:e4m3fn",
+            "bfp:mb4/bump/group:32",
         ] {
             assert_eq!(parse(text).to_string(), text);
         }
@@ -740,6 +748,8 @@ mod tests {
         assert_eq!(parse("uint8/qml/sample").to_string(), "uint8/qml");
         assert_eq!(parse("e4m3fn/scale:f32").to_string(), "e4m3fn/tensor");
         assert_eq!(parse("f16/ieee").to_string(), "f16");
+        assert_eq!(parse("int4/block:16").to_string(), "int4/group:16");
+        assert_eq!(parse("mxfp8_e5m2/block:32/scale:floor").to_string(), "mxfp8_e5m2");
     }
 
     #[test]
@@ -752,6 +762,9 @@ mod tests {
             ("fp:e9m9", 0..7, "fp:e8m9"),
             ("int4/group:0", 5..12, "group:128"),
             ("int4/group", 5..10, "group:128"),
+            ("int4/block", 5..10, "group:128"),
+            ("mxfp4/scale:f32", 6..15, "scale:rceil"),
+            ("mxfp8", 0..5, "mxfp8_e4m3"),
             ("int4/grup:32", 5..12, "group:128"),
             ("int8/chanel", 5..11, "channel"),
             ("int8/channel/row", 13..16, "keep one"),

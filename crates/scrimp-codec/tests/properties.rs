@@ -128,8 +128,13 @@ proptest! {
     fn rounding_keeps_the_order_of_values(scheme in any_scheme(), x in prop::collection::vec(any_value(), 2..60)) {
         prop_assume!(scheme.rounding() != Rounding::Stochastic);
         // One group, because groups have steps of their own.
+        let text = scheme.to_string();
         let tensor: Scheme = match scheme.granularity() {
-            Some(g) => scheme.to_string().replace(&format!("/{g}"), "/tensor").parse().unwrap(),
+            Some(g) if text.contains(&format!("/{g}")) => {
+                text.replace(&format!("/{g}"), "/tensor").parse().unwrap()
+            }
+            // The family's own granularity is not written.
+            Some(_) => format!("{text}/tensor").parse().unwrap(),
             None => scheme,
         };
         let mut x = x;
@@ -224,6 +229,10 @@ fn every_code_of_every_member_is_encoded_as_itself() {
         let Some(format) = scheme.format().filter(|f| f.bits() <= 19) else { continue };
         for code in 0..1u32 << format.bits() {
             let value = format.decode(code, &Params::UNIT);
+            if value.is_nan() && !format.holds_nan() {
+                // Blocks have elements with a code for NaN that is never written: their scale says it.
+                continue;
+            }
             // Codes outside a symmetric range, and NaNs, have a representative.
             let again = format.encode(value, &Params::UNIT, Rounding::NearestEven, 0);
             let canonical = format.decode(again, &Params::UNIT);
@@ -254,6 +263,19 @@ fn threads_and_alignment_change_nothing() {
         "uint8/qml",
         "bf16",
         "fp:e3m2/row/scale:f16",
+        "mxfp4",
+        "mxint8/group:3/stochastic",
+        "mxfp6_e3m2/row",
+        "msfp12/bump",
+        "nvfp4",
+        "int5/scale:e4m3fn/stochastic",
+        "cfloat8_1_4_3/stochastic",
+        "nf4",
+        "nf4/double/stochastic",
+        "flex16+5/stochastic",
+        "flex11+5",
+        "q4_0",
+        "q8_0",
     ] {
         let scheme: Scheme = text.parse().unwrap();
         let stream = Stream::named(9, "x").at_step(5);

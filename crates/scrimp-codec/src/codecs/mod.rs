@@ -4,13 +4,17 @@
 //! other statistics, or bytes whose number depends on the values, is a codec of its own.
 
 pub(crate) mod bands;
+mod blocks;
 mod error;
+pub(crate) mod flexpoint;
+pub(crate) mod gguf;
 mod scaled;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
 pub use error::{DecodeError, EncodeError, Tally};
+pub use flexpoint::Autoflex;
 pub(crate) use scaled::Scaled;
 
 use crate::formats::{Card, Format, HeadError, Scaling};

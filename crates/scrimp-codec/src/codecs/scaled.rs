@@ -14,6 +14,7 @@
 use std::sync::Arc;
 
 use super::bands::{Draws, Packer, Refusal, WINDOW, each_band, split};
+use super::blocks::Blocks;
 use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Tally, Terms};
 use crate::formats::{Card, Format, HeadError, Header, Params, Scaling};
 use crate::granularity::{Band, Layout};
@@ -69,7 +70,7 @@ impl Codec for Scaled {
         let format = self.format.with_word(word)?;
         // To propagate is a common word, which a format is only asked about.
         let own = !word.starts_with("nonfinite:");
-        Some(if own && self.worded {
+        Some(if own && self.worded && !self.format.words_combine() {
             Err(HeadError {
                 message: format!("`{word}` contradicts an earlier word of `{}`", self.name()),
                 help: "keep one of the two".into(),
@@ -267,8 +268,15 @@ impl Bound<'_> {
         };
         let nested = match self.terms.scale {
             Some(store) if store.is_nested() => {
-                let amax = ranges.iter().map(|r| r.or_zero().amax()).fold(0.0, f32::max);
-                store.nest(amax / self.format.top(), &mut params)
+                let mut amax = 0f32;
+                for (p, range) in params.iter_mut().zip(&ranges) {
+                    let of_group = range.or_zero().amax();
+                    if of_group == 0.0 {
+                        p.scale = 0.0;
+                    }
+                    amax = amax.max(of_group);
+                }
+                store.nest(amax, self.format.top(), &mut params)
             }
             _ => Vec::new(),
         };
@@ -352,7 +360,12 @@ impl Bound<'_> {
             if run.start < from {
                 return;
             }
-            let params = params(run.group);
+            let mut params = params(run.group);
+            if params.scale == 0.0 {
+                // Nothing can be divided by it: the elements are zeros, under any scale.
+                x[run.start..run.start + run.len].iter_mut().for_each(|v| *v = 0f32.copysign(*v));
+                params = Params::UNIT;
+            }
             draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
                 let x = &mut x[at];
                 self.format.quantize_run(x, &params, self.terms.rounding, draws);
@@ -417,6 +430,12 @@ impl Bound<'_> {
         let parts = self.parts(shape)?;
         let layout = parts.layout;
         let bands = layout.bands();
+        if memory.is_none()
+            && let Some(blocks) = Blocks::of(self.format, self.terms, layout)
+            && blocks.encode(x, &bands, parts.scales, parts.codes, out)
+        {
+            return Ok(Tally::default());
+        }
         let Fitted { params, nested, tally } =
             self.fit_all(x, layout, &bands, memory).map_err(|r| r.by(scheme))?;
 
@@ -471,6 +490,14 @@ impl Bound<'_> {
         let mut draws = Draws::new(self.terms.rounding, stream);
         layout.runs(band, |run| {
             let params = &params[run.group];
+            if params.scale == 0.0 {
+                return packer.push(run.len, |done, codes| {
+                    for (v, code) in x[run.start + done..].iter().zip(codes) {
+                        let zero = 0f32.copysign(*v);
+                        *code = self.format.encode(zero, &Params::UNIT, self.terms.rounding, 0);
+                    }
+                });
+            }
             draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
                 packer.push(at.len(), |done, codes| {
                     let from = at.start + done..at.start + done + codes.len();
@@ -488,6 +515,11 @@ impl Bound<'_> {
         bytes: &'a [u8],
     ) -> Result<(Vec<Params>, &'a [u8]), DecodeError> {
         let (scales, rest) = bytes.split_at(parts.scales);
+        if let Some(blocks) = Blocks::of(self.format, self.terms, layout)
+            && blocks.decode(scales, rest, &layout.bands(), out)
+        {
+            return Ok(());
+        }
         let (offsets, rest) = rest.split_at(parts.offsets);
         let (zeros, packed) = rest.split_at(parts.zeros);
         let mut params = vec![Params::UNIT; parts.groups];
