@@ -289,12 +289,25 @@ impl Scheme {
         shape: &[usize],
         out: &mut [f32],
     ) -> Result<(), DecodeError> {
-        self.check_bytes(bytes, shape)?;
-        let (expected, actual) = (elems(shape)?, out.len());
-        if expected != actual {
-            return Err(DecodeError::Output { shape: shape.to_vec(), expected, actual });
-        }
+        self.check_bytes(bytes, shape, out.len())?;
         self.codec.decode(&self.terms, bytes, shape, out)
+    }
+
+    /// How many values of `x`, whose encoding `bytes` is, were clipped: they lie beyond the outermost values that their
+    /// group's codes reach, by more than rounding takes. `None` where that means nothing to the codec.
+    ///
+    /// NaN is not counted; an infinity is.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode), where `x` takes the place of the output.
+    pub fn saturated(
+        &self,
+        x: &[f32],
+        bytes: &[u8],
+        shape: &[usize],
+    ) -> Result<Option<u64>, DecodeError> {
+        self.check_bytes(bytes, shape, x.len())?;
+        self.codec.saturated(&self.terms, bytes, shape, x)
     }
 
     /// Turns the bytes of a tensor back into its elements `range`, in storage order, of which `out` holds as many.
@@ -311,8 +324,8 @@ impl Scheme {
         range: ops::Range<usize>,
         out: &mut [f32],
     ) -> Result<(), DecodeError> {
-        self.check_bytes(bytes, shape)?;
         let elems = elems(shape)?;
+        self.check_bytes(bytes, shape, elems)?;
         if range.start > range.end || range.end > elems {
             return Err(DecodeError::Range { shape: shape.to_vec(), elems, range });
         }
@@ -326,13 +339,17 @@ impl Scheme {
         self.codec.decode_range(&self.terms, bytes, shape, range, out)
     }
 
-    fn check_bytes(&self, bytes: &[u8], shape: &[usize]) -> Result<(), DecodeError> {
+    fn check_bytes(&self, bytes: &[u8], shape: &[usize], values: usize) -> Result<(), DecodeError> {
         let (expected, actual) = (self.size(shape)?, bytes.len());
-        if expected.contains(actual) {
-            return Ok(());
+        if !expected.contains(actual) {
+            let (scheme, shape) = (self.to_string(), shape.to_vec());
+            return Err(DecodeError::Length { scheme, shape, expected, actual });
         }
-        let (scheme, shape) = (self.to_string(), shape.to_vec());
-        Err(DecodeError::Length { scheme, shape, expected, actual })
+        let expected = elems(shape)?;
+        if expected != values {
+            return Err(DecodeError::Output { shape: shape.to_vec(), expected, actual: values });
+        }
+        Ok(())
     }
 
     fn check_length(&self, actual: usize, shape: &[usize]) -> Result<(), EncodeError> {

@@ -226,4 +226,21 @@ pub trait Codec: Debug + Send + Sync {
         out.copy_from_slice(&all[range]);
         Ok(())
     }
+    /// How many values of `x`, whose encoding `bytes` is, lie beyond the outermost values that their group's codes
+    /// reach, by more than rounding takes; `None` where that means nothing to the codec.
+    ///
+    /// NaN is not counted; an infinity is.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    fn saturated(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        x: &[f32],
+    ) -> Result<Option<u64>, DecodeError> {
+        let _ = (terms, bytes, shape, x);
+        Ok(None)
+    }
 }
