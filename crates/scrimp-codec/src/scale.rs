@@ -144,6 +144,9 @@ impl ScaleFormat {
             Self::F16 => "2 bytes each: IEEE half precision, from 2^-24 to 65504",
             Self::Bf16 => "2 bytes each: bfloat16",
             Self::Pow2 => "1 byte each: the exponent of a power of two plus 127, rounded up",
+            Self::Log2 => {
+                "1 byte each: the exponent of the nearest power of two by its logarithm, plus 127"
+            }
             Self::Exponent(ExponentRule::Floor) => {
                 "1 byte each: an exponent plus 127, 255 for NaN; floor(log2 amax) - emax, the rule of OCP MX"
             }

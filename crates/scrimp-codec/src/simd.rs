@@ -11,7 +11,7 @@
 
 use std::sync::OnceLock;
 
-use crate::philox::{LANES, Stream};
+use crate::philox::Stream;
 use crate::scale::power_of_code;
 use crate::{Rounding, ScaleFormat};
 
@@ -90,9 +90,9 @@ const INFINITY: u32 = 0x7F80_0000;
 const NAN: u32 = 0x7FC0_0000;
 
 versions! {
-    /// [`LANES`] Philox blocks.
-    fn philox_lanes(stream: &Stream, block: u64, out: &mut [u32; 4 * LANES]) {
-        stream.lanes(block, out);
+    /// The draws of consecutive Philox blocks, from `block` on.
+    fn philox_blocks(stream: &Stream, block: u64, out: &mut [[u32; 4]]) {
+        stream.blocks(block, out);
     }
 }
 
