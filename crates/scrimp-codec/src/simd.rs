@@ -76,10 +76,13 @@ macro_rules! versions {
 }
 
 mod block32;
-mod sixteen;
+mod levels;
 
 pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
-pub(crate) use sixteen::{Sixteen, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run};
+pub(crate) use levels::{
+    Sixteen, Wide, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run, wide_encode,
+    wide_run,
+};
 
 const SIGN: u32 = 0x8000_0000;
 const INFINITY: u32 = 0x7F80_0000;
@@ -543,7 +546,7 @@ pub(crate) mod tests {
     }
 
     /// Runs a test at every level that this machine has.
-    fn at_every_level(test: impl Fn(Level)) {
+    pub(super) fn at_every_level(test: impl Fn(Level)) {
         let best = level();
         let levels = [
             Level::Portable,
@@ -560,7 +563,7 @@ pub(crate) mod tests {
     }
 
     /// Values of every size, with ties, zeros of both signs, subnormals and infinities.
-    fn values(n: usize) -> Vec<f32> {
+    pub(super) fn values(n: usize) -> Vec<f32> {
         let stream = Stream::named(5, "simd");
         (0..n)
             .map(|i| {
