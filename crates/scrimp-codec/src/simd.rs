@@ -77,13 +77,16 @@ macro_rules! versions {
 }
 
 mod block32;
-mod sixteen;
-
-pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
-pub(crate) use sixteen::{Sixteen, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run};
 pub(crate) mod levels;
 pub(crate) mod s2fp8;
 pub(crate) mod smaq;
+mod tables;
+
+pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
+pub(crate) use tables::{
+    Sixteen, Wide, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run, wide_encode,
+    wide_run,
+};
 
 const SIGN: u32 = 0x8000_0000;
 const INFINITY: u32 = 0x7F80_0000;
@@ -844,7 +847,7 @@ pub(crate) mod tests {
     }
 
     /// Values of every size, with ties, zeros of both signs, subnormals and infinities.
-    fn values(n: usize) -> Vec<f32> {
+    pub(super) fn values(n: usize) -> Vec<f32> {
         let stream = Stream::named(5, "simd");
         (0..n)
             .map(|i| {

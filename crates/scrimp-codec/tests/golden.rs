@@ -308,3 +308,61 @@ fn gguf_blocks_have_the_bytes_and_values_of_gguf() {
         assert_eq!(hashes(&values, values.len() / 16), expected, "{scheme} {} values", row[1]);
     }
 }
+
+#[test]
+fn configurable_floats_get_the_codes_of_gfloat() {
+    const BLOCK: u32 = 65536;
+    for row in rows(include_str!("golden/cfloat_codes.csv"), 6) {
+        let rounding = match row[4] {
+            "trunc" => "toward-zero",
+            "half_away" => "half-away",
+            other => other,
+        };
+        let scheme: Scheme = parse(&format!("{}/{rounding}", row[0]));
+        let (m, low, high) = (parse(row[1]), parse(row[2]), parse(row[3]));
+        for (block, expected) in row[5].split_whitespace().enumerate() {
+            let first = u32::try_from(block).unwrap() * BLOCK;
+            let x: Vec<f32> =
+                (first..first + BLOCK).map(|i| hashed_input(i, m, low, high)).collect();
+            let (bytes, _) = round_trip(&scheme, &x);
+            // One byte of bias, then the codes.
+            let width = scheme.format().unwrap().bits() as usize / 8;
+            let codes = bytes[1..]
+                .chunks(width)
+                .map(|c| c.iter().rev().fold(0, |code, b| code << 8 | u32::from(*b)));
+            assert_eq!(format!("{:016x}", fnv1a64(codes)), expected, "{scheme}, from {first}");
+        }
+    }
+}
+
+#[test]
+fn the_bias_of_configurable_floats_follows_the_rule() {
+    for row in rows(include_str!("golden/cfloat_bias.csv"), 3) {
+        let scheme: Scheme = parse(row[0]);
+        let (bytes, _) = round_trip(&scheme, &floats(row[1]));
+        assert_eq!(bytes[0], parse::<u8>(row[2]), "{scheme} of {}", row[1]);
+    }
+}
+
+#[test]
+fn flexpoint_predicts_the_exponents_of_autoflex() {
+    let mut memory = None;
+    for row in rows(include_str!("golden/flexpoint.csv"), 6) {
+        let scheme: Scheme = parse(row[0]);
+        if row[1] == "0" {
+            memory = scheme.memory(&[4]).unwrap();
+        }
+        let mut bytes = Vec::new();
+        let (x, stream) = (floats(row[2]), Stream::new(0, 0));
+        scheme.encode_next(&x, &[4], &stream, memory.as_mut(), &mut bytes).unwrap();
+        let bias = i32::from(i16::from_le_bytes([bytes[0], bytes[1]]));
+        assert_eq!(bias, parse::<i32>(row[3]), "{scheme} step {}", row[1]);
+        assert_eq!(bias + i32::from(bytes[2]), parse::<i32>(row[4]), "{scheme} step {}", row[1]);
+        let mut values = [0.0; 4];
+        scheme.decode(&bytes, &[4], &mut values).unwrap();
+        for (value, mantissa) in values.iter().zip(row[5].split_whitespace()) {
+            let expected = parse::<f64>(mantissa) * 2f64.powi(parse(row[4]));
+            assert_eq!(f64::from(*value), expected, "{scheme} step {}", row[1]);
+        }
+    }
+}
