@@ -210,7 +210,9 @@ impl Format for SharedExponent {
                 simd::float_run(&grid, x, params.scale, rounding, draws);
                 if self.sign == Sign::TwosComplement {
                     // Zero has no sign: the sum of a negative zero and zero is positive.
-                    x.iter_mut().for_each(|v| *v += 0.0);
+                    for v in x {
+                        *v += 0.0;
+                    }
                 }
             }
             _ => super::quantize_by_definition(self, x, params, rounding, draws),
@@ -256,7 +258,9 @@ impl Format for SharedExponent {
                     }
                 }
                 if self.sign == Sign::TwosComplement {
-                    codes.iter_mut().for_each(|code| *code = self.stored_code(*code));
+                    for code in codes {
+                        *code = self.stored_code(*code);
+                    }
                 }
             }
             _ => super::encode_by_definition(self, x, params, rounding, draws, codes),
