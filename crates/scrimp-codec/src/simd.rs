@@ -12,7 +12,7 @@
 use std::sync::OnceLock;
 
 use crate::philox::Stream;
-use crate::scale::power_of_code;
+use crate::scale::{nested_e4m3fn, power_of_code};
 use crate::{Rounding, ScaleFormat};
 
 /// An instruction set.
@@ -802,6 +802,17 @@ versions! {
 }
 
 versions! {
+    /// The codes and the scales of blocks with these largest magnitudes, for scales in e4m3fn under a global one.
+    fn nest_e4m3fn(amax: &[u32], top: f32, global: f32, codes: &mut [u32], scales: &mut [f32]) {
+        for ((amax, code), scale) in amax.iter().zip(codes).zip(scales) {
+            let c = nested_e4m3fn::code(f32::from_bits(*amax) / top, global);
+            *code = c;
+            *scale = nested_e4m3fn::scale(c, global);
+        }
+    }
+}
+
+versions! {
     /// Codes of at most eight bits, as bytes.
     fn narrow(codes: &[u32], out: &mut [u8]) {
         for (b, code) in out.iter_mut().zip(codes) { *b = *code as u8; }
@@ -957,6 +968,29 @@ pub(crate) mod tests {
                     format.decode_run(&all, &params, &mut out);
                     assert_eq!(bits(&out), bits(&values), "{format:?} {params:?} {level:?}");
                 });
+            }
+        }
+    }
+
+    #[test]
+    fn every_rounding_of_a_run_has_the_codes_of_the_definition() {
+        let x = values(3000);
+        let mut draws = vec![0; x.len()];
+        Stream::new(1, 2).fill(0, &mut draws);
+        for scheme in formats() {
+            let format = scheme.format().unwrap();
+            let top = Range { min: 1e-3, max: f32::MAX };
+            for range in [Range { min: -3.0, max: 2.0 }, Range { min: 0.0, max: 1e-40 }, top] {
+                for &store in format.scales() {
+                    let params = format.fit(range, store);
+                    for (_, rounding) in Rounding::WORDS {
+                        let encode = |i: usize| format.encode(x[i], &params, rounding, draws[i]);
+                        let expected: Vec<u32> = (0..x.len()).map(encode).collect();
+                        let mut codes = vec![0; x.len()];
+                        format.encode_run(&x, &params, rounding, &draws, &mut codes);
+                        assert_eq!(codes, expected, "{scheme} {params:?} {rounding:?}");
+                    }
+                }
             }
         }
     }
