@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::codecs::{Codec, binary, onebit, sign, ternary, terngrad};
+use crate::codecs::{Codec, binary, onebit, random_k, sign, ternary, terngrad, top_k};
 use crate::formats::{HeadError, float32, integer, minifloat};
 
 /// Every family, in the order of the tables.
@@ -18,6 +18,8 @@ pub static FAMILIES: &[&dyn Family] = &[
     &ternary::TernaryFamily,
     &terngrad::TernGradFamily,
     &onebit::OneBitFamily,
+    &top_k::TopKFamily,
+    &random_k::RandomKFamily,
 ];
 
 /// A family of codecs: it reads the head of a scheme string.

@@ -127,6 +127,8 @@ proptest! {
     #[test]
     fn rounding_keeps_the_order_of_values(scheme in any_scheme(), x in prop::collection::vec(any_value(), 2..60)) {
         prop_assume!(scheme.rounding() != Rounding::Stochastic);
+        // What is kept of equal values depends on where they stand, or on the lot.
+        prop_assume!(!["top_k", "random_k"].iter().any(|name| scheme.to_string().starts_with(name)));
         // One group, because groups have steps of their own.
         let tensor: Scheme = match scheme.granularity() {
             Some(g) => scheme.to_string().replace(&format!("/{g}"), "/tensor").parse().unwrap(),
@@ -283,6 +285,9 @@ fn threads_and_alignment_change_nothing() {
         "terngrad/axis:2",
         "onebit",
         "onebit/tensor",
+        "top_k:1%",
+        "top_k:40%/values:f16",
+        "random_k:3%",
     ] {
         let scheme: Scheme = text.parse().unwrap();
         let stream = Stream::named(9, "x").at_step(5);

@@ -8,10 +8,15 @@ pub(crate) mod binary;
 mod error;
 mod levels;
 pub(crate) mod onebit;
+mod places;
+pub(crate) mod random_k;
 mod scaled;
+mod select;
 pub(crate) mod sign;
+mod sparse;
 pub(crate) mod ternary;
 pub(crate) mod terngrad;
+pub(crate) mod top_k;
 
 use std::fmt::Debug;
 use std::sync::Arc;
