@@ -12,12 +12,17 @@ pub(crate) mod flexpoint;
 pub(crate) mod gguf;
 mod levels;
 pub(crate) mod onebit;
+mod places;
+pub(crate) mod random_k;
 pub(crate) mod s2fp8;
 mod scaled;
+mod select;
 pub(crate) mod sign;
 pub(crate) mod smaq;
+mod sparse;
 pub(crate) mod ternary;
 pub(crate) mod terngrad;
+pub(crate) mod top_k;
 
 use std::fmt::Debug;
 use std::ops::Range;
