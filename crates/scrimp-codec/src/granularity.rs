@@ -244,6 +244,25 @@ impl Layout {
         }
     }
 
+    /// The run that element `at` begins or lies in, cut to what comes from there on; `start` is `at`.
+    pub fn run_at(self, at: usize) -> Run {
+        let (group, len) = match self {
+            Self::Rows { row, block, .. } => {
+                let (column, per_row) = (at % row, row.div_ceil(block));
+                let group = at / row * per_row + column / block;
+                (group, (block - column % block).min(row - column))
+            }
+            Self::Axis { groups, run, .. } => (at / run % groups, run - at % run),
+            Self::Tiles { height, width, rows, cols, .. } => {
+                let (matrix, y, x) = (at / (height * width), at / width % height, at % width);
+                let strip = matrix * height.div_ceil(rows) + y / rows;
+                let group = strip * width.div_ceil(cols) + x / cols;
+                (group, (cols - x % cols).min(width - x))
+            }
+        };
+        Run { group, start: at, len }
+    }
+
     /// Calls `visit` for every run of a band, in storage order.
     pub fn runs(self, band: &Band, mut visit: impl FnMut(Run)) {
         let len = band.elems.len();
@@ -353,6 +372,16 @@ mod tests {
                     });
                 }
                 assert_eq!(got, expected, "{granularity} of {shape:?}");
+                let mut at = 0;
+                while at < expected.len() {
+                    let run = layout.run_at(at);
+                    assert_eq!(run.start, at);
+                    let end = at + run.len;
+                    assert!(expected[at..end].iter().all(|g| *g == run.group));
+                    let middle = layout.run_at(at + run.len / 2);
+                    assert_eq!((middle.group, middle.start + middle.len), (run.group, end));
+                    at = end;
+                }
                 assert_eq!(
                     layout.groups(),
                     expected.last().unwrap().max(expected.iter().max().unwrap()) + 1

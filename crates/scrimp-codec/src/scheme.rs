@@ -3,11 +3,12 @@
 //! ```text
 //! scheme      = head *( "/" word )
 //! head        = a format's name: f32, e4m3fn, int8, uint4, fp:e3m4, qml:m2, ...
-//! word        = granularity | scale | rounding | special | a word of the format (full, qml, deepspeed, sat, ieee)
+//! word        = granularity | scale | rounding | special | stage | a word of the format (full, qml, deepspeed, sat, ieee)
 //! granularity = "tensor" | "channel" | "axis:" N | "row" | "group:" N | "flat:" N | "tile:" R "x" C | "matrix"
 //! scale       = "scale:" ( "f32" | "f16" | "bf16" | "pow2" )
 //! rounding    = "rne" | "half-away" | "toward-zero" | "floor" | "stochastic"
 //! special     = "nonfinite:" ( "error" | "saturate" | "propagate" )
+//! stage       = a word of [`STAGES`](crate::STAGES): nnw, bdi, rans
 //! ```
 //!
 //! `matrix` goes with `row`, `group` and `tile`: all axes but the first count as one, so that the rows of a convolution's
@@ -26,6 +27,7 @@ use crate::codecs::{Codec, Job, Scaled, Size, Terms};
 use crate::families::FAMILIES;
 use crate::formats::{Card, Float32, Format, HeadError, Scaling};
 use crate::granularity::elems;
+use crate::stages::STAGES;
 use crate::{
     DecodeError, EncodeError, Granularity, Memory, Rounding, ScaleFormat, ShapeError, Stream, Tally,
 };
@@ -268,16 +270,32 @@ impl Scheme {
         shape: &[usize],
         out: &mut [f32],
     ) -> Result<(), DecodeError> {
-        let (expected, actual) = (self.size(shape)?, bytes.len());
-        if !expected.contains(actual) {
-            let (scheme, shape) = (self.to_string(), shape.to_vec());
-            return Err(DecodeError::Length { scheme, shape, expected, actual });
-        }
+        self.check_bytes(bytes.len(), shape)?;
         let (expected, actual) = (elems(shape)?, out.len());
         if expected != actual {
             return Err(DecodeError::Output { shape: shape.to_vec(), expected, actual });
         }
         self.codec.decode(&self.terms, bytes, shape, out)
+    }
+
+    /// The codes that the bytes of a tensor hold, one for each element; `None` where elements have no codes of one width.
+    ///
+    /// [`entropy_bits`](crate::stages::entropy_bits) says how small they could get.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn codes(&self, bytes: &[u8], shape: &[usize]) -> Result<Option<Vec<u32>>, DecodeError> {
+        self.check_bytes(bytes.len(), shape)?;
+        self.codec.codes(&self.terms, bytes, shape)
+    }
+
+    fn check_bytes(&self, actual: usize, shape: &[usize]) -> Result<(), DecodeError> {
+        let expected = self.size(shape)?;
+        if expected.contains(actual) {
+            return Ok(());
+        }
+        let (scheme, shape) = (self.to_string(), shape.to_vec());
+        Err(DecodeError::Length { scheme, shape, expected, actual })
     }
 
     fn check_length(&self, actual: usize, shape: &[usize]) -> Result<(), EncodeError> {
@@ -510,6 +528,9 @@ fn known_words(codec: &dyn Codec) -> Vec<String> {
     known.extend(defaults.scales.iter().map(|s| format!("scale:{}", s.word())));
     known.extend(NonFinite::WORDS.map(|(w, _)| format!("nonfinite:{w}")));
     known.extend(codec.words().iter().map(|w| (*w).to_owned()));
+    if codec.takes_stages() {
+        known.extend(STAGES.iter().filter_map(|s| s.members().first()).map(|w| (*w).to_owned()));
+    }
     known
 }
 

@@ -6,12 +6,14 @@
 pub(crate) mod bands;
 mod error;
 mod scaled;
+mod staged;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
 pub use error::{DecodeError, EncodeError, Tally};
 pub(crate) use scaled::Scaled;
+pub(crate) use staged::Staged;
 
 use crate::formats::{Card, Format, HeadError, Scaling};
 use crate::granularity::{Layout, elems};
@@ -126,6 +128,10 @@ pub trait Codec: Debug + Send + Sync {
         let _ = word;
         None
     }
+    /// Whether a word of [`STAGES`](crate::STAGES) may follow.
+    fn takes_stages(&self) -> bool {
+        false
+    }
     /// Why the codec as it stands cannot be used, if so (said once all words are applied).
     fn complaint(&self) -> Option<HeadError> {
         None
@@ -176,4 +182,17 @@ pub trait Codec: Debug + Send + Sync {
         shape: &[usize],
         out: &mut [f32],
     ) -> Result<(), DecodeError>;
+    /// The codes that bytes hold, one for each element; `None` where elements have no codes of one width.
+    ///
+    /// # Errors
+    /// If the bytes are not what this codec writes for this shape.
+    fn codes(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+    ) -> Result<Option<Vec<u32>>, DecodeError> {
+        let _ = (terms, bytes, shape);
+        Ok(None)
+    }
 }

@@ -8,6 +8,7 @@ pub(crate) mod integer;
 pub(crate) mod minifloat;
 
 use std::fmt::Debug;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 pub use float32::Float32;
@@ -204,6 +205,11 @@ pub trait Format: Debug + Send + Sync {
     /// The values of the codes of one group.
     fn decode_run(&self, codes: &[u32], params: &Params, out: &mut [f32]) {
         decode_by_definition(self, codes, params, out);
+    }
+    /// The integers that codes stand for, where they do: two's complement if some are negative. A value is then
+    /// `(integer - zero) * scale + offset`, and integers that are near each other are values that are.
+    fn integers(&self) -> Option<RangeInclusive<i32>> {
+        None
     }
     /// Whether the range that [`fit`](Self::fit) needs is only the largest magnitude.
     fn wants_only_amax(&self) -> bool {
