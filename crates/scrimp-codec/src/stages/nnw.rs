@@ -50,6 +50,7 @@
 //! what real weights of 8 bits need; bases are not drawn at random but chosen by stabbing intervals from the left, which
 //! gives the least number of bases that covers a block.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::bits::{BitReader, BitWriter, extend, mask};
@@ -192,12 +193,12 @@ impl Stage for Nnw {
     fn word(&self) -> String {
         let mut word = String::from("nnw");
         if self.block_elems != Self::DEFAULT.block_elems {
-            word += &format!(":{}", self.block_elems);
+            let _ = write!(word, ":{}", self.block_elems);
         }
         let shifts =
             [("si", self.initial_shift), ("sb", self.base_shift), ("sd", self.delta_shift)];
         for (name, shift) in shifts.into_iter().filter(|(_, shift)| *shift > 0) {
-            word += &format!(":{name}{shift}");
+            let _ = write!(word, ":{name}{shift}");
         }
         if self.first_uncovered {
             word += ":first";
@@ -470,7 +471,9 @@ impl Code<'_> {
             if initial_shift == 0 {
                 self.wrap(block, zeros);
             } else {
-                block.iter_mut().for_each(|v| *v <<= initial_shift);
+                for v in &mut *block {
+                    *v <<= initial_shift;
+                }
                 self.clamp(block, zeros);
             }
             return Ok(());
@@ -513,7 +516,9 @@ impl Code<'_> {
                 *v = next();
             }
         } else {
-            block.iter_mut().for_each(|v| *v = next());
+            for v in &mut *block {
+                *v = next();
+            }
         }
         self.clamp(block, zeros);
         Ok(())
@@ -525,7 +530,9 @@ impl Code<'_> {
             *v = v.wrapping_add(*zero);
         }
         let mask = mask(self.alphabet.bits).cast_signed();
-        block.iter_mut().for_each(|v| *v &= mask);
+        for v in block {
+            *v &= mask;
+        }
     }
 
     /// Adds the zero points and keeps within the codes.
@@ -534,7 +541,9 @@ impl Code<'_> {
             *v = v.wrapping_add(*zero);
         }
         let mask = mask(self.alphabet.bits).cast_signed();
-        block.iter_mut().for_each(|v| *v = (*v).clamp(self.low, self.high) & mask);
+        for v in block {
+            *v = (*v).clamp(self.low, self.high) & mask;
+        }
     }
 }
 

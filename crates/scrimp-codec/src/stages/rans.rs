@@ -177,7 +177,9 @@ fn frequencies(source: &Source, part: Part) -> Option<Vec<u32>> {
                     counts[usize::from(*v)] += 1;
                 }
             }
-            rest.iter().for_each(|v| counts[0][usize::from(*v)] += 1);
+            for v in rest {
+                counts[0][usize::from(*v)] += 1;
+            }
             std::array::from_fn(|v| counts.iter().map(|counts| counts[v]).sum())
         })
         .reduce(|| [0u64; 256], |a, b| std::array::from_fn(|v| a[v] + b[v]));
