@@ -5,6 +5,7 @@
 mod blocks;
 mod formats;
 mod levels;
+mod stages;
 mod tables;
 
 use std::fmt::Debug;
@@ -39,8 +40,11 @@ fn bits(x: f32) -> u32 {
 }
 
 fn fnv1a64(words: impl IntoIterator<Item = u32>) -> u64 {
-    words
+    fnv1a64_bytes(words.into_iter().flat_map(u32::to_le_bytes))
+}
+
+fn fnv1a64_bytes(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes
         .into_iter()
-        .flat_map(u32::to_le_bytes)
         .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
