@@ -432,7 +432,7 @@ mod tests {
 
     use scrimp_codec::codecs::{Defaults, Job, Terms};
     use scrimp_codec::{
-        Codec, DecodeError, EncodeError, FAMILIES, Granularity, ShapeError, Size, Tally,
+        Codec, DecodeError, EncodeError, FAMILIES, Granularity, Rounding, ShapeError, Size, Tally,
     };
 
     use super::*;
@@ -482,6 +482,47 @@ mod tests {
         for (place, anchor) in anchors.iter().enumerate() {
             assert!(!anchors[..place].contains(anchor), "two headings are {anchor}");
         }
+    }
+
+    /// The rows of the tables of the guide, cell by cell, whose first cell is code.
+    fn rows_of_the_guide() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
+        let guide = include_str!("../../../../book/src/schemes.md");
+        guide.lines().filter_map(|line| line.strip_prefix("| `")).filter_map(|line| {
+            let (code, rest) = line.split_once("` | ")?;
+            Some((code, rest.trim_end_matches(" |").split(" | ").collect()))
+        })
+    }
+
+    #[test]
+    fn schemes_in_tables_of_the_guide_are_canonical_and_cost_what_it_says() {
+        let mut priced = 0;
+        for (text, cells) in rows_of_the_guide() {
+            let Ok(scheme) = text.parse::<Scheme>() else { continue };
+            assert_eq!(scheme.to_string(), text);
+            if let [groups, bits] = cells[..] {
+                let number =
+                    groups.split([' ', ',']).take_while(|part| part.parse::<u32>().is_ok());
+                let number: String = number.collect();
+                assert_eq!(number, scheme.groups(WEIGHT).unwrap().to_string(), "{text}");
+                assert_eq!(bits, bits_per_value(&scheme).unwrap(), "{text}");
+                priced += 1;
+            }
+        }
+        assert_eq!(priced, 7);
+    }
+
+    #[test]
+    fn the_table_of_roundings_is_what_they_do() {
+        let mut found = 0;
+        for (word, cells) in rows_of_the_guide() {
+            let rule = Rounding::WORDS.into_iter().find(|(name, _)| *name == word);
+            let Some((_, rule)) = rule.filter(|(name, _)| *name != "stochastic") else { continue };
+            for (cell, value) in cells[1..].iter().zip([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5]) {
+                assert_eq!(cell.parse::<f64>().unwrap(), rule.round(value, 0), "{word} {value}");
+            }
+            found += 1;
+        }
+        assert_eq!(found, Rounding::WORDS.len() - 1);
     }
 
     /// A codec whose codes are none of a format, and whose bytes depend on the values.
