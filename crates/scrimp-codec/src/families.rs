@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::codecs::Codec;
-use crate::formats::{HeadError, float32, integer, minifloat};
+use crate::codecs::{Codec, binary, flexpoint, gguf, onebit, s2fp8, sign, smaq, ternary, terngrad};
+use crate::formats::{HeadError, bfp, cfloat, float32, integer, minifloat, mx, nvfp4, table};
 
 /// Every family, in the order of the tables.
 pub static FAMILIES: &[&dyn Family] = &[
@@ -11,8 +11,22 @@ pub static FAMILIES: &[&dyn Family] = &[
     &minifloat::NamedFamily,
     &minifloat::FreeFamily,
     &minifloat::QmlFamily,
+    &cfloat::CFloatFamily,
+    &table::TableFamily,
     &integer::SignedFamily,
     &integer::UnsignedFamily,
+    &mx::MxFamily,
+    &nvfp4::Nvfp4Family,
+    &bfp::BfpFamily,
+    &flexpoint::FlexpointFamily,
+    &gguf::GgufFamily,
+    &sign::SignFamily,
+    &binary::BinaryFamily,
+    &ternary::TernaryFamily,
+    &terngrad::TernGradFamily,
+    &onebit::OneBitFamily,
+    &smaq::SmaqFamily,
+    &s2fp8::S2fp8Family,
 ];
 
 /// A family of codecs: it reads the head of a scheme string.

@@ -43,6 +43,14 @@ pub enum ShapeError {
         /// The tensor's shape.
         shape: Vec<usize>,
     },
+    /// The shape has other channels than the parameters that go with them.
+    #[error("shape {shape:?} has no {channels} channels on axis 1, for which there are parameters")]
+    Channels {
+        /// How many channels there are parameters for.
+        channels: usize,
+        /// The tensor's shape.
+        shape: Vec<usize>,
+    },
     /// The number of elements or bytes does not fit the address space.
     #[error("a tensor of shape {shape:?} is too large for this machine's address space")]
     TooLarge {
@@ -162,6 +170,56 @@ impl Layout {
             Self::Axis { groups, .. } => groups,
             Self::Tiles { elems, height, width, rows, cols } => {
                 elems / (height * width) * height.div_ceil(rows) * width.div_ceil(cols)
+            }
+        }
+    }
+
+    /// The group of an element, and the end of the run of consecutive elements of that group.
+    pub fn run_at(self, elem: usize) -> (usize, usize) {
+        match self {
+            Self::Rows { row, block, .. } => {
+                let (r, column) = (elem / row, elem % row);
+                let end = ((column / block + 1) * block).min(row);
+                (r * row.div_ceil(block) + column / block, r * row + end)
+            }
+            Self::Axis { groups, run, .. } => (elem / run % groups, (elem / run + 1) * run),
+            Self::Tiles { height, width, rows, cols, .. } => {
+                let (line, column) = (elem / width, elem % width);
+                let (down, across) = (height.div_ceil(rows), width.div_ceil(cols));
+                let strip = line / height * down + line % height / rows;
+                let end = ((column / cols + 1) * cols).min(width);
+                (strip * across + column / cols, line * width + end)
+            }
+        }
+    }
+
+    /// How many elements a group has.
+    pub fn group_len(self, group: usize) -> usize {
+        match self {
+            Self::Rows { row, block, .. } => block.min(row - group % row.div_ceil(block) * block),
+            Self::Axis { elems, groups, .. } => elems / groups,
+            Self::Tiles { height, width, rows, cols, .. } => {
+                let (down, across) = (height.div_ceil(rows), width.div_ceil(cols));
+                let (y, x) = (group / across % down * rows, group % across * cols);
+                rows.min(height - y) * cols.min(width - x)
+            }
+        }
+    }
+
+    /// The `i`th element of a group, in storage order.
+    pub fn element(self, group: usize, i: usize) -> usize {
+        match self {
+            Self::Rows { row, block, .. } => {
+                let per_row = row.div_ceil(block);
+                group / per_row * row + group % per_row * block + i
+            }
+            Self::Axis { groups, run, .. } => (i / run * groups + group) * run + i % run,
+            Self::Tiles { height, width, rows, cols, .. } => {
+                let (down, across) = (height.div_ceil(rows), width.div_ceil(cols));
+                let (y, x) = (group / across % down * rows, group % across * cols);
+                let across_here = cols.min(width - x);
+                let line = group / across / down * height + y + i / across_here;
+                line * width + x + i % across_here
             }
         }
     }
@@ -353,6 +411,18 @@ mod tests {
                     });
                 }
                 assert_eq!(got, expected, "{granularity} of {shape:?}");
+                let mut lens = vec![0; layout.groups()];
+                let mut end = 0;
+                for (i, &group) in expected.iter().enumerate() {
+                    assert_eq!(layout.run_at(i).0, group);
+                    assert_eq!(layout.element(group, lens[group]), i);
+                    lens[group] += 1;
+                    if i == end {
+                        end = layout.run_at(i).1;
+                        assert!(expected[i..end].iter().all(|g| *g == group));
+                    }
+                }
+                assert!((0..lens.len()).all(|g| layout.group_len(g) == lens[g]));
                 assert_eq!(
                     layout.groups(),
                     expected.last().unwrap().max(expected.iter().max().unwrap()) + 1

@@ -38,6 +38,7 @@ pub mod codecs;
 pub mod families;
 pub mod formats;
 mod granularity;
+mod logarithm;
 mod memory;
 mod pack;
 pub mod philox;

@@ -100,6 +100,50 @@ pub(crate) fn unpack(bytes: &[u8], bits: u32, first: usize, codes: &mut [u32]) {
     }
 }
 
+/// Packs codes of at most eight bits that lie in a byte each; the number of codes is a multiple of eight.
+///
+/// Eight codes are one word, in which neighbours move together: pairs, then pairs of pairs, then both halves.
+pub(crate) fn pack_bytes(codes: &[u8], bits: u32, out: &mut [u8]) {
+    debug_assert_eq!(out.len(), codes.len() / 8 * bits as usize);
+    let len = bits as usize;
+    let mut at = 0;
+    for eight in codes.as_chunks::<8>().0 {
+        let w = u64::from_le_bytes(*eight);
+        let w = (w & 0x00FF_00FF_00FF_00FF) | (w >> 8 & 0x00FF_00FF_00FF_00FF) << bits;
+        let w = (w & 0x0000_FFFF_0000_FFFF) | (w >> 16 & 0x0000_FFFF_0000_FFFF) << (2 * bits);
+        let w = (w & 0xFFFF_FFFF) | (w >> 32) << (4 * bits);
+        // All eight bytes where there is room, because the next word covers what is too much.
+        if let Some(place) = out[at..].first_chunk_mut::<8>() {
+            *place = w.to_le_bytes();
+        } else {
+            out[at..at + len].copy_from_slice(&w.to_le_bytes()[..len]);
+        }
+        at += len;
+    }
+}
+
+/// Unpacks what [`pack_bytes`] packs.
+pub(crate) fn unpack_bytes(bytes: &[u8], bits: u32, codes: &mut [u8]) {
+    debug_assert_eq!(bytes.len(), codes.len() / 8 * bits as usize);
+    let len = bits as usize;
+    let mask = |bits: u32| u64::MAX >> (64 - bits);
+    let (one, two, four) = (mask(bits), mask(2 * bits), mask(4 * bits));
+    let (one, two) = (one | one << 16 | one << 32 | one << 48, two | two << 32);
+    let mut at = 0;
+    for eight in codes.as_chunks_mut::<8>().0 {
+        let w = if let Some(place) = bytes[at..].first_chunk::<8>() {
+            u64::from_le_bytes(*place)
+        } else {
+            bytes[at..at + len].iter().rev().fold(0, |w, b| w << 8 | u64::from(*b))
+        };
+        let w = (w & four) | (w >> (4 * bits) & four) << 32;
+        let w = (w & two) | (w >> (2 * bits) & two) << 16;
+        let w = (w & one) | (w >> bits & one) << 8;
+        *eight = w.to_le_bytes();
+        at += len;
+    }
+}
+
 #[inline(always)]
 fn byte(code: u32) -> u8 {
     code.to_le_bytes()[0]
@@ -125,6 +169,23 @@ mod tests {
         assert_eq!(packed(&[7, 31, 0, 18], 5), [0xe7, 0x03, 0x09]);
         assert_eq!(packed(&[1, 0, 1, 1, 0, 0, 0, 1, 1], 1), [0x8d, 0x01]);
         assert_eq!(packed(&[2, 1, 0, 2, 0, 1], 2), [0x86, 0x04]);
+    }
+
+    #[test]
+    fn codes_in_bytes_are_packed_as_any_others() {
+        for bits in 1..=8 {
+            for len in (0..80u32).step_by(8) {
+                let codes: Vec<u32> =
+                    (0..len).map(|i| i.wrapping_mul(0x9E37_79B9) >> (32 - bits)).collect();
+                let narrow: Vec<u8> = codes.iter().map(|c| c.to_le_bytes()[0]).collect();
+                let mut out = vec![0; codes.len() / 8 * bits as usize];
+                pack_bytes(&narrow, bits, &mut out);
+                assert_eq!(out, packed(&codes, bits), "{bits} bits");
+                let mut back = vec![0; codes.len()];
+                unpack_bytes(&out, bits, &mut back);
+                assert_eq!(back, narrow, "{bits} bits");
+            }
+        }
     }
 
     #[test]

@@ -4,13 +4,28 @@
 //! other statistics, or bytes whose number depends on the values, is a codec of its own.
 
 pub(crate) mod bands;
+mod batch_norm;
+pub(crate) mod binary;
+mod blocks;
 mod error;
+pub(crate) mod flexpoint;
+pub(crate) mod gguf;
+mod levels;
+pub(crate) mod onebit;
+pub(crate) mod s2fp8;
 mod scaled;
+pub(crate) mod sign;
+pub(crate) mod smaq;
+pub(crate) mod ternary;
+pub(crate) mod terngrad;
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::Arc;
 
+pub use batch_norm::BatchNormAware;
 pub use error::{DecodeError, EncodeError, Tally};
+pub use flexpoint::Autoflex;
 pub(crate) use scaled::Scaled;
 
 use crate::formats::{Card, Format, HeadError, Scaling};
@@ -142,6 +157,21 @@ pub trait Codec: Debug + Send + Sync {
     fn format(&self) -> Option<&dyn Format> {
         None
     }
+    /// How many groups a tensor of this shape has, for codecs with groups.
+    ///
+    /// # Errors
+    /// If the scheme does not fit the shape.
+    fn groups(&self, terms: &Terms, shape: &[usize]) -> Result<usize, ShapeError> {
+        Ok(terms.layout(shape)?.groups())
+    }
+    /// The scales that a tensor would get by itself, one for each group, where workers can agree on others; else none.
+    ///
+    /// # Errors
+    /// If the codec cannot hold a value.
+    fn scales(&self, job: Job, x: &[f32]) -> Result<Vec<f32>, EncodeError> {
+        let _ = (job, x);
+        Ok(Vec::new())
+    }
     /// What a new tensor of this shape is remembered by, for codecs with a memory.
     ///
     /// # Errors
@@ -176,4 +206,41 @@ pub trait Codec: Debug + Send + Sync {
         shape: &[usize],
         out: &mut [f32],
     ) -> Result<(), DecodeError>;
+    /// Decodes the elements `range` alone; `out` is as long. The caller has checked that the shape has them.
+    ///
+    /// The default decodes all; codecs whose bytes can be entered anywhere read no more than they need, and may not
+    /// notice what is wrong elsewhere.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    fn decode_range(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        range: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        let mut all = vec![0.0; elems(shape)?];
+        self.decode(terms, bytes, shape, &mut all)?;
+        out.copy_from_slice(&all[range]);
+        Ok(())
+    }
+    /// How many values of `x`, whose encoding `bytes` is, lie beyond the outermost values that their group's codes
+    /// reach, by more than rounding takes; `None` where that means nothing to the codec.
+    ///
+    /// NaN is not counted; an infinity is.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    fn saturated(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        x: &[f32],
+    ) -> Result<Option<u64>, DecodeError> {
+        let _ = (terms, bytes, shape, x);
+        Ok(None)
+    }
 }

@@ -14,10 +14,13 @@
 use std::sync::Arc;
 
 use super::bands::{Draws, Packer, Refusal, WINDOW, each_band, split};
+use super::blocks::Blocks;
 use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Tally, Terms};
 use crate::formats::{Card, Format, HeadError, Header, Params, Scaling};
 use crate::granularity::{Band, Layout};
-use crate::{Granularity, Memory, NonFinite, Range, ShapeError, Stream, pack, simd};
+use crate::{
+    Granularity, Memory, NonFinite, Range, Rounding, ScaleFormat, ShapeError, Stream, pack, simd,
+};
 
 /// A format whose elements have a scale for each group, or none at all.
 #[derive(Clone, Debug)]
@@ -69,7 +72,7 @@ impl Codec for Scaled {
         let format = self.format.with_word(word)?;
         // To propagate is a common word, which a format is only asked about.
         let own = !word.starts_with("nonfinite:");
-        Some(if own && self.worded {
+        Some(if own && self.worded && !self.format.words_combine() {
             Err(HeadError {
                 message: format!("`{word}` contradicts an earlier word of `{}`", self.name()),
                 help: "keep one of the two".into(),
@@ -125,6 +128,16 @@ impl Codec for Scaled {
         out: &mut [f32],
     ) -> Result<(), DecodeError> {
         self.bound(terms).decode(bytes, shape, out)
+    }
+
+    fn saturated(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        x: &[f32],
+    ) -> Result<Option<u64>, DecodeError> {
+        self.bound(terms).saturated(bytes, shape, x)
     }
 }
 
@@ -257,8 +270,15 @@ impl Bound<'_> {
         };
         let nested = match self.terms.scale {
             Some(store) if store.is_nested() => {
-                let amax = ranges.iter().map(|r| r.or_zero().amax()).fold(0.0, f32::max);
-                store.nest(amax / self.format.top(), &mut params)
+                let mut amax = 0f32;
+                for (p, range) in params.iter_mut().zip(&ranges) {
+                    let of_group = range.or_zero().amax();
+                    if of_group == 0.0 && store == ScaleFormat::E4m3fn {
+                        p.scale = 0.0;
+                    }
+                    amax = amax.max(of_group);
+                }
+                store.nest(amax, self.format.top(), &mut params)
             }
             _ => Vec::new(),
         };
@@ -342,7 +362,12 @@ impl Bound<'_> {
             if run.start < from {
                 return;
             }
-            let params = params(run.group);
+            let mut params = params(run.group);
+            if params.scale == 0.0 {
+                // Nothing can be divided by it: the elements are zeros, under any scale.
+                x[run.start..run.start + run.len].iter_mut().for_each(|v| *v = 0f32.copysign(*v));
+                params = Params::UNIT;
+            }
             draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
                 let x = &mut x[at];
                 self.format.quantize_run(x, &params, self.terms.rounding, draws);
@@ -358,6 +383,12 @@ impl Bound<'_> {
         let layout = self.parts(shape)?.layout;
         let bands = layout.bands();
         let refused = |r: Refusal| r.by(scheme);
+        if memory.is_none()
+            && let Some(blocks) = Blocks::of(self.format, self.terms, layout)
+            && blocks.emulate(x, &bands)
+        {
+            return Ok(Tally::default());
+        }
         // Groups inside a band are rounded while they are still in the cache.
         let fused = self.terms.scale.is_some_and(|store| !store.is_nested())
             && !layout.spans_bands()
@@ -407,6 +438,12 @@ impl Bound<'_> {
         let parts = self.parts(shape)?;
         let layout = parts.layout;
         let bands = layout.bands();
+        if memory.is_none()
+            && let Some(blocks) = Blocks::of(self.format, self.terms, layout)
+            && blocks.encode(x, &bands, parts.scales, parts.codes, out)
+        {
+            return Ok(Tally::default());
+        }
         let Fitted { params, nested, tally } =
             self.fit_all(x, layout, &bands, memory).map_err(|r| r.by(scheme))?;
 
@@ -461,6 +498,14 @@ impl Bound<'_> {
         let mut draws = Draws::new(self.terms.rounding, stream);
         layout.runs(band, |run| {
             let params = &params[run.group];
+            if params.scale == 0.0 {
+                return packer.push(run.len, |done, codes| {
+                    for (v, code) in x[run.start + done..].iter().zip(codes) {
+                        let zero = 0f32.copysign(*v);
+                        *code = self.format.encode(zero, &Params::UNIT, self.terms.rounding, 0);
+                    }
+                });
+            }
             draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
                 packer.push(at.len(), |done, codes| {
                     let from = at.start + done..at.start + done + codes.len();
@@ -471,9 +516,12 @@ impl Bound<'_> {
         });
     }
 
-    fn decode(&self, bytes: &[u8], shape: &[usize], out: &mut [f32]) -> Result<(), DecodeError> {
-        let parts = self.parts(shape)?;
-        let layout = parts.layout;
+    /// The parameters of every group, and the packed codes.
+    fn read_params<'a>(
+        &self,
+        parts: &Parts,
+        bytes: &'a [u8],
+    ) -> Result<(Vec<Params>, &'a [u8]), DecodeError> {
         let (scales, rest) = bytes.split_at(parts.scales);
         let (offsets, rest) = rest.split_at(parts.offsets);
         let (zeros, packed) = rest.split_at(parts.zeros);
@@ -495,7 +543,19 @@ impl Bound<'_> {
                 p.zero = zero.cast_signed();
             }
         }
+        Ok((params, packed))
+    }
 
+    fn decode(&self, bytes: &[u8], shape: &[usize], out: &mut [f32]) -> Result<(), DecodeError> {
+        let parts = self.parts(shape)?;
+        let layout = parts.layout;
+        let (scales, rest) = bytes.split_at(parts.scales);
+        if let Some(blocks) = Blocks::of(self.format, self.terms, layout)
+            && blocks.decode(scales, rest, &layout.bands(), out)
+        {
+            return Ok(());
+        }
+        let (params, packed) = self.read_params(&parts, bytes)?;
         let bands = layout.bands();
         let bits = self.format.bits();
         each_band(split(out, &bands, |band| band.elems.len()), &bands, |out, band| {
@@ -519,5 +579,64 @@ impl Bound<'_> {
             });
         });
         Ok(())
+    }
+
+    fn saturated(
+        &self,
+        bytes: &[u8],
+        shape: &[usize],
+        x: &[f32],
+    ) -> Result<Option<u64>, DecodeError> {
+        let Some(ends) = Ends::of(self.format) else { return Ok(None) };
+        // Half a step is lost to rounding where it goes to nearest, and up to a whole one elsewhere.
+        let slack = match self.terms.rounding {
+            Rounding::NearestEven | Rounding::HalfAway => 0.5,
+            _ => 1.0,
+        };
+        let parts = self.parts(shape)?;
+        let (params, _) = self.read_params(&parts, bytes)?;
+        let bands = parts.layout.bands();
+        let counts = each_band(vec![(); bands.len()], &bands, |(), band| {
+            let x = &x[band.elems.clone()];
+            let mut count = 0u64;
+            parts.layout.runs(band, |run| {
+                let limit = |[outer, inner]: [u32; 2]| {
+                    let params = &params[run.group];
+                    let outer = self.format.decode(outer, params);
+                    outer + slack * (outer - self.format.decode(inner, params))
+                };
+                let (low, high) = (limit(ends.low), limit(ends.high));
+                let x = &x[run.start..run.start + run.len];
+                count += x.iter().map(|&v| u64::from(v < low || v > high)).sum::<u64>();
+            });
+            count
+        });
+        Ok(Some(counts.into_iter().sum()))
+    }
+}
+
+/// The codes at both ends of a format's values, each before its neighbour.
+struct Ends {
+    low: [u32; 2],
+    high: [u32; 2],
+}
+
+impl Ends {
+    /// The ends of what is ever written, or `None` where there are too many codes to look at, or too few.
+    fn of(format: &dyn Format) -> Option<Self> {
+        const MAX_BITS: u32 = 20;
+        if format.bits() > MAX_BITS {
+            return None;
+        }
+        let card = format.card();
+        let values = || {
+            let value = |code| (format.decode(code, &Params::UNIT), code);
+            (0..1 << format.bits()).map(value).filter(|(v, _)| (card.min..=card.max).contains(v))
+        };
+        let low = values().min_by(|(left, _), (right, _)| left.total_cmp(right))?;
+        let high = values().max_by(|(left, _), (right, _)| left.total_cmp(right))?;
+        let next_low = values().filter(|(v, _)| *v > low.0).min_by(|l, r| l.0.total_cmp(&r.0))?;
+        let next_high = values().filter(|(v, _)| *v < high.0).max_by(|l, r| l.0.total_cmp(&r.0))?;
+        Some(Self { low: [low.1, next_low.1], high: [high.1, next_high.1] })
     }
 }

@@ -214,6 +214,17 @@ impl Format for Integer {
         if self.variant == Variant::Qml { Granularity::Axis(0) } else { Granularity::Tensor }
     }
 
+    fn scales(&self) -> &'static [ScaleFormat] {
+        // A zero point or an offset is found with the scale, and would not fit one that is rounded later.
+        if self.signed() { &ScaleFormat::SYMMETRIC } else { &ScaleFormat::GENERAL }
+    }
+
+    fn top(&self) -> f32 {
+        let (_, high) = self.codes();
+        // The full range is divided by half the number of codes, which is one more than the largest.
+        (if self.variant == Variant::Full { high + 1 } else { high }) as f32
+    }
+
     fn holds_nan(&self) -> bool {
         false
     }

@@ -285,7 +285,13 @@ impl Family for QmlFamily {
 }
 
 impl Minifloat {
-    fn new(
+    /// A format that has a name of its own.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let n = NAMED.iter().find(|n| n.name == name)?;
+        Self::new(n.name, n.exponent_bits, n.mantissa_bits, n.bias, n.top).ok()
+    }
+
+    pub(super) fn new(
         name: &str,
         exponent_bits: u32,
         mantissa_bits: u32,
@@ -344,12 +350,21 @@ impl Minifloat {
         })
     }
 
-    fn sign_bit(&self) -> u32 {
+    pub(super) fn mantissa_bits(&self) -> u32 {
+        self.mantissa_bits
+    }
+
+    /// The value of the least exponent field above 0, at a mantissa of 0.
+    pub(super) fn min_normal(&self) -> f32 {
+        2f32.powi(1 - self.bias)
+    }
+
+    pub(super) fn sign_bit(&self) -> u32 {
         1 << (self.exponent_bits + self.mantissa_bits)
     }
 
     /// The code of the largest finite magnitude.
-    fn max_code(&self) -> u32 {
+    pub(super) fn max_code(&self) -> u32 {
         match self.top {
             Top::Ieee => self.infinity_code() - 1,
             Top::AllOnesNan => self.sign_bit() - 2,
@@ -433,7 +448,7 @@ impl Minifloat {
 
     /// The constants of the bit-level twin of `decode(encode(x))`; `None` where the format's subnormals are subnormal
     /// in `f32` too, or so large that the magic number overflows: there only the definition serves.
-    fn fast(&self) -> Option<simd::FloatGrid> {
+    pub(super) fn fast(&self) -> Option<simd::FloatGrid> {
         let magic_exponent = 1 - self.bias - self.mantissa_bits as i32 + 23;
         if 1 - self.bias < -126 || magic_exponent > 127 {
             return None;
@@ -459,7 +474,7 @@ impl Minifloat {
         })
     }
 
-    fn fast_codes(&self) -> simd::FloatCodes {
+    pub(super) fn fast_codes(&self) -> simd::FloatCodes {
         // Infinity comes out of the grid only where it has a code, or where NaN stands for it.
         let nan = self.nan_code().unwrap_or(0);
         let has_infinity = self.top == Top::Ieee;
@@ -523,6 +538,15 @@ impl Format for Minifloat {
 
     fn default_rounding(&self) -> Rounding {
         self.default_rounding
+    }
+
+    fn scales(&self) -> &'static [ScaleFormat] {
+        // A scale that is rounded to three bits may be too small for the largest value, which must then saturate.
+        if self.bits() <= 8 { &ScaleFormat::SYMMETRIC } else { &ScaleFormat::GENERAL }
+    }
+
+    fn top(&self) -> f32 {
+        self.magnitude(self.max_code()) as f32
     }
 
     fn holds_nan(&self) -> bool {
