@@ -144,6 +144,9 @@ impl ScaleFormat {
             Self::F16 => "2 bytes each: IEEE half precision, from 2^-24 to 65504",
             Self::Bf16 => "2 bytes each: bfloat16",
             Self::Pow2 => "1 byte each: the exponent of a power of two plus 127, rounded up",
+            Self::Log2 => {
+                "1 byte each: the exponent of the nearest power of two by its logarithm, plus 127"
+            }
             Self::Exponent(ExponentRule::Floor) => {
                 "1 byte each: an exponent plus 127, 255 for NaN; floor(log2 amax) - emax, the rule of OCP MX"
             }
@@ -161,8 +164,9 @@ impl ScaleFormat {
                 "an f32 for the tensor, then 1 byte each: e4m3fn; a scale is the product of the two"
             }
             Self::Double => {
-                "an f32 for the tensor, an f32 for every 256 groups, then 1 byte each: a level of a table; a scale is the \
-                 level times the second, plus the first"
+                "for the tensor an f32, the mean of all scales; for every 256 groups an f32, the largest distance from it; \
+                 then 1 byte each: a code of `bnb_dynamic8`; a scale is its level times the distance, plus the mean, and \
+                 at least 2^-126"
             }
         }
     }
