@@ -64,7 +64,6 @@ impl ExponentRule {
 
 /// `floor(log2 x)` of a positive number that came from an `f32`, all of which are normal in `f64`. The logarithm itself
 /// would round up just below a power of two.
-#[expect(clippy::cast_possible_truncation, reason = "without a sign, 11 bits are left")]
 fn exponent(x: f64) -> i32 {
     (x.to_bits() >> 52) as i32 - 1023
 }

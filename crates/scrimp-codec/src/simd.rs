@@ -11,8 +11,8 @@
 
 use std::sync::OnceLock;
 
-use crate::philox::{LANES, Stream};
-use crate::scale::power_of_code;
+use crate::philox::Stream;
+use crate::scale::{nested_e4m3fn, power_of_code};
 use crate::{Rounding, ScaleFormat};
 
 /// An instruction set.
@@ -77,22 +77,25 @@ macro_rules! versions {
 }
 
 mod block32;
-mod sixteen;
-
-pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
-pub(crate) use sixteen::{Sixteen, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run};
 pub(crate) mod levels;
 pub(crate) mod s2fp8;
 pub(crate) mod smaq;
+mod tables;
+
+pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
+pub(crate) use tables::{
+    Sixteen, Wide, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run, wide_encode,
+    wide_run,
+};
 
 const SIGN: u32 = 0x8000_0000;
 const INFINITY: u32 = 0x7F80_0000;
 const NAN: u32 = 0x7FC0_0000;
 
 versions! {
-    /// [`LANES`] Philox blocks.
-    fn philox_lanes(stream: &Stream, block: u64, out: &mut [u32; 4 * LANES]) {
-        stream.lanes(block, out);
+    /// The draws of consecutive Philox blocks, from `block` on.
+    fn philox_blocks(stream: &Stream, block: u64, out: &mut [[u32; 4]]) {
+        stream.blocks(block, out);
     }
 }
 
@@ -799,6 +802,17 @@ versions! {
 }
 
 versions! {
+    /// The codes and the scales of blocks with these largest magnitudes, for scales in e4m3fn under a global one.
+    fn nest_e4m3fn(amax: &[u32], top: f32, global: f32, codes: &mut [u32], scales: &mut [f32]) {
+        for ((amax, code), scale) in amax.iter().zip(codes).zip(scales) {
+            let c = nested_e4m3fn::code(f32::from_bits(*amax) / top, global);
+            *code = c;
+            *scale = nested_e4m3fn::scale(c, global);
+        }
+    }
+}
+
+versions! {
     /// Codes of at most eight bits, as bytes.
     fn narrow(codes: &[u32], out: &mut [u8]) {
         for (b, code) in out.iter_mut().zip(codes) { *b = *code as u8; }
@@ -844,7 +858,7 @@ pub(crate) mod tests {
     }
 
     /// Values of every size, with ties, zeros of both signs, subnormals and infinities.
-    fn values(n: usize) -> Vec<f32> {
+    pub(super) fn values(n: usize) -> Vec<f32> {
         let stream = Stream::named(5, "simd");
         (0..n)
             .map(|i| {
@@ -954,6 +968,29 @@ pub(crate) mod tests {
                     format.decode_run(&all, &params, &mut out);
                     assert_eq!(bits(&out), bits(&values), "{format:?} {params:?} {level:?}");
                 });
+            }
+        }
+    }
+
+    #[test]
+    fn every_rounding_of_a_run_has_the_codes_of_the_definition() {
+        let x = values(3000);
+        let mut draws = vec![0; x.len()];
+        Stream::new(1, 2).fill(0, &mut draws);
+        for scheme in formats() {
+            let format = scheme.format().unwrap();
+            let top = Range { min: 1e-3, max: f32::MAX };
+            for range in [Range { min: -3.0, max: 2.0 }, Range { min: 0.0, max: 1e-40 }, top] {
+                for &store in format.scales() {
+                    let params = format.fit(range, store);
+                    for (_, rounding) in Rounding::WORDS {
+                        let encode = |i: usize| format.encode(x[i], &params, rounding, draws[i]);
+                        let expected: Vec<u32> = (0..x.len()).map(encode).collect();
+                        let mut codes = vec![0; x.len()];
+                        format.encode_run(&x, &params, rounding, &draws, &mut codes);
+                        assert_eq!(codes, expected, "{scheme} {params:?} {rounding:?}");
+                    }
+                }
             }
         }
     }

@@ -61,14 +61,15 @@ impl<'a> Blocks<'a> {
             return false;
         }
         let Some((amax, ranges)) = self.ranges(x, bands) else { return false };
-        let global = nested_e4m3fn::global(amax, self.format.top());
+        let top = self.format.top();
+        let global = nested_e4m3fn::global(amax, top);
         let done = each_band(split(x, bands, |band| band.elems.len()), bands, |x, band| {
             let parts =
                 x.chunks_mut(SCALES * self.len).zip(ranges[band.groups.clone()].chunks(SCALES));
-            let mut scales = [0.0; SCALES];
+            let (mut unused, mut scales) = ([0; SCALES], [0.0; SCALES]);
             let mut done = true;
             for (x, ranges) in parts {
-                self.nest(ranges, global, |i, _, scale| scales[i] = scale);
+                simd::nest_e4m3fn(ranges, top, global, &mut unused, &mut scales);
                 done &= self.format.quantize_scaled(&scales[..ranges.len()], x, self.len);
             }
             done
@@ -119,7 +120,8 @@ impl<'a> Blocks<'a> {
     ) -> bool {
         let Some((amax, ranges)) = self.ranges(x, bands) else { return false };
         let Some((global_bytes, codes)) = scales.split_first_chunk_mut::<4>() else { return true };
-        let global = nested_e4m3fn::global(amax, self.format.top());
+        let top = self.format.top();
+        let global = nested_e4m3fn::global(amax, top);
         *global_bytes = global.to_le_bytes();
         let codes = split(codes, bands, |band| band.groups.len());
         let packed = split(packed, bands, |band| self.code_bytes(band.elems.len()));
@@ -128,14 +130,13 @@ impl<'a> Blocks<'a> {
                 let x = x[band.elems.clone()].chunks(SCALES * self.len);
                 let ranges = ranges[band.groups.clone()].chunks(SCALES);
                 let packed = packed.chunks_mut(self.code_bytes(SCALES * self.len));
-                let mut scales = [0.0; SCALES];
+                let (mut wide, mut scales) = ([0; SCALES], [0.0; SCALES]);
                 let mut done = true;
                 for (((x, ranges), packed), codes) in
                     x.zip(ranges).zip(packed).zip(codes.chunks_mut(SCALES))
                 {
-                    self.nest(ranges, global, |i, code, scale| {
-                        (codes[i], scales[i]) = (code, scale)
-                    });
+                    simd::nest_e4m3fn(ranges, top, global, &mut wide, &mut scales);
+                    simd::narrow(&wide[..ranges.len()], codes);
                     done &= self.format.encode_scaled(&scales[..ranges.len()], x, self.len, packed);
                 }
                 done
@@ -156,15 +157,6 @@ impl<'a> Blocks<'a> {
         });
         let amax = largest.into_iter().flatten().max().unwrap_or(0);
         finite.into_inner().then_some((f32::from_bits(amax), ranges))
-    }
-
-    /// The code and the scale of each block.
-    fn nest(&self, ranges: &[u32], global: f32, mut each: impl FnMut(usize, u8, f32)) {
-        let top = self.format.top();
-        for (i, amax) in ranges.iter().enumerate() {
-            let code = nested_e4m3fn::code(f32::from_bits(*amax) / top, global);
-            each(i, code, nested_e4m3fn::scale(code, global));
-        }
     }
 
     /// Decodes all blocks; `false` if that cannot be done in this way, or if the bytes hold no scales.

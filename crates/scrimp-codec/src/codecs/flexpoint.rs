@@ -187,7 +187,7 @@ impl Autoflex {
     }
 
     /// The exponent for a tensor of this largest magnitude, from the tensors before; learns from it.
-    fn next(&mut self, amax: f32, format: &Flexpoint) -> Window {
+    fn next(&mut self, amax: f32, format: Flexpoint) -> Window {
         // A memory comes from a file, so its bias is not taken on trust.
         let known = self.bias.filter(|b| EXPONENTS.contains(&(i32::from(*b) + FIRST)));
         let window = match known {
@@ -326,7 +326,7 @@ impl Flexpoint {
         x: &[f32],
         bands: &[Band],
         nonfinite: NonFinite,
-        memory: Option<&mut Memory>,
+        autoflex: Option<&mut Autoflex>,
     ) -> Result<(Window, Tally), Refusal> {
         let parts = each_band(vec![(); bands.len()], bands, |(), band| {
             survey(&x[band.elems.clone()], band.elems.start, nonfinite)
@@ -336,11 +336,19 @@ impl Flexpoint {
             let (largest, seen) = part?;
             (amax, tally) = (amax.max(largest), tally.join(seen));
         }
-        let window = match memory {
-            Some(Memory::Flexpoint(autoflex)) => autoflex.next(amax, &self),
-            _ => Window::around(self.least_exponent(amax)),
+        let window = match autoflex {
+            Some(autoflex) => autoflex.next(amax, self),
+            None => Window::around(self.least_exponent(amax)),
         };
         Ok((window, tally))
+    }
+}
+
+/// The part of a memory that is Flexpoint's.
+fn autoflex(memory: Option<&mut Memory>) -> Option<&mut Autoflex> {
+    match memory? {
+        Memory::Flexpoint(autoflex) => Some(autoflex),
+        _ => None,
     }
 }
 
@@ -401,7 +409,7 @@ impl Codec for Flexpoint {
             return Ok(Tally::default());
         }
         let (window, tally) =
-            self.fit(x, &bands, terms.nonfinite, memory).map_err(|r| r.by(scheme))?;
+            self.fit(x, &bands, terms.nonfinite, autoflex(memory)).map_err(|r| r.by(scheme))?;
         let scale = 2f32.powi(window.exponent);
         each_band(split(x, &bands, |band| band.elems.len()), &bands, |x, band| {
             let mut draws = Draws::new(terms.rounding, stream);
@@ -422,7 +430,7 @@ impl Codec for Flexpoint {
         let too_large = || ShapeError::TooLarge { shape: shape.to_vec() };
         let packed_bytes = pack::packed_len(x.len(), self.bits).ok_or_else(too_large)?;
         let (window, tally) =
-            self.fit(x, &bands, terms.nonfinite, memory).map_err(|r| r.by(scheme))?;
+            self.fit(x, &bands, terms.nonfinite, autoflex(memory)).map_err(|r| r.by(scheme))?;
         let scale = 2f32.powi(window.exponent);
         out.extend(window.bytes());
         let start = out.len();

@@ -10,7 +10,8 @@
 //!
 //! # Source
 //! Rouhani et al. 2020, "Pushing the Limits of Narrow Precision Inferencing at Cloud Scale with Microsoft Floating
-//! Point", NeurIPS. The exponent byte 255, which no writer makes, reads as NaN.
+//! Point", Advances in Neural Information Processing Systems 33. The exponent byte 255, which no writer makes, reads as
+//! NaN.
 
 use std::sync::Arc;
 

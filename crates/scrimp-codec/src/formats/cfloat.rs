@@ -4,7 +4,7 @@
 //! `2^-b * (-1)^s * (1 + M / 2^m) * 2^E`, with a bias b from 0 to 63 that is stored in one byte.
 //!
 //! The bias is the largest under which nothing saturates: with k the smallest integer for which
-//! `amax <= (2 - 2^-m) 2^k` and E_top the largest exponent field, `b = clamp(E_top - k, 0, 63)`. Beyond the clamp, large
+//! `amax <= (2 - 2^-m) 2^k` and `E_top` the largest exponent field, `b = clamp(E_top - k, 0, 63)`. Beyond the clamp, large
 //! tensors saturate and small ones vanish. A group of zeros has bias 0.
 //!
 //! Under a [`Memory`](crate::Memory) the bias has a hysteresis of one: it stays while the rule asks for the same or for

@@ -210,7 +210,9 @@ impl Format for SharedExponent {
                 simd::float_run(&grid, x, params.scale, rounding, draws);
                 if self.sign == Sign::TwosComplement {
                     // Zero has no sign: the sum of a negative zero and zero is positive.
-                    x.iter_mut().for_each(|v| *v += 0.0);
+                    for v in x {
+                        *v += 0.0;
+                    }
                 }
             }
             _ => super::quantize_by_definition(self, x, params, rounding, draws),
@@ -239,10 +241,26 @@ impl Format for SharedExponent {
         codes: &mut [u32],
     ) {
         match self.element.grid {
-            Some(grid) if rounding == Rounding::NearestEven && !params.scale.is_nan() => {
-                simd::float_encode(&grid, self.element.codes, x, params.scale, codes);
+            Some(grid) if !params.scale.is_nan() => {
+                if rounding == Rounding::NearestEven {
+                    simd::float_encode(&grid, self.element.codes, x, params.scale, codes);
+                } else {
+                    // A value of the grid is a code times a power of two, which nothing is lost in finding.
+                    let mut rounded = [0.0; WINDOW];
+                    for (i, (x, codes)) in
+                        x.chunks(WINDOW).zip(codes.chunks_mut(WINDOW)).enumerate()
+                    {
+                        let draws = draws.get(i * WINDOW..i * WINDOW + x.len()).unwrap_or(&[]);
+                        let rounded = &mut rounded[..x.len()];
+                        rounded.copy_from_slice(x);
+                        simd::float_run(&grid, rounded, params.scale, rounding, draws);
+                        simd::float_encode(&grid, self.element.codes, rounded, params.scale, codes);
+                    }
+                }
                 if self.sign == Sign::TwosComplement {
-                    codes.iter_mut().for_each(|code| *code = self.stored_code(*code));
+                    for code in codes {
+                        *code = self.stored_code(*code);
+                    }
                 }
             }
             _ => super::encode_by_definition(self, x, params, rounding, draws, codes),

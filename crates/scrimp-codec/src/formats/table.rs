@@ -22,7 +22,7 @@ use std::sync::{Arc, OnceLock};
 use super::{Card, Format, HeadError, Header, Params, Scaling, finite};
 use crate::codecs::{Codec, Scaled};
 use crate::families::Family;
-use crate::simd::{self, Sixteen};
+use crate::simd::{self, Sixteen, Wide};
 use crate::{Granularity, Range, Rounding, ScaleFormat};
 
 /// The ways to store a scale: those of any format, and the double quantization that came with nf4.
@@ -104,8 +104,8 @@ static AF4: [f32; 16] = [
     -0.149_824_78,
     -0.256_075_52,
     -0.373_695_1,
-    -0.512_437_39,
-    -0.694_410_08,
+    -0.512_437_4,
+    -0.694_410_1,
     -1.0,
 ];
 
@@ -126,7 +126,7 @@ pub(crate) fn dynamic8() -> Vec<f32> {
             }
         };
         for j in 0..parts {
-            let level = decade * ((boundary(j) + boundary(j + 1)) / 2.0);
+            let level = decade * f32::midpoint(boundary(j), boundary(j + 1));
             levels.extend([level, -level]);
         }
     }
@@ -247,6 +247,8 @@ struct Table {
     levels: Arc<Levels>,
     /// The levels as the vector loops want them, where there are sixteen.
     sixteen: Option<Arc<Sixteen>>,
+    /// The same, where there are more.
+    wide: Option<Arc<Wide>>,
 }
 
 impl Table {
@@ -254,12 +256,18 @@ impl Table {
         let levels = Levels::new((row.levels)());
         let sixteen =
             Sixteen::new(&levels.values, &levels.thresholds, &levels.codes, &levels.by_code);
+        let wide = if sixteen.is_none() {
+            Wide::new(&levels.values, &levels.thresholds, &levels.codes)
+        } else {
+            None
+        };
         Self {
             name: row.name,
             about: row.about,
             block: row.block,
             levels: Arc::new(levels),
             sixteen: sixteen.map(Arc::new),
+            wide: wide.map(Arc::new),
         }
     }
 
@@ -337,10 +345,9 @@ impl Format for Table {
     }
 
     fn quantize_run(&self, x: &mut [f32], params: &Params, rounding: Rounding, draws: &[u32]) {
-        match &self.sixteen {
-            Some(table) if rounding == Rounding::NearestEven => {
-                simd::sixteen_run(table, x, params.scale);
-            }
+        match (rounding, &self.sixteen, &self.wide) {
+            (Rounding::NearestEven, Some(table), _) => simd::sixteen_run(table, x, params.scale),
+            (Rounding::NearestEven, _, Some(table)) => simd::wide_run(table, x, params.scale),
             _ => super::quantize_by_definition(self, x, params, rounding, draws),
         }
     }
@@ -353,9 +360,12 @@ impl Format for Table {
         draws: &[u32],
         codes: &mut [u32],
     ) {
-        match &self.sixteen {
-            Some(table) if rounding == Rounding::NearestEven => {
+        match (rounding, &self.sixteen, &self.wide) {
+            (Rounding::NearestEven, Some(table), _) => {
                 simd::sixteen_encode(table, x, params.scale, codes);
+            }
+            (Rounding::NearestEven, _, Some(table)) => {
+                simd::wide_encode(table, x, params.scale, codes);
             }
             _ => super::encode_by_definition(self, x, params, rounding, draws, codes),
         }

@@ -29,13 +29,13 @@ pub(crate) fn global(amax: f32, top: f32) -> f32 {
 
 /// The code of a scale.
 #[inline(always)]
-pub(crate) fn code(scale: f32, global: f32) -> u8 {
+pub(crate) fn code(scale: f32, global: f32) -> u32 {
     encode(scale / global)
 }
 
 /// What a reader makes of a code.
 #[inline(always)]
-pub(crate) fn scale(code: u8, global: f32) -> f32 {
+pub(crate) fn scale(code: u32, global: f32) -> f32 {
     global * decode(code)
 }
 
@@ -50,7 +50,7 @@ pub(super) fn nest(amax: f32, top: f32, params: &mut [Params]) -> Vec<u8> {
     bytes.extend(params.iter_mut().map(|p| {
         let code = code(p.scale, global);
         p.scale = scale(code, global);
-        code
+        code.to_le_bytes()[0]
     }));
     bytes
 }
@@ -76,27 +76,26 @@ pub(crate) fn read_global(bytes: &[u8]) -> Option<(f32, &[u8])> {
 /// The scale of a group; `None` where the code is none that is ever written.
 #[inline(always)]
 pub(crate) fn read(code: u8, global: f32) -> Option<f32> {
-    let scale = scale(code, global);
+    let scale = scale(code.into(), global);
     (code <= LARGEST_CODE && scale.is_finite()).then_some(scale)
 }
 
 /// The code of a number that is not negative.
 #[inline(always)]
-fn encode(x: f32) -> u8 {
+fn encode(x: f32) -> u32 {
     let x = if x > LARGEST { LARGEST } else { x };
     // Adding and subtracting the number at whose exponent the last mantissa bit is a step of the grid rounds to it.
     let steps = (x + SUBNORMAL_MAGIC).to_bits() - SUBNORMAL_MAGIC.to_bits();
     let bits = x.to_bits();
     let normal = (bits + 0x7_FFFF + (bits >> 20 & 1)) >> 20;
     // The exponent of f32 is 120 above that of e4m3fn.
-    let code = if x < 0.015_625 { steps } else { normal.wrapping_sub(120 << 3) };
-    code.to_le_bytes()[0]
+    if x < 0.015_625 { steps } else { normal.wrapping_sub(120 << 3) }
 }
 
 /// The value of a code without a sign; its NaN counts as 480.
 #[inline(always)]
-fn decode(code: u8) -> f32 {
-    let code = u32::from(code & 0x7F);
+fn decode(code: u32) -> f32 {
+    let code = code & 0x7F;
     let subnormal = f32::from_bits(SUBNORMAL_MAGIC.to_bits() + code) - SUBNORMAL_MAGIC;
     if code < 8 { subnormal } else { f32::from_bits((code + (120 << 3)) << 20) }
 }
@@ -112,7 +111,7 @@ mod tests {
         let format = scheme.format().unwrap();
         for code in 0..=LARGEST_CODE {
             let value = format.decode(u32::from(code), &Params::UNIT);
-            assert_eq!(decode(code), value, "{code}");
+            assert_eq!(decode(code.into()), value, "{code}");
             let next = format.decode(u32::from(code + 1).min(0x7E), &Params::UNIT);
             let middle = f32::midpoint(value, next);
             for x in [
@@ -122,7 +121,7 @@ mod tests {
                 f32::from_bits(middle.to_bits().saturating_sub(1)),
             ] {
                 let expected = format.encode(x, &Params::UNIT, Rounding::NearestEven, 0);
-                assert_eq!(u32::from(encode(x)), expected, "{x}");
+                assert_eq!(encode(x), expected, "{x}");
             }
         }
         assert_eq!([encode(449.0), encode(f32::MAX), encode(1e-45)], [0x7E, 0x7E, 0]);

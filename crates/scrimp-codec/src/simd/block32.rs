@@ -205,3 +205,80 @@ versions! {
         bad
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{at_every_level, values};
+    use super::*;
+
+    /// The bytes of a block as its format is written down, and their values.
+    fn by_definition(kind: Block32, x: &[f32]) -> (Vec<u8>, Vec<f32>) {
+        let amax = x.iter().map(|v| v.abs()).fold(0.0, f32::max);
+        let d = match kind {
+            Block32::Q8 => amax / 127.0,
+            Block32::Q4 => x.iter().find(|v| v.abs() == amax).unwrap() / -8.0,
+        };
+        let mut stored = f16::from_f32(d);
+        let mut inverse = 1.0 / d;
+        if stored.is_infinite() {
+            stored = f16::from_f32(65504f32.copysign(d));
+            inverse = 1.0 / stored.to_f32();
+        } else if inverse.is_infinite() {
+            inverse = 0.0;
+        }
+        let codes: Vec<i32> = x
+            .iter()
+            .map(|v| match kind {
+                Block32::Q8 => (v * inverse).round().clamp(-127.0, 127.0) as i32,
+                Block32::Q4 => (v * inverse + 8.5).trunc().clamp(0.0, 15.0) as i32,
+            })
+            .collect();
+        let mut bytes = stored.to_le_bytes().to_vec();
+        match kind {
+            Block32::Q8 => bytes.extend(codes.iter().map(|q| q.to_le_bytes()[0])),
+            Block32::Q4 => {
+                for j in 0..x.len().min(16) {
+                    let high = codes.get(j + 16).copied().unwrap_or(0);
+                    bytes.push((codes[j] | high << 4).to_le_bytes()[0]);
+                }
+            }
+        }
+        let zero = if kind == Block32::Q4 { 8 } else { 0 };
+        let values = codes.iter().map(|q| (q - zero) as f32 * stored.to_f32() + 0.0).collect();
+        (bytes, values)
+    }
+
+    #[test]
+    fn every_level_gives_the_blocks_of_the_definition() {
+        let x: Vec<f32> = values(4000).into_iter().filter(|v| v.is_finite()).collect();
+        // Small ones too, so that not every block holds a huge value.
+        let tame: Vec<f32> = x.iter().map(|v| v.clamp(-3.0, 3.0)).collect();
+        let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        for kind in [Block32::Q8, Block32::Q4] {
+            for x in [&x, &tame, &vec![0.0; 64]] {
+                for start in [0, 1, 3] {
+                    for len in (0..70).chain([x.len() - start]) {
+                        let Some(part) = x.get(start..start + len) else { continue };
+                        let (mut bytes, mut expected) = (Vec::new(), Vec::new());
+                        for block in part.chunks(LEN) {
+                            let (b, v) = by_definition(kind, block);
+                            bytes.extend(b);
+                            expected.extend(v);
+                        }
+                        at_every_level(|level| {
+                            let mut got = vec![0; bytes.len()];
+                            block32_encode(kind, part, &mut got);
+                            assert_eq!(got, bytes, "{kind:?} {level:?} {len}");
+                            let mut decoded = vec![1.0; len];
+                            assert_eq!(block32_decode(kind, &bytes, &mut decoded), None);
+                            let mut emulated = part.to_vec();
+                            block32_emulate(kind, &mut emulated);
+                            assert_eq!(bits(&decoded), bits(&expected), "{kind:?} {level:?}");
+                            assert_eq!(bits(&emulated), bits(&expected), "{kind:?} {level:?}");
+                        });
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! Loops for tables of up to sixteen levels: fifteen comparisons cost less than a search.
+//! Loops for tables of levels. Up to sixteen, fifteen comparisons cost less than a search.
 
 use super::{INFINITY, Level, block_amax, blocks, level};
 use crate::ScaleFormat;
@@ -96,5 +96,55 @@ versions! {
             ScaleFormat::F32 => blocks(x, len, |b| sixteen_block(b, ScaleFormat::F32, table)),
             _ => blocks(x, len, |b| sixteen_block(b, store, table)),
         }
+    }
+}
+
+/// A table of up to 256 levels in ascending order, for a search of eight steps without a branch.
+#[derive(Debug)]
+pub(crate) struct Wide {
+    values: [f32; 256],
+    codes: [u32; 256],
+    /// Beyond the last threshold none is exceeded.
+    thresholds: [f32; 256],
+}
+
+impl Wide {
+    /// `None` for tables of more levels.
+    pub fn new(values: &[f32], thresholds: &[f32], codes: &[u32]) -> Option<Self> {
+        let mut table = Self {
+            values: [*values.last()?; 256],
+            codes: [*codes.last()?; 256],
+            thresholds: [f32::INFINITY; 256],
+        };
+        table.values.get_mut(..values.len())?.copy_from_slice(values);
+        table.codes[..codes.len()].copy_from_slice(codes);
+        table.thresholds[..thresholds.len()].copy_from_slice(thresholds);
+        Some(table)
+    }
+
+    /// The place of the level that `v` takes; NaN takes that of zero.
+    #[inline(always)]
+    fn place(&self, v: f32) -> usize {
+        let v = if v.is_nan() { 0.0 } else { v };
+        let mut at = 0u32;
+        for step in [128, 64, 32, 16, 8, 4, 2, 1] {
+            let threshold = self.thresholds[(at + step - 1) as usize & 255];
+            at += if v > threshold { step } else { 0 };
+        }
+        at as usize & 255
+    }
+}
+
+versions! {
+    /// Rounds values to the levels times `scale`.
+    fn wide_run(table: &Wide, x: &mut [f32], scale: f32) {
+        for v in x { *v = super::FloatGrid::finite(table.values[table.place(*v / scale)] * scale); }
+    }
+}
+
+versions! {
+    /// The codes of values over `scale`.
+    fn wide_encode(table: &Wide, x: &[f32], scale: f32, out: &mut [u32]) {
+        for (v, code) in x.iter().zip(out) { *code = table.codes[table.place(*v / scale)]; }
     }
 }
