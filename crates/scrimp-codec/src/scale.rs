@@ -163,8 +163,9 @@ impl ScaleFormat {
                 "an f32 for the tensor, then 1 byte each: e4m3fn; a scale is the product of the two"
             }
             Self::Double => {
-                "an f32 for the tensor, an f32 for every 256 groups, then 1 byte each: a level of a table; a scale is the \
-                 level times the second, plus the first"
+                "for the tensor an f32, the mean of all scales; for every 256 groups an f32, the largest distance from it; \
+                 then 1 byte each: a code of `bnb_dynamic8`; a scale is its level times the distance, plus the mean, and \
+                 at least 2^-126"
             }
         }
     }

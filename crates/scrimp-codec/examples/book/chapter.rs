@@ -11,8 +11,11 @@ use crate::{Page, grids};
 /// The weight for which the bits of a value are counted, all that is stored beside codes included.
 const WEIGHT: &[usize] = &[1024, 1024];
 
-/// Formats of so many bits have their values listed by code.
+/// Floats of so many bits have their values listed by code.
 const MAX_LISTED_BITS: u32 = 4;
+
+/// Tables of so many bits, whose values follow from nothing else, have them listed too.
+const MAX_TABLE_BITS: u32 = 8;
 
 /// The chapter and its pictures.
 pub fn pages(families: &[&dyn Family]) -> Vec<Page> {
@@ -47,11 +50,10 @@ impl<'a> Section<'a> {
         let names = family.members();
         // A member is a scheme, as a test of the codec asserts.
         let members = names.iter().filter_map(|name| name.parse().ok()).collect();
-        let title = match &names[..] {
+        let words: Vec<&str> = family.syntax().split(' ').collect();
+        let title = match &words[..] {
             // A list of names is told by its ends.
-            [first, _, .., last] if names.join(" ") == family.syntax() => {
-                format!("`{first}` to `{last}`")
-            }
+            [first, _, .., last] => format!("`{first}` to `{last}`"),
             _ => format!("`{}`", family.syntax()),
         };
         Self { family, title, members }
@@ -83,6 +85,7 @@ impl<'a> Section<'a> {
             None => self.family.layout().trim().to_owned(),
         };
         text += &paragraph("Bytes:", &said_of(&self.members, parts), &codes);
+        text += &paragraph("Elsewhere called:", &[], &synonyms(self.family));
         if !self.family.source().is_empty() {
             text += &paragraph("Source:", &[], &sentence(self.family.source()));
         }
@@ -138,8 +141,8 @@ fn table(members: &[Scheme]) -> Facts {
         ("range", |_, card| Some(range(card))),
         ("smallest normal", |_, card| card.min_normal.map(power)),
         ("smallest subnormal", |_, card| card.min_subnormal.map(power)),
-        ("specials", |_, card| Some(card.specials.to_owned())),
-        ("overflow", |_, card| Some(card.overflow.to_owned())),
+        ("specials", |_, card| Some(card.specials.to_owned()).filter(|text| !text.is_empty())),
+        ("overflow", |_, card| Some(card.overflow.to_owned()).filter(|text| !text.is_empty())),
         ("rounding", |_, card| Some(format!("`{}`", card.rounding))),
         ("bits per value", |scheme, _| bits_per_value(scheme)),
     ];
@@ -168,7 +171,10 @@ fn table(members: &[Scheme]) -> Facts {
         columns.push(("", cells));
     } else {
         let said = said_of(members, |scheme| Some(prose(&scheme.card().about)));
-        kinds = paragraph("Kinds:", &said, "");
+        kinds = match &said[..] {
+            [only] => format!("{}\n\n", sentence(only)),
+            _ => paragraph("Kinds:", &said, ""),
+        };
     }
 
     let titles: Vec<&str> = columns.iter().map(|(title, _)| *title).collect();
@@ -238,17 +244,25 @@ fn bits(bits: f64) -> String {
 
 /// The values of the narrowest formats, code by code. Codes of integers speak for themselves.
 fn values(members: &[Scheme]) -> String {
-    let mut lines = Vec::new();
+    let (mut short, mut long) = (Vec::new(), String::new());
     for scheme in members {
-        let listed = scheme.format().filter(|f| f.bits() <= MAX_LISTED_BITS);
-        let Some(format) = listed.filter(|f| !counts(*f)) else { continue };
+        let Some(format) = scheme.format().filter(|f| !counts(*f)) else { continue };
+        let floats = format.card().exponent_bits.is_some();
+        if format.bits() > if floats { MAX_LISTED_BITS } else { MAX_TABLE_BITS } {
+            continue;
+        }
         let values = (0..1 << format.bits()).map(|code| exact(format.decode(code, &Params::UNIT)));
-        lines.push(format!("- `{scheme}`: {}", values.collect::<Vec<_>>().join(" ")));
+        let values = values.collect::<Vec<_>>().join(" ");
+        if format.bits() <= MAX_LISTED_BITS {
+            short.push(format!("`{scheme}`: {values}"));
+        } else {
+            let title = "Values of the codes of";
+            // Writing to a string cannot fail.
+            write!(long, "<details><summary>{title} <code>{scheme}</code></summary>\n\n").ok();
+            write!(long, "{values}\n\n</details>\n\n").ok();
+        }
     }
-    if lines.is_empty() {
-        return String::new();
-    }
-    format!("Values of the codes, from code 0:\n\n{}\n\n", lines.join("\n"))
+    paragraph("Values of the codes, from code 0:", &short, "") + &long
 }
 
 /// Whether codes are integers.
@@ -297,6 +311,13 @@ fn words(scheme: &Scheme) -> String {
         return "none".into();
     }
     said.join("; ")
+}
+
+/// Other names, each with the member that it stands for.
+fn synonyms(family: &dyn Family) -> String {
+    let names = family.synonyms().iter().map(|(other, own)| format!("`{other}` is `{own}`"));
+    let text = names.collect::<Vec<_>>().join(", ");
+    if text.is_empty() { text } else { text + "." }
 }
 
 /// The parts of a scaled tensor's bytes; `None` for other codecs, whose bytes are not these parts.
@@ -385,6 +406,8 @@ fn paragraph(title: &str, lines: &[String], rest: &str) -> String {
     };
     match (lines.is_empty(), rest.is_empty()) {
         (true, true) => String::new(),
+        // A table needs a line of its own.
+        (true, false) if rest.contains('|') => format!("**{title}**\n\n{rest}\n\n"),
         (true, false) => format!("**{title}** {rest}\n\n"),
         (false, true) => format!("**{title}**{}\n\n", lines.trim_end()),
         (false, false) => format!("**{title}**{}\n\n{rest}\n\n", lines.trim_end()),
@@ -432,7 +455,7 @@ mod tests {
 
     use scrimp_codec::codecs::{Defaults, Job, Terms};
     use scrimp_codec::{
-        Codec, DecodeError, EncodeError, FAMILIES, Granularity, ShapeError, Size, Tally,
+        Codec, DecodeError, EncodeError, FAMILIES, Granularity, Rounding, ShapeError, Size, Tally,
     };
 
     use super::*;
@@ -471,6 +494,13 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_tensor_has_no_bytes() {
+        for scheme in FAMILIES.iter().flat_map(|family| Section::of(*family).members) {
+            assert_eq!(scheme.size(&[0, 4]).unwrap().exact(), Some(0), "{scheme}");
+        }
+    }
+
+    #[test]
     fn links_within_the_chapter_lead_to_its_headings() {
         let text = &pages(FAMILIES)[0].text;
         let headings = text.lines().filter_map(|line| line.strip_prefix("## "));
@@ -482,6 +512,47 @@ mod tests {
         for (place, anchor) in anchors.iter().enumerate() {
             assert!(!anchors[..place].contains(anchor), "two headings are {anchor}");
         }
+    }
+
+    /// The rows of the tables of the guide, cell by cell, whose first cell is code.
+    fn rows_of_the_guide() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
+        let guide = include_str!("../../../../book/src/schemes.md");
+        guide.lines().filter_map(|line| line.strip_prefix("| `")).filter_map(|line| {
+            let (code, rest) = line.split_once("` | ")?;
+            Some((code, rest.trim_end_matches(" |").split(" | ").collect()))
+        })
+    }
+
+    #[test]
+    fn schemes_in_tables_of_the_guide_are_canonical_and_cost_what_it_says() {
+        let mut priced = 0;
+        for (text, cells) in rows_of_the_guide() {
+            let Ok(scheme) = text.parse::<Scheme>() else { continue };
+            assert_eq!(scheme.to_string(), text);
+            if let [groups, bits] = cells[..] {
+                let number =
+                    groups.split([' ', ',']).take_while(|part| part.parse::<u32>().is_ok());
+                let number: String = number.collect();
+                assert_eq!(number, scheme.groups(WEIGHT).unwrap().to_string(), "{text}");
+                assert_eq!(bits, bits_per_value(&scheme).unwrap(), "{text}");
+                priced += 1;
+            }
+        }
+        assert_eq!(priced, 7);
+    }
+
+    #[test]
+    fn the_table_of_roundings_is_what_they_do() {
+        let mut found = 0;
+        for (word, cells) in rows_of_the_guide() {
+            let rule = Rounding::WORDS.into_iter().find(|(name, _)| *name == word);
+            let Some((_, rule)) = rule.filter(|(name, _)| *name != "stochastic") else { continue };
+            for (cell, value) in cells[1..].iter().zip([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5]) {
+                assert_eq!(cell.parse::<f64>().unwrap(), rule.round(value, 0), "{word} {value}");
+            }
+            found += 1;
+        }
+        assert_eq!(found, Rounding::WORDS.len() - 1);
     }
 
     /// A codec whose codes are none of a format, and whose bytes depend on the values.

@@ -1,9 +1,7 @@
 //! `binary`: one bit for each value, the sign, times the mean magnitude of the group.
 //!
 //! # Bytes
-//! The mean of each group in the storage of scales (`f32` unless `scale:` says otherwise; all bytes 0 for a group of
-//! zeros), then `ceil(elements / 8)` bytes of codes. A bit is 1 for zero and above; [`levels`](super::levels) says where it
-//! lies. `scale:pow2` rounds the mean up to a power of two and `scale:log2` to the nearest in the logarithm.
+//! See [`Family::layout`].
 //!
 //! # Source
 //! Rastegari et al. 2016, "XNOR-Net", arXiv:1603.05279, section 3.1. `binary/channel/scale:log2` is the weight of Qin et al.
@@ -20,6 +18,20 @@ use crate::formats::{Card, HeadError, Scaling};
 use crate::simd::levels::magnitudes;
 use crate::{Family, Granularity, ScaleFormat};
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+Rastegari et al. 2016, XNOR-Net, [arXiv:1603.05279](https://arxiv.org/abs/1603.05279), section 3.1; with `channel/scale:log2` the weights of IR-Net,
+Qin et al. 2020, [arXiv:1909.10788](https://arxiv.org/abs/1909.10788), eq. 12";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+| part | bytes |
+|---|---|
+| mean magnitude of each group, stored as a scale is; all bytes 0 for a group of zeros | 4, 2 or 1 each |
+| a bit for each element: 1 for zero and above, 0 below | `ceil(N / 8)` |
+
+Bits lie in the order of the elements, packed as codes are everywhere. `value = mean` for a 1 and `-mean` for a 0.";
+
 /// The row of the family.
 pub(crate) struct BinaryFamily;
 
@@ -34,6 +46,14 @@ impl Family for BinaryFamily {
 
     fn members(&self) -> Vec<String> {
         vec!["binary".into()]
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

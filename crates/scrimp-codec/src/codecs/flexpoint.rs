@@ -50,6 +50,20 @@ const LAST: i32 = 31;
 /// The exponents whose power of two is a normal f32.
 const EXPONENTS: std::ops::RangeInclusive<i32> = -126..=127;
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+Köster et al. 2017, [arXiv:1711.02213](https://arxiv.org/abs/1711.02213); Autoflex as in Nervana's implementation in ngraph";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+| part | bytes |
+|---|---|
+| bias of the exponent | 2, i16 |
+| exponent less its bias, 0 to 31 | 1 |
+| mantissas of *K* bits in two's complement, in the order of the elements, packed as codes are everywhere | `ceil(N K / 8)` |
+
+`value = mantissa * 2^E` with the exponent *E* from -126 to 127; a reader refuses others.";
+
 /// `flexN+5`.
 pub(crate) struct FlexpointFamily;
 
@@ -64,6 +78,14 @@ impl Family for FlexpointFamily {
 
     fn members(&self) -> Vec<String> {
         ["flex16+5", "flex8+5", "flex11+5"].map(String::from).to_vec()
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

@@ -31,6 +31,22 @@ use crate::{Granularity, Range, Rounding, ShapeError};
 
 const BLOCK: usize = 32;
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+`ggml-quants.c` of ggml, and the Python package `gguf` of the same project";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+The bytes are those of a gguf tensor: for each block of 32 elements in storage order the scale *d* as f16, then codes.
+
+| | `q8_0` | `q4_0` |
+|---|---|---|
+| codes | *q* as i8 for each element | 16 bytes: *q* of element *j* in the low half of byte *j*, that of element *j* + 16 in the high half |
+| value | `q d` | `(q - 8) d` |
+
+Values are products rounded to f32. The last block may be short: it has as many code bytes as elements, in `q4_0` at most
+16.";
+
 /// `q8_0` and `q4_0`.
 pub(crate) struct GgufFamily;
 
@@ -45,6 +61,14 @@ impl Family for GgufFamily {
 
     fn members(&self) -> Vec<String> {
         ["q8_0", "q4_0"].map(String::from).to_vec()
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

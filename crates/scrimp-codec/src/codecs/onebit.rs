@@ -9,8 +9,7 @@
 //! tensor of fewer than two axes is one group.
 //!
 //! # Bytes
-//! For each group two `f32`, the mean of the values from zero on and the mean of the values below; 0 for a side without
-//! values. Then `ceil(elements / 8)` bytes of codes. A bit is 1 from zero on; [`levels`](super::levels) says where it lies.
+//! See [`Family::layout`].
 //!
 //! # Source
 //! Seide, Fu, Droppo, Li and Yu 2014, "1-Bit Stochastic Gradient Descent and its Application to Data-Parallel Distributed
@@ -26,6 +25,21 @@ use crate::granularity::Layout;
 use crate::simd::levels::sides;
 use crate::{Family, Granularity, ScaleFormat, ShapeError};
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+Seide, Fu, Droppo, Li and Yu 2014, 1-Bit Stochastic Gradient Descent and its Application to Data-Parallel Distributed
+Training of Speech DNNs, Interspeech, section 3.1";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+| part | bytes |
+|---|---|
+| for each group the mean of the values from zero on, then the mean of those below; 0 for a side without values | 8 each, f32 |
+| a bit for each element: 1 from zero on, 0 below | `ceil(N / 8)` |
+
+Bits lie in the order of the elements, packed as codes are everywhere, and each reads as the mean of its side. A tensor of fewer than two axes is one
+group.";
+
 /// The row of the family.
 pub(crate) struct OneBitFamily;
 
@@ -40,6 +54,14 @@ impl Family for OneBitFamily {
 
     fn members(&self) -> Vec<String> {
         vec!["onebit".into()]
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

@@ -20,9 +20,7 @@
 //! power are this crate's own, with the same bits on every machine.
 //!
 //! # Bytes
-//!
-//! For each group `alpha`, then `beta`, `f32` little-endian; then a byte for each element, the code of `e5m2`. A reader
-//! refuses an `alpha` outside of 2^-6..2^6 and a `beta` that is not finite.
+//! See [`Family::layout`].
 //!
 //! # Source
 //! Cambier et al. 2020, "Shifted and Squeezed 8-bit Floating Point Format for Low-Precision Training of Deep Neural
@@ -39,6 +37,22 @@ use crate::logarithm::log2;
 use crate::simd::s2fp8::{Logs, PowerLaw, s2fp8_back, s2fp8_forward, s2fp8_logs};
 use crate::{Granularity, Params, Rounding, ShapeError, Stream};
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+Cambier et al. 2020, Shifted and Squeezed 8-bit Floating Point Format for Low-Precision Training of Deep Neural
+Networks, [arXiv:2001.05674](https://arxiv.org/abs/2001.05674), section 3";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+| part | bytes |
+|---|---|
+| for each group `alpha`, then `beta` | 8 each, f32 |
+| a code of `e5m2` for each element | *N* |
+
+A code of the value *y* reads as `2^((log2 |y| - beta) / alpha)` with the sign of *y*, computed in f64 and rounded to f32,
+at most the largest; zeros, infinities and NaN read as themselves. A reader refuses an `alpha` outside of 2^-6 to 2^6 and a
+`beta` that is not finite.";
+
 /// `s2fp8`.
 pub(crate) struct S2fp8Family;
 
@@ -53,6 +67,14 @@ impl Family for S2fp8Family {
 
     fn members(&self) -> Vec<String> {
         ["s2fp8", "s2fp8/zeros-counted"].map(String::from).to_vec()
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

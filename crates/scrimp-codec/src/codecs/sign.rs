@@ -1,7 +1,7 @@
 //! `sign`: one bit for each value, which is 1 or -1, and nothing else.
 //!
 //! # Bytes
-//! `ceil(elements / 8)`. A bit is 1 for zero and above, and 0 below; [`levels`](super::levels) says where it lies.
+//! See [`Family::layout`].
 //!
 //! # Source
 //! Courbariaux, Bengio and David 2015, "BinaryConnect", arXiv:1511.00363, eq. 1: the deterministic sign, with sign(0) = 1.
@@ -13,6 +13,15 @@ use super::{Codec, Defaults, Terms};
 use crate::formats::{Card, HeadError, Scaling};
 use crate::granularity::Layout;
 use crate::{Family, Granularity, Rounding, ScaleFormat, ShapeError};
+
+/// The paper, for the book.
+const SOURCE: &str = "\
+Courbariaux, Bengio and David 2015, BinaryConnect, [arXiv:1511.00363](https://arxiv.org/abs/1511.00363), eq. 1";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+A bit for each element, in the order of the elements, packed as codes are everywhere: 1 for zero and above, which reads as 1, and 0 below, which reads
+as -1.";
 
 /// The row of the family.
 pub(crate) struct SignFamily;
@@ -28,6 +37,14 @@ impl Family for SignFamily {
 
     fn members(&self) -> Vec<String> {
         vec!["sign".into()]
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

@@ -36,27 +36,7 @@
 //! with `abs(q)` clamped to the largest magnitude and the sign of `w` that of `z`. What overflows becomes the largest `f32`.
 //!
 //! # Bytes
-//!
-//! A tensor of fewer than `min` elements is its values as `f32`. All others are, little-endian, in this order, with *G*
-//! groups, *N* elements and *B* = `ceil(N / 1024)` blocks of consecutive elements, the last of which may be short:
-//!
-//! | part | present | bytes |
-//! |---|---|---|
-//! | for each group mean, then standard deviation | always | 8 *G* |
-//! | width of an outlier's magnitude | `original` | 1 |
-//! | whether there are zeros, 0 or 1 | `zeros` | 1 |
-//! | for each block the number of outliers up to its end, `u32` | always | 4 *B* |
-//! | for each block the number of zeros up to its end, `u32` | if there are zeros | 4 *B* |
-//! | a bit for each element, 1: it is zero | if there are zeros | `ceil(N / 8)` |
-//! | tags: a bit for each element that is not zero, 1: outlier | always | `ceil((N - zeros) / 8)` |
-//! | main codes of *M* - 1 bits | always | `ceil(mains (M - 1) / 8)` |
-//! | outlier codes of *O* - 1 bits | always | `ceil(outliers (O - 1) / 8)` |
-//!
-//! A code is a magnitude with the sign above it. Bits and codes are packed as everywhere: bit *j* of a stream is bit *j mod
-//! 8* of byte *floor(j / 8)*. A stream holds the codes of its kind in the order of the elements; nothing is padded between
-//! blocks. So the tables give the place of a block in each stream: before block *b* come `outliers[b - 1]` outliers and
-//! `1024 b - zeros[b - 1] - outliers[b - 1]` main values, and the last entries give the lengths. Tensors of more than
-//! 2^32 - 1 elements are refused.
+//! See [`Family::layout`].
 //!
 //! # The originals' defects
 //!
@@ -89,6 +69,38 @@ use crate::simd::smaq::{
 };
 use crate::{Granularity, NonFinite, Range, Rounding, ShapeError, Stream, simd};
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+Nicholas et al. 2021, SmaQ: Smart Quantization for DNN Training by Exploiting Value Clustering, IEEE Computer Architecture
+Letters; the layout of the bytes is ours, since the original only emulates";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+A tensor of fewer than `min` elements is its values as `f32`. All others are, little-endian, in this order, with *G*
+groups, *N* elements and *B* = `ceil(N / 1024)` blocks of consecutive elements, the last of which may be short:
+
+| part | present | bytes |
+|---|---|---|
+| for each group mean, then standard deviation | always | 8 *G* |
+| width of an outlier's magnitude | `original` | 1 |
+| whether there are zeros, 0 or 1 | `zeros` | 1 |
+| for each block the number of outliers up to its end, `u32` | always | 4 *B* |
+| for each block the number of zeros up to its end, `u32` | if there are zeros | 4 *B* |
+| a bit for each element, 1: it is zero | if there are zeros | `ceil(N / 8)` |
+| tags: a bit for each element that is not zero, 1: outlier | always | `ceil((N - zeros) / 8)` |
+| main codes of *M* - 1 bits | always | `ceil(mains (M - 1) / 8)` |
+| outlier codes of *O* - 1 bits | always | `ceil(outliers (O - 1) / 8)` |
+
+A code is a magnitude with the sign above it. Bits and codes are packed as everywhere: bit *j* of a stream is bit *j mod
+8* of byte *floor(j / 8)*. A stream holds the codes of its kind in the order of the elements; nothing is padded between
+blocks. So the tables give the place of a block in each stream: before block *b* come `outliers[b - 1]` outliers and
+`1024 b - zeros[b - 1] - outliers[b - 1]` main values, and the last entries give the lengths. Tensors of more than
+2^32 - 1 elements are refused.
+
+With `r1 = (2^(M-2) - 1) / t1` and `r2 = (2^(O-2) - 1) / (t2 - t1)`, each operation rounded to f32, a main code of magnitude
+*q* reads as `mean + std w` with `w = min(q / r1, t1)`, and an outlier with `w = t1 + q / r2`, under the sign of the code;
+with `positive` at least 0. What overflows becomes the largest f32.";
+
 /// `smaq:M,O`.
 pub(crate) struct SmaqFamily;
 
@@ -105,6 +117,14 @@ impl Family for SmaqFamily {
         ["smaq:6,8", "smaq:4,6", "smaq:6,8/sampled:16", "smaq:6,8/zeros", "smaq:6,8/original"]
             .map(String::from)
             .to_vec()
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

@@ -4,9 +4,7 @@
 //! it exactly, as the mean is an `f64`.
 //!
 //! # Bytes
-//! The upper level of each group in the storage of scales (`f32` unless `scale:` says otherwise; all bytes 0 where there is
-//! no upper level), then the codes: 0 for zero, 1 above and 2 below, in `ceil(elements / 4)` bytes, or `ceil(elements / 5)`
-//! under `dense`, as [`levels`](super::levels) says.
+//! See [`Family::layout`].
 //!
 //! # Source
 //! Li and Liu 2016, "Ternary Weight Networks", arXiv:1605.04711, eq. 5 and 6.
@@ -22,6 +20,21 @@ use crate::formats::{Card, HeadError, Scaling};
 use crate::simd::levels::{magnitudes, magnitudes_above};
 use crate::{Family, Granularity, Rounding, ScaleFormat};
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+Li and Liu 2016, Ternary Weight Networks, [arXiv:1605.04711](https://arxiv.org/abs/1605.04711), eq. 5 and 6";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+| part | bytes |
+|---|---|
+| upper level of each group, stored as a scale is; all bytes 0 where there is none | 4, 2 or 1 each |
+| codes | `ceil(N / 4)`, under `dense` `ceil(N / 5)` |
+
+Codes are 0 for zero, 1 above and 2 below, in the order of the elements. Two bits are packed as codes are everywhere, and
+3 is no code. Under `dense`, a byte is `c0 + 3 c1 + 9 c2 + 27 c3 + 81 c4` of five codes; above 242 it is none. What fills
+the last byte is 0. The lower level is the negated upper one.";
+
 /// The row of the family.
 pub(crate) struct TernaryFamily;
 
@@ -36,6 +49,14 @@ impl Family for TernaryFamily {
 
     fn members(&self) -> Vec<String> {
         ["ternary", "ternary/dense", "ternary/thr:0.5"].map(String::from).into()
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

@@ -6,8 +6,7 @@
 //! [`Scheme::scales`](crate::Scheme::scales).
 //!
 //! # Bytes
-//! The scale of each group as `f32` (all bytes 0 for a group of zeros), then the codes: 0 for zero, 1 above and 2 below, in
-//! `ceil(elements / 4)` bytes, or `ceil(elements / 5)` under `dense`, as [`levels`](super::levels) says.
+//! See [`Family::layout`].
 //!
 //! # Source
 //! Wen et al. 2017, "TernGrad", arXiv:1705.07878, eq. 1 to 3, and section 4 for clipping.
@@ -23,6 +22,21 @@ use super::{Codec, Defaults};
 use crate::formats::{Card, HeadError, Scaling};
 use crate::simd::{amax_bits, levels::moments};
 use crate::{Family, Granularity, Rounding, ScaleFormat};
+
+/// The paper, for the book.
+const SOURCE: &str = "\
+Wen et al. 2017, TernGrad, [arXiv:1705.07878](https://arxiv.org/abs/1705.07878), eq. 1 to 3, and section 4 for clipping";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+| part | bytes |
+|---|---|
+| scale of each group; all bytes 0 for a group of zeros | 4 each, f32 |
+| codes | `ceil(N / 4)`, under `dense` `ceil(N / 5)` |
+
+Codes are 0 for zero, 1 above and 2 below, in the order of the elements. Two bits are packed as codes are everywhere, and
+3 is no code. Under `dense`, a byte is `c0 + 3 c1 + 9 c2 + 27 c3 + 81 c4` of five codes; above 242 it is none. What fills
+the last byte is 0. The levels are the scale and its negation.";
 
 /// The row of the family.
 pub(crate) struct TernGradFamily;
@@ -40,6 +54,14 @@ impl Family for TernGradFamily {
         ["terngrad", "terngrad/dense", "terngrad/noclip", "terngrad/clip:1.5"]
             .map(String::from)
             .into()
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

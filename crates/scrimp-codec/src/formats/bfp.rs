@@ -22,6 +22,16 @@ use crate::codecs::{Codec, Scaled};
 use crate::families::Family;
 use crate::scale::ExponentRule;
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+Rouhani et al. 2020, Pushing the Limits of Narrow Precision Inferencing at Cloud Scale with Microsoft Floating Point,
+NeurIPS";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+A code is a sign above a magnitude *q* of *K* - 1 bits, `value = +-q 2^(e - K + 2)`, where the stored scale is `2^e` and
+*e* is at least -127, which a block of zeros has. A scale of 255 reads as NaN, and none is written.";
+
 /// `bfp:mbK` and `msfpN`.
 pub(crate) struct BfpFamily;
 
@@ -37,6 +47,14 @@ impl Family for BfpFamily {
     fn members(&self) -> Vec<String> {
         let free = ["bfp:mb1", "bfp:mb4", "bfp:mb8", "bfp:mb15", "bfp:mb3/bump"].map(String::from);
         free.into_iter().chain((11..=16).map(|n| format!("msfp{n}"))).collect()
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

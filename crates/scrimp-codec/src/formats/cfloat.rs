@@ -54,6 +54,17 @@ const fn row(
     Row { name, exponent_bits, mantissa_bits, about }
 }
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+Tesla, A guide to Tesla's configurable floating point formats and arithmetic, Dojo technology white paper; the choice of
+the bias is ours, and the 16-bit variants are as recalled from it";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+From its most significant bit, a code is a sign, an exponent field *E* of *e* bits, and a mantissa *M* of *m* bits. The
+magnitude is `2^-b * M 2^(1 - m)` if *E* is 0, else `2^-b * (1 + M / 2^m) 2^E`, where the scale is `2^-b` and *b*, from 0
+to 63, is the stored byte. No code is special.";
+
 /// The family of the configurable floats.
 pub(crate) struct CFloatFamily;
 
@@ -71,6 +82,14 @@ impl Family for CFloatFamily {
             .map(|row| row.name.into())
             .chain(["cfloat8_1_4_3/bias:7", "cfloat8_1_5_2/hw"].map(String::from))
             .collect()
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

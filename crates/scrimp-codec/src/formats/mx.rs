@@ -101,6 +101,17 @@ static ELEMENTS: [Element; 6] = [
     },
 ];
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+OCP Microscaling Formats (MX) Specification 1.0, 2023; Rouhani et al. 2023, [arXiv:2310.10537](https://arxiv.org/abs/2310.10537), for the rule
+`floor`; `even` as in AMD's Quark, `rceil` as in cuBLAS";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+A code is that of the element's format: `e4m3fn`, `e5m2`, `e3m2fn`, `e2m3fn` or `e2m1fn`; in `mxint8` it is *q* in two's
+complement, and the element `q / 64`. `value = element * scale`, and what is beyond the largest f32 becomes it. A scale of
+255 makes the block NaN. A block of zeros has scale 0, which is 2^-127.";
+
 /// `mxfp8_e4m3` to `mxint8`.
 pub(crate) struct MxFamily;
 
@@ -115,6 +126,14 @@ impl Family for MxFamily {
 
     fn members(&self) -> Vec<String> {
         ELEMENTS.iter().map(|e| e.name.into()).collect()
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

@@ -18,6 +18,15 @@ use crate::codecs::{Codec, Scaled};
 use crate::families::Family;
 use crate::{Granularity, Range, Rounding, ScaleFormat, simd};
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+NVIDIA, Pretraining Large Language Models with NVFP4, [arXiv:2509.25149](https://arxiv.org/abs/2509.25149)";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+A code is that of `e2m1fn`, and `value = element * (global * block)`, where `global` is the f32 at the start and `block` the
+e4m3fn of the block; 0 means a block of zeros.";
+
 /// The one format `nvfp4`.
 pub(crate) struct Nvfp4Family;
 
@@ -32,6 +41,14 @@ impl Family for Nvfp4Family {
 
     fn members(&self) -> Vec<String> {
         vec!["nvfp4".into()]
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

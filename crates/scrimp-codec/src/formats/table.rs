@@ -192,6 +192,16 @@ impl Levels {
     }
 }
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+`nf4`: Dettmers et al. 2023, QLoRA, [arXiv:2305.14314](https://arxiv.org/abs/2305.14314), appendix E. `af4`: Yoshida 2023,
+[arXiv:2306.06965](https://arxiv.org/abs/2306.06965). `bnb_fp4`, `bnb_dynamic8` and the order of codes: bitsandbytes, the last after
+Dettmers 2016, [arXiv:1511.04561](https://arxiv.org/abs/1511.04561)";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+A code is the place of a level in the list above, and `value = level * scale`, rounded to f32.";
+
 /// The family of all tables.
 pub(crate) struct TableFamily;
 
@@ -206,6 +216,14 @@ impl Family for TableFamily {
 
     fn members(&self) -> Vec<String> {
         TABLES.iter().map(|row| row.name.into()).collect()
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
