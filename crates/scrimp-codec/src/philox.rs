@@ -39,6 +39,22 @@ impl Stream {
         Self { step, ..self }
     }
 
+    /// The stream as bytes: seed, tensor id and step, little-endian.
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&self.key[0].to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.key[1].to_le_bytes());
+        bytes[8..].copy_from_slice(&self.step.to_le_bytes());
+        bytes
+    }
+
+    /// The stream that [`to_bytes`](Self::to_bytes) wrote; any bytes are one.
+    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
+        let [seed, tensor, low, high] =
+            [0, 4, 8, 12].map(|at| std::array::from_fn(|i| bytes[at + i])).map(u32::from_le_bytes);
+        Self { key: [seed, tensor], step: u64::from(low) | u64::from(high) << 32 }
+    }
+
     /// The four 32-bit words of one block.
     pub fn words(&self, block: u64) -> [u32; 4] {
         philox([low(self.step), high(self.step), low(block), high(block)], self.key)
@@ -61,46 +77,34 @@ impl Stream {
             *v = self.draw(index + i as u64);
         }
         let blocks = (index + head as u64) / 4;
-        let (body, tail) = out[head..].as_chunks_mut::<{ 4 * LANES }>();
-        for (i, chunk) in body.iter_mut().enumerate() {
-            simd::philox_lanes(self, blocks + (i * LANES) as u64, chunk);
-        }
-        let next = index + (head + body.len() * 4 * LANES) as u64;
+        let (body, tail) = out[head..].as_chunks_mut::<4>();
+        simd::philox_blocks(self, blocks, body);
+        let next = index + (head + 4 * body.len()) as u64;
         for (i, v) in tail.iter_mut().enumerate() {
             *v = self.draw(next + i as u64);
         }
     }
 
-    /// The draws of [`LANES`] consecutive blocks, written so that the compiler can keep a lane per vector element.
+    /// The draws of consecutive blocks, written so that the compiler can keep a block per lane of a vector.
+    ///
+    /// A lane has 64 bits for a word of 32, and only the lower half is ever read: a product needs no unpacking then.
     #[inline(always)]
-    pub(crate) fn lanes(&self, block: u64, out: &mut [u32; 4 * LANES]) {
-        let each = |word: fn(u64) -> u32| std::array::from_fn(|l| word(block + l as u64));
-        let mut c: [[u32; LANES]; 4] =
-            [[low(self.step); LANES], [high(self.step); LANES], each(low), each(high)];
-        let mut key = self.key;
-        for _ in 0..ROUNDS {
-            #[expect(
-                clippy::needless_range_loop,
-                reason = "four arrays are read and written at one place"
-            )]
-            for l in 0..LANES {
-                let a = u64::from(MULTIPLIER[0]) * u64::from(c[0][l]);
-                let b = u64::from(MULTIPLIER[1]) * u64::from(c[2][l]);
-                c[0][l] = high(b) ^ c[1][l] ^ key[0];
-                c[1][l] = low(b);
-                c[2][l] = high(a) ^ c[3][l] ^ key[1];
-                c[3][l] = low(a);
+    pub(crate) fn blocks(&self, block: u64, out: &mut [[u32; 4]]) {
+        let word = |w: u32| u64::from(w);
+        for (i, four) in out.iter_mut().enumerate() {
+            let block = block.wrapping_add(i as u64);
+            let mut c = [word(low(self.step)), word(high(self.step)), block, block >> 32];
+            let mut key = self.key;
+            for _ in 0..ROUNDS {
+                let a = word(MULTIPLIER[0]) * word(low(c[0]));
+                let b = word(MULTIPLIER[1]) * word(low(c[2]));
+                c = [(b >> 32) ^ c[1] ^ word(key[0]), b, (a >> 32) ^ c[3] ^ word(key[1]), a];
+                key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
             }
-            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
-        }
-        for (l, four) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            *four = [c[0][l] >> 8, c[1][l] >> 8, c[2][l] >> 8, c[3][l] >> 8];
+            *four = c.map(|w| low(w) >> 8);
         }
     }
 }
-
-/// How many Philox blocks the vector path computes side by side.
-pub(crate) const LANES: usize = 16;
 
 fn philox(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..ROUNDS {

@@ -356,7 +356,7 @@ impl Plan {
             let of_site = self.tensors.iter().filter(|t| t.layer == site.path);
             let point = |t: &PlannedTensor| {
                 let name = format!("{}.{}", t.layer, t.role);
-                (t.role, Arc::new(Point::new(name, Some(t.scheme.clone()), session)))
+                (t.role, Arc::new(Point::of_role(name, t.role, &t.scheme, session)))
             };
             site.set_points(of_site.map(point).collect());
         }

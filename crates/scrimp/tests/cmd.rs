@@ -1,4 +1,4 @@
-//! What the commands print, file by file in `cmd/`. `TRYCMD=overwrite` writes down what they print
+//! What the commands print, file by file in `cmd/` and in the book. `TRYCMD=overwrite` writes down what they print
 //! now.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
@@ -63,5 +63,6 @@ fn commands_print_what_is_written_down() {
         .register_bin("scrimp", Path::new(env!("CARGO_BIN_EXE_scrimp")))
         .env("COLUMNS", "100")
         .case(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cmd/*.trycmd"))
+        .case(concat!(env!("CARGO_MANIFEST_DIR"), "/../../book/src/schemes.md"))
         .run();
 }

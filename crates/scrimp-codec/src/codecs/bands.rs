@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::EncodeError;
+use super::{EncodeError, Tally};
 use crate::granularity::Band;
-use crate::{Rounding, Stream, pack};
+use crate::{NonFinite, Range, Rounding, Stream, pack, simd};
 
 /// Elements for which random numbers, or codes, are held at a time.
 pub(crate) const WINDOW: usize = 1024;
@@ -126,4 +126,27 @@ impl<'a> Draws<'a> {
             at += take;
         }
     }
+}
+
+/// The largest finite magnitude of consecutive elements, the first of which has this index in the tensor, and a count
+/// of those that are not finite, for codecs that hold neither NaN nor infinity.
+pub(crate) fn survey(
+    x: &[f32],
+    first: usize,
+    nonfinite: NonFinite,
+) -> Result<(f32, Tally), Refusal> {
+    let amax = f32::from_bits(simd::amax_bits(x));
+    if amax.is_finite() {
+        return Ok((amax, Tally::default()));
+    }
+    let mut tally = Tally::default();
+    for (i, &value) in x.iter().enumerate() {
+        match (value.is_finite(), nonfinite) {
+            (true, _) => {}
+            (false, NonFinite::Saturate) if value.is_nan() => tally.nans += 1,
+            (false, NonFinite::Saturate) => tally.infinities += 1,
+            (false, _) => return Err(Refusal { index: first + i, value }),
+        }
+    }
+    Ok((Range::of_finite(x).or_zero().amax(), tally))
 }

@@ -14,10 +14,14 @@
 use std::sync::Arc;
 
 use super::bands::{Draws, Packer, Refusal, WINDOW, each_band, split};
-use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Tally, Terms};
+use super::blocks::Blocks;
+use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Staged, Tally, Terms};
 use crate::formats::{Card, Format, HeadError, Header, Params, Scaling};
 use crate::granularity::{Band, Layout};
-use crate::{Granularity, Memory, NonFinite, Range, Rounding, ShapeError, Stream, pack, simd};
+use crate::stages::{self, Alphabet};
+use crate::{
+    Granularity, Memory, NonFinite, Range, Rounding, ScaleFormat, ShapeError, Stream, pack, simd,
+};
 
 /// A format whose elements have a scale for each group, or none at all.
 #[derive(Clone, Debug)]
@@ -31,6 +35,53 @@ impl Scaled {
     /// The codec of a format.
     pub fn of(format: impl Format + 'static) -> Arc<dyn Codec> {
         Arc::new(Self { format: Arc::new(format), worded: false })
+    }
+
+    /// As [`Codec::with_word`], for the words of the format.
+    pub fn with_format_word(&self, word: &str) -> Option<Result<Self, HeadError>> {
+        let format = self.format.with_word(word)?;
+        // To propagate is a common word, which a format is only asked about.
+        let own = !word.starts_with("nonfinite:");
+        Some(if own && self.worded && !self.format.words_combine() {
+            Err(HeadError {
+                message: format!("`{word}` contradicts an earlier word of `{}`", self.name()),
+                help: "keep one of the two".into(),
+            })
+        } else {
+            Ok(Self { format, worded: self.worded || own })
+        })
+    }
+
+    /// What the codes are.
+    pub fn alphabet(&self) -> Alphabet {
+        Alphabet { bits: self.format.bits(), integers: self.format.integers() }
+    }
+
+    /// How many bytes come before the codes, and the codes take.
+    pub fn front_and_codes(
+        &self,
+        terms: &Terms,
+        shape: &[usize],
+    ) -> Result<(usize, usize), ShapeError> {
+        let parts = self.bound(terms).parts(shape)?;
+        Ok((parts.scales + parts.offsets + parts.zeros, parts.codes))
+    }
+
+    /// The zero points in the bytes before the codes, with the layout of their groups; `None` where there are none.
+    pub fn zeros(
+        &self,
+        terms: &Terms,
+        shape: &[usize],
+        front: &[u8],
+    ) -> Result<Option<(Layout, Vec<u32>)>, ShapeError> {
+        let bound = self.bound(terms);
+        let (parts, bits) = (bound.parts(shape)?, bound.header().zero_bits);
+        if bits == 0 {
+            return Ok(None);
+        }
+        let mut zeros = vec![0; parts.groups];
+        pack::unpack(&front[parts.scales + parts.offsets..], bits, 0, &mut zeros);
+        Ok(Some((parts.layout, zeros)))
     }
 
     fn bound<'a>(&'a self, terms: &'a Terms) -> Bound<'a> {
@@ -66,17 +117,31 @@ impl Codec for Scaled {
     }
 
     fn with_word(&self, word: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
-        let format = self.format.with_word(word)?;
-        // To propagate is a common word, which a format is only asked about.
-        let own = !word.starts_with("nonfinite:");
-        Some(if own && self.worded {
-            Err(HeadError {
-                message: format!("`{word}` contradicts an earlier word of `{}`", self.name()),
-                help: "keep one of the two".into(),
-            })
-        } else {
-            Ok(Arc::new(Self { format, worded: self.worded || own }))
-        })
+        if let Some(changed) = self.with_format_word(word) {
+            return Some(changed.map(|codec| Arc::new(codec) as Arc<dyn Codec>));
+        }
+        if !self.takes_stages() {
+            return None;
+        }
+        let stage = stages::parse(word)?;
+        Some(stage.map(|stage| Staged::of(self.clone(), stage)))
+    }
+
+    fn takes_stages(&self) -> bool {
+        self.format.header().scaling != Scaling::Never
+    }
+
+    fn codes(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+    ) -> Result<Option<Vec<u32>>, DecodeError> {
+        let parts = self.bound(terms).parts(shape)?;
+        let mut codes = vec![0; parts.layout.elems()];
+        let front = parts.scales + parts.offsets + parts.zeros;
+        pack::unpack(&bytes[front..], self.format.bits(), 0, &mut codes);
+        Ok(Some(codes))
     }
 
     fn complaint(&self) -> Option<HeadError> {
@@ -267,8 +332,15 @@ impl Bound<'_> {
         };
         let nested = match self.terms.scale {
             Some(store) if store.is_nested() => {
-                let amax = ranges.iter().map(|r| r.or_zero().amax()).fold(0.0, f32::max);
-                store.nest(amax / self.format.top(), &mut params)
+                let mut amax = 0f32;
+                for (p, range) in params.iter_mut().zip(&ranges) {
+                    let of_group = range.or_zero().amax();
+                    if of_group == 0.0 && store == ScaleFormat::E4m3fn {
+                        p.scale = 0.0;
+                    }
+                    amax = amax.max(of_group);
+                }
+                store.nest(amax, self.format.top(), &mut params)
             }
             _ => Vec::new(),
         };
@@ -352,7 +424,12 @@ impl Bound<'_> {
             if run.start < from {
                 return;
             }
-            let params = params(run.group);
+            let mut params = params(run.group);
+            if params.scale == 0.0 {
+                // Nothing can be divided by it: the elements are zeros, under any scale.
+                x[run.start..run.start + run.len].iter_mut().for_each(|v| *v = 0f32.copysign(*v));
+                params = Params::UNIT;
+            }
             draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
                 let x = &mut x[at];
                 self.format.quantize_run(x, &params, self.terms.rounding, draws);
@@ -368,6 +445,12 @@ impl Bound<'_> {
         let layout = self.parts(shape)?.layout;
         let bands = layout.bands();
         let refused = |r: Refusal| r.by(scheme);
+        if memory.is_none()
+            && let Some(blocks) = Blocks::of(self.format, self.terms, layout)
+            && blocks.emulate(x, &bands)
+        {
+            return Ok(Tally::default());
+        }
         // Groups inside a band are rounded while they are still in the cache.
         let fused = self.terms.scale.is_some_and(|store| !store.is_nested())
             && !layout.spans_bands()
@@ -417,6 +500,12 @@ impl Bound<'_> {
         let parts = self.parts(shape)?;
         let layout = parts.layout;
         let bands = layout.bands();
+        if memory.is_none()
+            && let Some(blocks) = Blocks::of(self.format, self.terms, layout)
+            && blocks.encode(x, &bands, parts.scales, parts.codes, out)
+        {
+            return Ok(Tally::default());
+        }
         let Fitted { params, nested, tally } =
             self.fit_all(x, layout, &bands, memory).map_err(|r| r.by(scheme))?;
 
@@ -471,6 +560,14 @@ impl Bound<'_> {
         let mut draws = Draws::new(self.terms.rounding, stream);
         layout.runs(band, |run| {
             let params = &params[run.group];
+            if params.scale == 0.0 {
+                return packer.push(run.len, |done, codes| {
+                    for (v, code) in x[run.start + done..].iter().zip(codes) {
+                        let zero = 0f32.copysign(*v);
+                        *code = self.format.encode(zero, &Params::UNIT, self.terms.rounding, 0);
+                    }
+                });
+            }
             draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
                 packer.push(at.len(), |done, codes| {
                     let from = at.start + done..at.start + done + codes.len();
@@ -514,6 +611,12 @@ impl Bound<'_> {
     fn decode(&self, bytes: &[u8], shape: &[usize], out: &mut [f32]) -> Result<(), DecodeError> {
         let parts = self.parts(shape)?;
         let layout = parts.layout;
+        let (scales, rest) = bytes.split_at(parts.scales);
+        if let Some(blocks) = Blocks::of(self.format, self.terms, layout)
+            && blocks.decode(scales, rest, &layout.bands(), out)
+        {
+            return Ok(());
+        }
         let (params, packed) = self.read_params(&parts, bytes)?;
         let bands = layout.bands();
         let bits = self.format.bits();

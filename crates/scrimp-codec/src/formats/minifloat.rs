@@ -105,6 +105,19 @@ const fn named(
     Named { name, exponent_bits, mantissa_bits, bias, top, about }
 }
 
+/// What a code of these formats means, for the specification of their bytes.
+const FLOAT_CODE: &str = "\
+From its most significant bit, a code is a sign, an exponent field *E* of *e* bits, and a mantissa *M* of *m* bits. The
+magnitude is `M 2^(1 - bias - m)` if *E* is 0, else `(1 + M / 2^m) 2^(E - bias)`, times the scale if there is one, rounded
+to f32. The bias is `2^(e-1) - 1` unless the table or the name says otherwise. What the largest exponent means:
+
+- as IEEE 754 has it, where there are infinities: with *E* all ones, infinity if *M* is 0, else NaN;
+- `fn`, where NaN is the only special: the magnitude of all ones is NaN, every other one is a number;
+- `none`, where there are no specials, `e3m2fn`, `e2m3fn` and `e2m1fn` among them: every magnitude is a number.
+
+No finite code means infinity: a product beyond the largest f32 becomes it. Words for rounding and overflow matter to who
+writes and not to who reads.";
+
 /// The formats with a name.
 pub(crate) struct NamedFamily;
 
@@ -119,6 +132,19 @@ impl Family for NamedFamily {
 
     fn members(&self) -> Vec<String> {
         NAMED.iter().map(|n| n.name.into()).collect()
+    }
+
+    fn source(&self) -> &'static str {
+        "`f16`: IEEE 754-2019, binary16. `bf16`: Kalamkar et al. 2019, [arXiv:1905.12322](https://arxiv.org/abs/1905.12322). \
+         `tf32`: NVIDIA A100 Tensor Core GPU Architecture, 2020. `e5m2`, `e4m3fn`: OCP 8-bit Floating Point Specification \
+         1.0, 2023; Micikevicius et al. 2022, [arXiv:2209.05433](https://arxiv.org/abs/2209.05433). `e3m2fn`, `e2m3fn`, \
+         `e2m1fn`: OCP Microscaling Formats 1.0, 2023; Rouhani et al. 2023, \
+         [arXiv:2310.10537](https://arxiv.org/abs/2310.10537). `e4m3`, `e3m4`: the rule of IEEE 754 in eight bits. Names \
+         are those of `ml_dtypes`"
+    }
+
+    fn layout(&self) -> &'static str {
+        FLOAT_CODE
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
@@ -154,6 +180,14 @@ impl Family for FreeFamily {
         ]
         .map(String::from)
         .to_vec()
+    }
+
+    fn source(&self) -> &'static str {
+        "The rule of IEEE 754-2019 for other widths; `fn` and `none` as in the OCP formats"
+    }
+
+    fn layout(&self) -> &'static str {
+        FLOAT_CODE
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
@@ -219,6 +253,14 @@ impl Family for QmlFamily {
         vec!["qml:m2".into(), "qml:m7".into()]
     }
 
+    fn source(&self) -> &'static str {
+        "QML: Parsa, EPFL, course project on quantized machine learning, `FloatingPointQuantizer`"
+    }
+
+    fn layout(&self) -> &'static str {
+        FLOAT_CODE
+    }
+
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
         let digits = head.strip_prefix("qml:")?;
         let bits = digits.strip_prefix('m').and_then(|d| d.parse().ok()).filter(|m| *m <= 10);
@@ -243,7 +285,13 @@ impl Family for QmlFamily {
 }
 
 impl Minifloat {
-    fn new(
+    /// A format that has a name of its own.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let n = NAMED.iter().find(|n| n.name == name)?;
+        Self::new(n.name, n.exponent_bits, n.mantissa_bits, n.bias, n.top).ok()
+    }
+
+    pub(super) fn new(
         name: &str,
         exponent_bits: u32,
         mantissa_bits: u32,
@@ -302,12 +350,21 @@ impl Minifloat {
         })
     }
 
-    fn sign_bit(&self) -> u32 {
+    pub(super) fn mantissa_bits(&self) -> u32 {
+        self.mantissa_bits
+    }
+
+    /// The value of the least exponent field above 0, at a mantissa of 0.
+    pub(super) fn min_normal(&self) -> f32 {
+        2f32.powi(1 - self.bias)
+    }
+
+    pub(super) fn sign_bit(&self) -> u32 {
         1 << (self.exponent_bits + self.mantissa_bits)
     }
 
     /// The code of the largest finite magnitude.
-    fn max_code(&self) -> u32 {
+    pub(super) fn max_code(&self) -> u32 {
         match self.top {
             Top::Ieee => self.infinity_code() - 1,
             Top::AllOnesNan => self.sign_bit() - 2,
@@ -391,7 +448,7 @@ impl Minifloat {
 
     /// The constants of the bit-level twin of `decode(encode(x))`; `None` where the format's subnormals are subnormal
     /// in `f32` too, or so large that the magic number overflows: there only the definition serves.
-    fn fast(&self) -> Option<simd::FloatGrid> {
+    pub(super) fn fast(&self) -> Option<simd::FloatGrid> {
         let magic_exponent = 1 - self.bias - self.mantissa_bits as i32 + 23;
         if 1 - self.bias < -126 || magic_exponent > 127 {
             return None;
@@ -417,7 +474,7 @@ impl Minifloat {
         })
     }
 
-    fn fast_codes(&self) -> simd::FloatCodes {
+    pub(super) fn fast_codes(&self) -> simd::FloatCodes {
         // Infinity comes out of the grid only where it has a code, or where NaN stands for it.
         let nan = self.nan_code().unwrap_or(0);
         let has_infinity = self.top == Top::Ieee;
@@ -481,6 +538,15 @@ impl Format for Minifloat {
 
     fn default_rounding(&self) -> Rounding {
         self.default_rounding
+    }
+
+    fn scales(&self) -> &'static [ScaleFormat] {
+        // A scale that is rounded to three bits may be too small for the largest value, which must then saturate.
+        if self.bits() <= 8 { &ScaleFormat::SYMMETRIC } else { &ScaleFormat::GENERAL }
+    }
+
+    fn top(&self) -> f32 {
+        self.magnitude(self.max_code()) as f32
     }
 
     fn holds_nan(&self) -> bool {
