@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::codecs::{Codec, binary, flexpoint, gguf, onebit, s2fp8, sign, smaq, ternary, terngrad};
+use crate::codecs::{
+    Codec, binary, flexpoint, gguf, onebit, random_k, s2fp8, sign, smaq, ternary, terngrad, top_k,
+};
 use crate::formats::{HeadError, bfp, cfloat, float32, integer, minifloat, mx, nvfp4, table};
 
 /// Every family, in the order of the tables.
@@ -27,6 +29,8 @@ pub static FAMILIES: &[&dyn Family] = &[
     &onebit::OneBitFamily,
     &smaq::SmaqFamily,
     &s2fp8::S2fp8Family,
+    &top_k::TopKFamily,
+    &random_k::RandomKFamily,
 ];
 
 /// A family of codecs: it reads the head of a scheme string.

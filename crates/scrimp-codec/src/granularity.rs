@@ -174,25 +174,6 @@ impl Layout {
         }
     }
 
-    /// The group of an element, and the end of the run of consecutive elements of that group.
-    pub fn run_at(self, elem: usize) -> (usize, usize) {
-        match self {
-            Self::Rows { row, block, .. } => {
-                let (r, column) = (elem / row, elem % row);
-                let end = ((column / block + 1) * block).min(row);
-                (r * row.div_ceil(block) + column / block, r * row + end)
-            }
-            Self::Axis { groups, run, .. } => (elem / run % groups, (elem / run + 1) * run),
-            Self::Tiles { height, width, rows, cols, .. } => {
-                let (line, column) = (elem / width, elem % width);
-                let (down, across) = (height.div_ceil(rows), width.div_ceil(cols));
-                let strip = line / height * down + line % height / rows;
-                let end = ((column / cols + 1) * cols).min(width);
-                (strip * across + column / cols, line * width + end)
-            }
-        }
-    }
-
     /// How many elements a group has.
     pub fn group_len(self, group: usize) -> usize {
         match self {
@@ -300,6 +281,25 @@ impl Layout {
                     .collect()
             }
         }
+    }
+
+    /// The run that element `at` begins or lies in, cut to what comes from there on; `start` is `at`.
+    pub fn run_at(self, at: usize) -> Run {
+        let (group, len) = match self {
+            Self::Rows { row, block, .. } => {
+                let (column, per_row) = (at % row, row.div_ceil(block));
+                let group = at / row * per_row + column / block;
+                (group, (block - column % block).min(row - column))
+            }
+            Self::Axis { groups, run, .. } => (at / run % groups, run - at % run),
+            Self::Tiles { height, width, rows, cols, .. } => {
+                let (matrix, y, x) = (at / (height * width), at / width % height, at % width);
+                let strip = matrix * height.div_ceil(rows) + y / rows;
+                let group = strip * width.div_ceil(cols) + x / cols;
+                (group, (cols - x % cols).min(width - x))
+            }
+        };
+        Run { group, start: at, len }
     }
 
     /// Calls `visit` for every run of a band, in storage order.
@@ -412,17 +412,21 @@ mod tests {
                 }
                 assert_eq!(got, expected, "{granularity} of {shape:?}");
                 let mut lens = vec![0; layout.groups()];
-                let mut end = 0;
                 for (i, &group) in expected.iter().enumerate() {
-                    assert_eq!(layout.run_at(i).0, group);
                     assert_eq!(layout.element(group, lens[group]), i);
                     lens[group] += 1;
-                    if i == end {
-                        end = layout.run_at(i).1;
-                        assert!(expected[i..end].iter().all(|g| *g == group));
-                    }
                 }
                 assert!((0..lens.len()).all(|g| layout.group_len(g) == lens[g]));
+                let mut at = 0;
+                while at < expected.len() {
+                    let run = layout.run_at(at);
+                    assert_eq!(run.start, at);
+                    let end = at + run.len;
+                    assert!(expected[at..end].iter().all(|g| *g == run.group));
+                    let middle = layout.run_at(at + run.len / 2);
+                    assert_eq!((middle.group, middle.start + middle.len), (run.group, end));
+                    at = end;
+                }
                 assert_eq!(
                     layout.groups(),
                     expected.last().unwrap().max(expected.iter().max().unwrap()) + 1

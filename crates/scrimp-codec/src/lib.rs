@@ -47,6 +47,7 @@ mod rounding;
 mod scale;
 mod scheme;
 mod simd;
+pub mod stages;
 
 pub use codecs::{Codec, DecodeError, EncodeError, Size, Tally};
 pub use families::{FAMILIES, Family};
@@ -58,3 +59,4 @@ pub use range::Range;
 pub use rounding::Rounding;
 pub use scale::{ExponentRule, ScaleFormat};
 pub use scheme::{NonFinite, Scheme, SchemeError, nearest};
+pub use stages::STAGES;

@@ -3,11 +3,12 @@
 //! ```text
 //! scheme      = head *( "/" word )
 //! head        = a format's name: f32, e4m3fn, int8, uint4, fp:e3m4, qml:m2, ...
-//! word        = granularity | scale | rounding | special | a word of the format (full, qml, deepspeed, sat, ieee)
+//! word        = granularity | scale | rounding | special | stage | a word of the format (full, qml, deepspeed, sat, ieee)
 //! granularity = "tensor" | "channel" | "axis:" N | "row" | "group:" N | "block:" N | "flat:" N | "tile:" R "x" C | "matrix"
 //! scale       = "scale:" ( "f32" | "f16" | "bf16" | "pow2" | "e4m3fn" | "floor" | "ceil" | "even" | "rceil" )
 //! rounding    = "rne" | "half-away" | "toward-zero" | "floor" | "stochastic"
 //! special     = "nonfinite:" ( "error" | "saturate" | "propagate" )
+//! stage       = a word of [`STAGES`](crate::STAGES): nnw, bdi, rans
 //! ```
 //!
 //! `block:N` is another word for `group:N`. Which ways to store a scale there are depends on the format: `floor`, `ceil`,
@@ -29,6 +30,7 @@ use crate::codecs::{Codec, Job, Scaled, Size, Terms};
 use crate::families::FAMILIES;
 use crate::formats::{Card, Float32, Format, HeadError, Scaling};
 use crate::granularity::elems;
+use crate::stages::STAGES;
 use crate::{
     DecodeError, EncodeError, Granularity, Memory, Rounding, ScaleFormat, ShapeError, Stream, Tally,
 };
@@ -352,6 +354,17 @@ impl Scheme {
         Ok(())
     }
 
+    /// The codes that the bytes of a tensor hold, one for each element; `None` where elements have no codes of one width.
+    ///
+    /// [`entropy_bits`](crate::stages::entropy_bits) says how small they could get.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn codes(&self, bytes: &[u8], shape: &[usize]) -> Result<Option<Vec<u32>>, DecodeError> {
+        self.check_bytes(bytes, shape, elems(shape)?)?;
+        self.codec.codes(&self.terms, bytes, shape)
+    }
+
     fn check_length(&self, actual: usize, shape: &[usize]) -> Result<(), EncodeError> {
         self.check(shape)?;
         let expected = elems(shape)?;
@@ -582,6 +595,9 @@ fn known_words(codec: &dyn Codec) -> Vec<String> {
     known.extend(defaults.scales.iter().map(|s| format!("scale:{}", s.word())));
     known.extend(NonFinite::WORDS.map(|(w, _)| format!("nonfinite:{w}")));
     known.extend(codec.words().iter().map(|w| (*w).to_owned()));
+    if codec.takes_stages() {
+        known.extend(STAGES.iter().filter_map(|s| s.members().first()).map(|w| (*w).to_owned()));
+    }
     known
 }
 

@@ -982,7 +982,7 @@ mod tests {
         for len in (0..70).chain([BLOCK]) {
             let x = &x[1..=len];
             let wide = || x.iter().map(|v| f64::from(*v));
-            let mut first = None;
+            let first = std::cell::Cell::new(None);
             at_every_level(|_| {
                 let sums = (
                     kernels::magnitudes(x),
@@ -990,7 +990,7 @@ mod tests {
                     kernels::sides(x),
                     kernels::moments(if len == 0 { &[1.0] } else { x }),
                 );
-                assert_eq!(*first.get_or_insert(sums), sums);
+                assert_eq!(first.replace(Some(sums)).unwrap_or(sums), sums);
                 assert!(near(sums.0, wide().map(f64::abs).sum()));
                 let above: Vec<f64> = wide().map(f64::abs).filter(|v| *v > 0.5).collect();
                 assert!(near(sums.1[0], above.iter().sum()));

@@ -12,12 +12,18 @@ pub(crate) mod flexpoint;
 pub(crate) mod gguf;
 mod levels;
 pub(crate) mod onebit;
+mod places;
+pub(crate) mod random_k;
 pub(crate) mod s2fp8;
 mod scaled;
+mod select;
 pub(crate) mod sign;
 pub(crate) mod smaq;
+mod sparse;
+mod staged;
 pub(crate) mod ternary;
 pub(crate) mod terngrad;
+pub(crate) mod top_k;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -27,6 +33,7 @@ pub use batch_norm::BatchNormAware;
 pub use error::{DecodeError, EncodeError, Tally};
 pub use flexpoint::Autoflex;
 pub(crate) use scaled::Scaled;
+pub(crate) use staged::Staged;
 
 use crate::formats::{Card, Format, HeadError, Scaling};
 use crate::granularity::{Layout, elems};
@@ -141,6 +148,10 @@ pub trait Codec: Debug + Send + Sync {
         let _ = word;
         None
     }
+    /// Whether a word of [`STAGES`](crate::STAGES) may follow.
+    fn takes_stages(&self) -> bool {
+        false
+    }
     /// Why the codec as it stands cannot be used, if so (said once all words are applied).
     fn complaint(&self) -> Option<HeadError> {
         None
@@ -225,6 +236,19 @@ pub trait Codec: Debug + Send + Sync {
         self.decode(terms, bytes, shape, &mut all)?;
         out.copy_from_slice(&all[range]);
         Ok(())
+    }
+    /// The codes that bytes hold, one for each element; `None` where elements have no codes of one width.
+    ///
+    /// # Errors
+    /// If the bytes are not what this codec writes for this shape.
+    fn codes(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+    ) -> Result<Option<Vec<u32>>, DecodeError> {
+        let _ = (terms, bytes, shape);
+        Ok(None)
     }
     /// How many values of `x`, whose encoding `bytes` is, lie beyond the outermost values that their group's codes
     /// reach, by more than rounding takes; `None` where that means nothing to the codec.

@@ -15,9 +15,10 @@ use std::sync::Arc;
 
 use super::bands::{Draws, Packer, Refusal, WINDOW, each_band, split};
 use super::blocks::Blocks;
-use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Tally, Terms};
+use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Staged, Tally, Terms};
 use crate::formats::{Card, Format, HeadError, Header, Params, Scaling};
 use crate::granularity::{Band, Layout};
+use crate::stages::{self, Alphabet};
 use crate::{
     Granularity, Memory, NonFinite, Range, Rounding, ScaleFormat, ShapeError, Stream, pack, simd,
 };
@@ -34,6 +35,53 @@ impl Scaled {
     /// The codec of a format.
     pub fn of(format: impl Format + 'static) -> Arc<dyn Codec> {
         Arc::new(Self { format: Arc::new(format), worded: false })
+    }
+
+    /// As [`Codec::with_word`], for the words of the format.
+    pub fn with_format_word(&self, word: &str) -> Option<Result<Self, HeadError>> {
+        let format = self.format.with_word(word)?;
+        // To propagate is a common word, which a format is only asked about.
+        let own = !word.starts_with("nonfinite:");
+        Some(if own && self.worded && !self.format.words_combine() {
+            Err(HeadError {
+                message: format!("`{word}` contradicts an earlier word of `{}`", self.name()),
+                help: "keep one of the two".into(),
+            })
+        } else {
+            Ok(Self { format, worded: self.worded || own })
+        })
+    }
+
+    /// What the codes are.
+    pub fn alphabet(&self) -> Alphabet {
+        Alphabet { bits: self.format.bits(), integers: self.format.integers() }
+    }
+
+    /// How many bytes come before the codes, and the codes take.
+    pub fn front_and_codes(
+        &self,
+        terms: &Terms,
+        shape: &[usize],
+    ) -> Result<(usize, usize), ShapeError> {
+        let parts = self.bound(terms).parts(shape)?;
+        Ok((parts.scales + parts.offsets + parts.zeros, parts.codes))
+    }
+
+    /// The zero points in the bytes before the codes, with the layout of their groups; `None` where there are none.
+    pub fn zeros(
+        &self,
+        terms: &Terms,
+        shape: &[usize],
+        front: &[u8],
+    ) -> Result<Option<(Layout, Vec<u32>)>, ShapeError> {
+        let bound = self.bound(terms);
+        let (parts, bits) = (bound.parts(shape)?, bound.header().zero_bits);
+        if bits == 0 {
+            return Ok(None);
+        }
+        let mut zeros = vec![0; parts.groups];
+        pack::unpack(&front[parts.scales + parts.offsets..], bits, 0, &mut zeros);
+        Ok(Some((parts.layout, zeros)))
     }
 
     fn bound<'a>(&'a self, terms: &'a Terms) -> Bound<'a> {
@@ -69,17 +117,31 @@ impl Codec for Scaled {
     }
 
     fn with_word(&self, word: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
-        let format = self.format.with_word(word)?;
-        // To propagate is a common word, which a format is only asked about.
-        let own = !word.starts_with("nonfinite:");
-        Some(if own && self.worded && !self.format.words_combine() {
-            Err(HeadError {
-                message: format!("`{word}` contradicts an earlier word of `{}`", self.name()),
-                help: "keep one of the two".into(),
-            })
-        } else {
-            Ok(Arc::new(Self { format, worded: self.worded || own }))
-        })
+        if let Some(changed) = self.with_format_word(word) {
+            return Some(changed.map(|codec| Arc::new(codec) as Arc<dyn Codec>));
+        }
+        if !self.takes_stages() {
+            return None;
+        }
+        let stage = stages::parse(word)?;
+        Some(stage.map(|stage| Staged::of(self.clone(), stage)))
+    }
+
+    fn takes_stages(&self) -> bool {
+        self.format.header().scaling != Scaling::Never
+    }
+
+    fn codes(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+    ) -> Result<Option<Vec<u32>>, DecodeError> {
+        let parts = self.bound(terms).parts(shape)?;
+        let mut codes = vec![0; parts.layout.elems()];
+        let front = parts.scales + parts.offsets + parts.zeros;
+        pack::unpack(&bytes[front..], self.format.bits(), 0, &mut codes);
+        Ok(Some(codes))
     }
 
     fn complaint(&self) -> Option<HeadError> {

@@ -911,7 +911,8 @@ impl Writer<'_> {
     fn runs(&self, block: &ops::Range<usize>, mut visit: impl FnMut(ops::Range<usize>, Normal)) {
         let mut at = block.start;
         while at < block.end {
-            let (group, end) = self.layout.run_at(at);
+            let run = self.layout.run_at(at);
+            let (group, end) = (run.group, at + run.len);
             let end = end.min(block.end);
             visit(at - block.start..end - block.start, self.normals[group]);
             at = end;
@@ -1293,7 +1294,8 @@ impl<'a> Reader<'a> {
         let mut at = first;
         let end = first + out.len();
         while at < end {
-            let (group, next) = self.layout.run_at(at);
+            let run = self.layout.run_at(at);
+            let (group, next) = (run.group, at + run.len);
             let next = next.min(end);
             let normal = self.normal(group)?;
             smaq_values(&self.grid, normal, &mut out[at - first..next - first]);

@@ -11,6 +11,7 @@
     reason = "codes have at most 16 bits, and values are rounded to f32 as the formulas say"
 )]
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::{Card, Format, HeadError, Header, Params, Scaling, finite};
@@ -310,6 +311,11 @@ impl Format for Integer {
                 Params { scale, zero: 0, offset }
             }
         }
+    }
+
+    fn integers(&self) -> Option<RangeInclusive<i32>> {
+        let (low, high) = self.codes();
+        Some(low..=high)
     }
 
     fn wants_only_amax(&self) -> bool {

@@ -14,6 +14,7 @@ mod shared_exponent;
 pub(crate) mod table;
 
 use std::fmt::Debug;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 pub use cfloat::{CFloat, Flags};
@@ -260,6 +261,11 @@ pub trait Format: Debug + Send + Sync {
     /// The values of the codes of one group.
     fn decode_run(&self, codes: &[u32], params: &Params, out: &mut [f32]) {
         decode_by_definition(self, codes, params, out);
+    }
+    /// The integers that codes stand for, where they do: two's complement if some are negative. A value is then
+    /// `(integer - zero) * scale + offset`, and integers that are near each other are values that are.
+    fn integers(&self) -> Option<RangeInclusive<i32>> {
+        None
     }
     /// Whether the range that [`fit`](Self::fit) needs is only the largest magnitude.
     fn wants_only_amax(&self) -> bool {

@@ -245,16 +245,18 @@ impl Format for SharedExponent {
                 if rounding == Rounding::NearestEven {
                     simd::float_encode(&grid, self.element.codes, x, params.scale, codes);
                 } else {
-                    // A value of the grid is a code times a power of two, which nothing is lost in finding.
+                    // A quotient that was rounded to the grid is a code.
                     let mut rounded = [0.0; WINDOW];
                     for (i, (x, codes)) in
                         x.chunks(WINDOW).zip(codes.chunks_mut(WINDOW)).enumerate()
                     {
                         let draws = draws.get(i * WINDOW..i * WINDOW + x.len()).unwrap_or(&[]);
                         let rounded = &mut rounded[..x.len()];
-                        rounded.copy_from_slice(x);
-                        simd::float_run(&grid, rounded, params.scale, rounding, draws);
-                        simd::float_encode(&grid, self.element.codes, rounded, params.scale, codes);
+                        for (v, x) in rounded.iter_mut().zip(x) {
+                            *v = x / params.scale;
+                        }
+                        simd::float_run(&grid, rounded, 1.0, rounding, draws);
+                        simd::float_encode(&grid, self.element.codes, rounded, 1.0, codes);
                     }
                 }
                 if self.sign == Sign::TwosComplement {

@@ -1,0 +1,136 @@
+//! `top_k:P%`, `top_k:K`: the elements of the largest magnitude are kept, all others become zero.
+//!
+//! Of equal magnitudes the element that comes first is kept. Values are kept exactly, unless `values:f16` or `values:bf16`
+//! says otherwise; `feedback` carries on what is lost.
+//!
+//! # Bytes
+//! The kept values in the order of the elements, then the places as [`places`](super::places) says; both in
+//! [`sparse`](super::sparse).
+//!
+//! # Source
+//! Aji and Heafield 2017, "Sparse Communication for Distributed Gradient Descent", arXiv:1704.05021, and Lin et al. 2018,
+//! "Deep Gradient Compression", arXiv:1712.01887.
+//! Differs: the threshold is exact and not estimated from a sample, so that the size is known beforehand.
+
+use std::sync::Arc;
+
+use super::Codec;
+use super::places::Places;
+use super::select;
+use super::sparse::{Choice, Sparse};
+use crate::formats::HeadError;
+use crate::{Family, Stream};
+
+/// The row of the family.
+pub(crate) struct TopKFamily;
+
+impl Family for TopKFamily {
+    fn syntax(&self) -> &'static str {
+        "top_k:P% top_k:K"
+    }
+
+    fn about(&self) -> &'static str {
+        "the largest magnitudes, kept exactly, and zeros; a share of the tensor or a number of elements"
+    }
+
+    fn members(&self) -> Vec<String> {
+        ["top_k:1%", "top_k:10%/values:f16", "top_k:30%/feedback", "top_k:100"]
+            .map(String::from)
+            .into()
+    }
+
+    fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
+        Sparse::parse(TopK, head)
+    }
+
+    fn synonyms(&self) -> &'static [(&'static str, &'static str)] {
+        &[("topk", "top_k:1%"), ("dgc", "top_k:0.1%")]
+    }
+}
+
+/// The largest magnitudes.
+#[derive(Clone, Copy, Debug)]
+struct TopK;
+
+impl Choice for TopK {
+    const NAME: &'static str = "top_k";
+    const ABOUT: &'static str = "the largest magnitudes, and zeros";
+    const WORDS: &'static [&'static str] = &["values:f16", "values:bf16", "feedback"];
+
+    fn indices(&self, x: &[f32], k: usize, _: &Stream) -> Vec<usize> {
+        select::largest(x.len(), k, 31, 0, |at, keys| {
+            for (v, key) in x[at].iter().zip(keys) {
+                *key = v.to_bits() & 0x7FFF_FFFF;
+            }
+        })
+    }
+
+    fn bytes(&self, n: usize, k: usize) -> usize {
+        Places::new(n, k).bytes()
+    }
+
+    fn write(&self, n: usize, indices: &[usize], _: &Stream, out: &mut [u8]) {
+        Places::new(n, indices.len()).write(indices, out);
+    }
+
+    fn read(&self, n: usize, k: usize, bytes: &[u8]) -> Result<Vec<usize>, String> {
+        Places::new(n, k).read(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{DecodeError, EncodeError, Memory, Scheme, Stream};
+
+    fn emulated(scheme: &str, x: &[f32]) -> Vec<f32> {
+        let scheme: Scheme = scheme.parse().unwrap();
+        let mut y = x.to_vec();
+        scheme.emulate(&mut y, &[x.len()], &Stream::new(0, 0)).unwrap();
+        y
+    }
+
+    #[test]
+    fn the_largest_magnitudes_stay_and_of_equals_the_first() {
+        let x = [1.0, -3.0, 2.0, 3.0, -0.5, -3.0];
+        assert_eq!(emulated("top_k:2", &x), [0.0, -3.0, 0.0, 3.0, 0.0, 0.0]);
+        assert_eq!(emulated("top_k:50%", &x), [0.0, -3.0, 0.0, 3.0, 0.0, -3.0]);
+        assert_eq!(emulated("top_k:1%", &x), [0.0, -3.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(emulated("top_k:100%", &x), x);
+        assert_eq!(emulated("top_k:3", &[1e-45, 0.0, -1e-45, -0.0]), [1e-45, 0.0, -1e-45, 0.0]);
+        assert_eq!(emulated("top_k:1/values:f16", &[1e9, -1.0]), [65504.0, 0.0]);
+    }
+
+    #[test]
+    fn bytes_are_values_and_places() {
+        let scheme: Scheme = "top_k:2/values:bf16".parse().unwrap();
+        let mut x = [0.0; 64];
+        (x[3], x[60]) = (-2.0, 1.0);
+        let mut bytes = Vec::new();
+        scheme.encode(&x, &[64], &Stream::new(0, 0), &mut bytes).unwrap();
+        assert_eq!(bytes, [0x00, 0xc0, 0x80, 0x3f, 0b1000_0011, 0b11, 0b101]);
+        assert_eq!(scheme.size(&[64]).unwrap().exact(), Some(7));
+        bytes[6] = 0b1001;
+        let error = scheme.decode(&bytes, &[64], &mut x).unwrap_err();
+        assert!(
+            matches!(&error, DecodeError::Corrupt { reason, .. } if reason.contains("64 elements"))
+        );
+        bytes[..2].copy_from_slice(&[0x80, 0x7f]);
+        assert!(scheme.decode(&bytes, &[64], &mut x).is_err());
+    }
+
+    #[test]
+    fn what_is_left_out_is_carried_on() {
+        let scheme: Scheme = "top_k:1/feedback".parse().unwrap();
+        let mut memory = scheme.memory(&[3]).unwrap();
+        for expected in [[3.0, 0.0, 0.0], [0.0, 4.0, 0.0], [6.0, 0.0, 0.0], [0.0, 4.0, 0.0]] {
+            let mut y = [3.0, 2.0, 1.0];
+            scheme.emulate_next(&mut y, &[3], &Stream::new(0, 0), memory.as_mut()).unwrap();
+            assert_eq!(y, expected);
+        }
+        assert_eq!(memory, Some(Memory::Residual { residual: vec![3.0, 0.0, 4.0] }));
+        let plain: Scheme = "top_k:1".parse().unwrap();
+        assert_eq!(plain.memory(&[3]).unwrap(), None);
+        let error = plain.emulate_next(&mut [1.0; 3], &[3], &Stream::new(0, 0), memory.as_mut());
+        assert!(matches!(error, Err(EncodeError::Memory { .. })));
+    }
+}
