@@ -76,6 +76,7 @@ macro_rules! versions {
 }
 
 pub(crate) mod levels;
+pub(crate) mod select;
 
 const SIGN: u32 = 0x8000_0000;
 const INFINITY: u32 = 0x7F80_0000;
