@@ -79,6 +79,7 @@ macro_rules! versions {
 mod block32;
 pub(crate) mod levels;
 pub(crate) mod s2fp8;
+pub(crate) mod select;
 pub(crate) mod smaq;
 mod tables;
 
