@@ -46,8 +46,11 @@ impl BatchNormAware {
     /// Parameters of each channel; `None` if the two differ in length or hold a value that is not finite.
     pub fn new(gamma: &[f32], beta: &[f32]) -> Option<Self> {
         let finite = gamma.iter().chain(beta).all(|v| v.is_finite());
-        (finite && gamma.len() == beta.len())
-            .then(|| Self { gamma: gamma.into(), beta: beta.into(), scalar: false })
+        (finite && gamma.len() == beta.len()).then(|| Self {
+            gamma: gamma.into(),
+            beta: beta.into(),
+            scalar: false,
+        })
     }
 
     /// The mean gamma and the mean beta for all channels alike (`bn_scalar`). As [`new`](Self::new), and `None` if there
@@ -55,7 +58,8 @@ impl BatchNormAware {
     #[expect(clippy::cast_possible_truncation, reason = "the mean of finite f32 lies among them")]
     pub fn scalar(gamma: &[f32], beta: &[f32]) -> Option<Self> {
         let of_channels = Self::new(gamma, beta).filter(|_| !gamma.is_empty())?;
-        let mean = |v: &[f32]| (v.iter().copied().map(f64::from).sum::<f64>() / v.len() as f64) as f32;
+        let mean =
+            |v: &[f32]| (v.iter().copied().map(f64::from).sum::<f64>() / v.len() as f64) as f32;
         Some(Self {
             gamma: vec![mean(&of_channels.gamma)],
             beta: vec![mean(&of_channels.beta)],

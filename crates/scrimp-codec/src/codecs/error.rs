@@ -103,7 +103,9 @@ pub enum DecodeError {
         range: Range<usize>,
     },
     /// The output slice has another length than the elements asked for.
-    #[error("{expected} elements of shape {shape:?} were asked for, and there is room for {actual}")]
+    #[error(
+        "{expected} elements of shape {shape:?} were asked for, and there is room for {actual}"
+    )]
     Output {
         /// The shape.
         shape: Vec<usize>,
