@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use scrimp_codec::{Scheme, Stream};
 
-const SCHEMES: [&str; 10] = [
+const SCHEMES: [&str; 12] = [
     "int8",
     "e4m3fn",
     "bf16",
@@ -20,6 +20,8 @@ const SCHEMES: [&str; 10] = [
     "e5m2/stochastic",
     "int8/stochastic",
     "e4m3fn/group:32",
+    "smaq:6,8",
+    "s2fp8",
 ];
 
 fn main() {
