@@ -38,6 +38,11 @@ pub enum Overflow {
     Saturate,
     /// Infinity, or NaN where the format has no infinity.
     Ieee,
+    /// The largest finite value, of which the positive one becomes infinity even where it was right: a defect of SmaQ's
+    /// 16- and 8-bit floats (qtorch's `float_quantize` 0.2.0, then its "check inf"), offered to repeat its results. Only
+    /// for formats with infinity. It looked for results within 1.2e-7 of the largest, which no other value of these
+    /// formats is. Subnormals are IEEE's, unlike qtorch's.
+    Qtorch,
 }
 
 /// A small float format.
@@ -458,6 +463,7 @@ impl Minifloat {
             (Overflow::Saturate, _) | (_, Top::Finite) => bits(self.max_code()),
             (Overflow::Ieee, Top::Ieee) => f32::INFINITY.to_bits(),
             (Overflow::Ieee, Top::AllOnesNan) => 0x7FC0_0000,
+            (Overflow::Qtorch, _) => return None,
         };
         let infinity = if self.keep_infinity { self.infinity_value().to_bits() } else { over };
         Some(simd::FloatGrid {
@@ -526,6 +532,7 @@ impl Format for Minifloat {
                 (Overflow::Saturate, _) | (_, Top::Finite) => "saturate",
                 (Overflow::Ieee, Top::Ieee) => "infinity",
                 (Overflow::Ieee, Top::AllOnesNan) => "NaN",
+                (Overflow::Qtorch, _) => "infinity if positive",
             },
             rounding: self.default_rounding.word(),
             about: self.about.clone(),
@@ -558,13 +565,20 @@ impl Format for Minifloat {
     }
 
     fn words(&self) -> &'static [&'static str] {
-        if self.top == Top::Finite { &["sat"] } else { &["sat", "ieee"] }
+        match self.top {
+            Top::Ieee => &["sat", "ieee", "qtorch"],
+            Top::AllOnesNan => &["sat", "ieee"],
+            Top::Finite => &["sat"],
+        }
     }
 
     fn with_word(&self, word: &str) -> Option<Arc<dyn Format>> {
         let changed = match word {
             "sat" => Self { overflow: Overflow::Saturate, ..self.clone() },
             "ieee" if self.top != Top::Finite => Self { overflow: Overflow::Ieee, ..self.clone() },
+            "qtorch" if self.top == Top::Ieee => {
+                Self { overflow: Overflow::Qtorch, ..self.clone() }
+            }
             "nonfinite:propagate" if self.holds_nan() => {
                 Self { keep_infinity: true, ..self.clone() }
             }
@@ -577,6 +591,7 @@ impl Format for Minifloat {
         match (self.overflow, self.default_overflow) {
             (Overflow::Saturate, Overflow::Ieee) => "/sat".into(),
             (Overflow::Ieee, Overflow::Saturate) => "/ieee".into(),
+            (Overflow::Qtorch, _) => "/qtorch".into(),
             _ => String::new(),
         }
     }
@@ -596,16 +611,21 @@ impl Format for Minifloat {
         if v.is_nan() {
             return self.nan_code().map_or(0, |nan| sign | nan);
         }
+        let at_the_top = if sign == 0 { self.infinity_code() } else { sign | self.max_code() };
         if v.is_infinite() {
             let code = if x.is_infinite() && self.keep_infinity {
                 self.overflow_code(Overflow::Ieee)
+            } else if self.overflow == Overflow::Qtorch {
+                at_the_top
             } else {
                 self.overflow_code(self.overflow)
             };
             return sign | code;
         }
         let code = self.round_magnitude(v, rounding, draw);
-        if code <= self.max_code() {
+        if self.overflow == Overflow::Qtorch && code >= self.max_code() {
+            at_the_top
+        } else if code <= self.max_code() {
             sign | code
         } else if Self::overflow_stays_finite(rounding, v.is_sign_negative()) {
             sign | self.max_code()
@@ -757,6 +777,28 @@ mod tests {
             let code = f.encode(x, &Params::UNIT, f.default_rounding(), 0);
             assert_eq!(f.decode(code, &Params::UNIT), expected);
         }
+    }
+
+    #[test]
+    fn qtorch_makes_infinity_of_the_largest_positive_value_only() {
+        let largest = [f32::MAX, f32::INFINITY, 65504.0, 65519.0, 65472.0];
+        let scheme: crate::Scheme = "f16/qtorch".parse().unwrap();
+        let stream = crate::Stream::new(0, 0);
+        let mut x = [largest, largest.map(|v| -v)].concat();
+        let mut bytes = Vec::new();
+        scheme.encode(&x, &[10], &stream, &mut bytes).unwrap();
+        scheme.emulate(&mut x, &[10], &stream).unwrap();
+        let inf = f32::INFINITY;
+        assert_eq!(x[..5], [inf, inf, inf, inf, 65472.0]);
+        assert_eq!(x[5..], [-65504.0, -65504.0, -65504.0, -65504.0, -65472.0]);
+        let mut back = [0.0; 10];
+        scheme.decode(&bytes, &[10], &mut back).unwrap();
+        assert_eq!(back[..], x[..]);
+        assert!("e4m3fn/qtorch".parse::<crate::Scheme>().is_err(), "it has no infinity");
+        assert_eq!(
+            "e5m2/qtorch/stochastic".parse::<crate::Scheme>().unwrap().to_string(),
+            "e5m2/qtorch/stochastic"
+        );
     }
 
     #[test]
