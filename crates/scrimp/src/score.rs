@@ -162,9 +162,10 @@ pub struct Scorer {
 }
 
 impl Scorer {
-    /// Takes memory for tensors of up to so many values in up to so many bytes, and touches it, so that the first
-    /// scheme is not timed while it waits for the system.
+    /// Takes memory for tensors of up to so many values in up to so many bytes, touches it, and starts the threads, so
+    /// that the first scheme is not timed while it waits for the system.
     pub fn reserve(&mut self, values: usize, bytes: usize) {
+        rayon::broadcast(|_| ());
         self.decoded.resize(values, 0.0);
         self.bytes.resize(bytes, 0);
     }

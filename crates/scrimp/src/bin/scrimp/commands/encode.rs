@@ -12,11 +12,12 @@ use serde::Serialize;
 use crate::interrupt::{self, Interrupted};
 use crate::output::Output;
 use crate::sizes;
+use crate::tensors::{Pattern, are_weights};
 use crate::ui::{self, Side, Table, Ui};
 
 mod rules;
 
-use rules::{Pattern, Rules, TensorRule};
+use rules::{Rules, TensorRule};
 
 /// Store the tensors of a file in a number format, really packed.
 ///
@@ -91,7 +92,7 @@ impl Encode {
             scheme: self.scheme,
             tensors: self.tensors,
             keep: self.keep,
-            are_weights: reader.kind() != Kind::Npy,
+            are_weights: are_weights(reader.kind()),
         };
         let decisions = rules.decide(&self.file.display().to_string(), reader.entries())?;
         let predicted = predicted_file_size(&reader, &decisions)?;
