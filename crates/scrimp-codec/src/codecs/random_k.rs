@@ -6,8 +6,7 @@
 //! Workers whose streams are equal keep the same elements.
 //!
 //! # Bytes
-//! The kept values in the order of the elements, as [`sparse`](super::sparse) says, then the stream, from which a reader
-//! draws the same numbers: seed and tensor id (4 bytes each) and step (8 bytes). No bytes where all elements are kept.
+//! See [`Family::layout`].
 //!
 //! # Source
 //! Konečný et al. 2016, "Federated Learning: Strategies for Improving Communication Efficiency", arXiv:1610.05492, section 3
@@ -22,6 +21,25 @@ use super::select::{self, Keys};
 use super::sparse::{Choice, Sparse};
 use crate::formats::HeadError;
 use crate::{Family, Stream};
+
+/// The paper, for the book.
+const SOURCE: &str = "\
+Konečný et al. 2016, Federated Learning: Strategies for Improving Communication Efficiency, [arXiv:1610.05492](https://arxiv.org/abs/1610.05492), section
+3; Wangni et al. 2018, [arXiv:1710.09854](https://arxiv.org/abs/1710.09854), for the factor of `unbiased`";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+How many are kept follows from the shape: `P%` keeps `max(1, ceil(N P / 100))` of *N* elements, exactly, and a plain number
+so many, or all if there are fewer. All other elements are zero.
+
+| part | bytes |
+|---|---|
+| kept values in the order of the elements | 4 each, f32; 2 under `values:f16` and `values:bf16` |
+| seed, tensor id, step of the stream that chose them; nothing where all are kept | 4, 4, 8 |
+
+Values are finite, and under `unbiased` multiplied already. Element *i* draws word *i mod 4* of Philox4x32-10 with key
+(seed, tensor id) and counter (step, `floor(i / 4)`), each of 64 bits and the step first, shifted right by 8. Those with
+the largest draws are kept, of equal ones the first.";
 
 /// The row of the family.
 pub(crate) struct RandomKFamily;
@@ -39,6 +57,14 @@ impl Family for RandomKFamily {
         ["random_k:1%", "random_k:30%/unbiased", "random_k:10%/values:bf16/feedback"]
             .map(String::from)
             .into()
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {

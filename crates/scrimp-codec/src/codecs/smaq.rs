@@ -99,7 +99,11 @@ blocks. So the tables give the place of a block in each stream: before block *b*
 
 With `r1 = (2^(M-2) - 1) / t1` and `r2 = (2^(O-2) - 1) / (t2 - t1)`, each operation rounded to f32, a main code of magnitude
 *q* reads as `mean + std w` with `w = min(q / r1, t1)`, and an outlier with `w = t1 + q / r2`, under the sign of the code;
-with `positive` at least 0. What overflows becomes the largest f32.";
+with `positive` at least 0. What overflows becomes the largest f32.
+
+The words `t1:T` and `t2:T` set the two thresholds, in standard deviations; `min:N` the length from which tensors are
+encoded; `full`, `sampled:K` and `range` say what mean and standard deviation are taken of, and `original` that outliers are
+not clamped at `t2`, which a reader sees in nothing but the stored width.";
 
 /// `smaq:M,O`.
 pub(crate) struct SmaqFamily;

@@ -4,8 +4,7 @@
 //! says otherwise; `feedback` carries on what is lost.
 //!
 //! # Bytes
-//! The kept values in the order of the elements, then the places as [`places`](super::places) says; both in
-//! [`sparse`](super::sparse).
+//! See [`Family::layout`].
 //!
 //! # Source
 //! Aji and Heafield 2017, "Sparse Communication for Distributed Gradient Descent", arXiv:1704.05021, and Lin et al. 2018,
@@ -23,6 +22,29 @@ use crate::formats::HeadError;
 use crate::simd::select::magnitude_bits;
 use crate::{Family, Stream};
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+Aji and Heafield 2017, Sparse Communication for Distributed Gradient Descent, [arXiv:1704.05021](https://arxiv.org/abs/1704.05021); Lin et al. 2018, Deep
+Gradient Compression, [arXiv:1712.01887](https://arxiv.org/abs/1712.01887); indices: Elias 1974 and Fano 1971";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+How many are kept follows from the shape: `P%` keeps `max(1, ceil(N P / 100))` of *N* elements, exactly, and a plain number
+so many, or all if there are fewer. All other elements are zero.
+
+| part | bytes |
+|---|---|
+| kept values in the order of the elements | 4 each, f32; 2 under `values:f16` and `values:bf16` |
+| which elements they are | none where all *k* are kept, else the shorter of the two codings below |
+
+Values are finite; a reader refuses others. Which coding it is follows from *N* and *k* alone, the first where they are as
+long:
+
+- a bit for each element, packed as codes are everywhere, 1 where it is kept: `ceil(N / 8)` bytes;
+- Elias-Fano, with `l = min(32, floor(log2(N / k)))`: the lowest *l* bits of each index, packed to a whole byte; then the
+  rest of each index, *h*, of index number *j* from 0, as a 1 at bit *h + j*, in
+  `ceil((k + floor((N - 1) / 2^l)) / 8)` bytes.";
+
 /// The row of the family.
 pub(crate) struct TopKFamily;
 
@@ -39,6 +61,14 @@ impl Family for TopKFamily {
         ["top_k:1%", "top_k:10%/values:f16", "top_k:30%/feedback", "top_k:100"]
             .map(String::from)
             .into()
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
