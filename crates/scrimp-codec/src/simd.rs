@@ -146,7 +146,7 @@ pub(crate) struct FloatGrid {
     pub shift: u32,
     /// 1 where the parity of a code is the opposite of that of its `f32` exponent (no mantissa bits, odd difference of biases).
     pub odd: u32,
-    /// The smallest normal value.
+    /// The smallest normal value; zero where `f32` becomes subnormal at the same place, so that all values are alike.
     pub min_normal: u32,
     /// The number whose last mantissa bit is worth the subnormal step: adding and subtracting it rounds to that step.
     pub magic: f32,
@@ -158,10 +158,10 @@ pub(crate) struct FloatGrid {
     pub infinity: u32,
     /// What NaN becomes: NaN, or zero where it has no code.
     pub nan: u32,
-    /// Two powers of two whose product is how many subnormal steps there are in one.
-    pub per_step: [f32; 2],
     /// The subnormal step.
     pub step: f32,
+    /// How many of them there are in one.
+    pub per_step: f32,
 }
 
 impl FloatGrid {

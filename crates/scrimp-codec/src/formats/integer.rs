@@ -131,7 +131,7 @@ impl Integer {
     /// The constants of the vector twin.
     fn fast(&self) -> simd::Integers {
         let (low, high) = self.codes();
-        simd::Integers { low, high, bits: self.bits }
+        simd::Integers { low, high, bits: self.bits, signed: self.signed() }
     }
 
     /// Whether the twin serves all groups: near the top of `f32` only the definition has the care that is needed.
@@ -140,7 +140,8 @@ impl Integer {
         const LARGE: f32 = 1.267_650_6e30;
         let mut fast = true;
         for p in groups.params {
-            fast &= p.scale > 0.0 && p.scale < LARGE && p.offset.abs() < LARGE;
+            // No branch, so that this is a loop over vectors.
+            fast &= (p.scale > 0.0) & (p.scale < LARGE) & (p.offset.abs() < LARGE);
         }
         fast
     }

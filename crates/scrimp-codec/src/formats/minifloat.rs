@@ -391,11 +391,12 @@ impl Minifloat {
         }
     }
 
-    /// The constants of the bit-level twin of `decode(encode(x))`; `None` where the format's subnormals are subnormal
-    /// in `f32` too, or so large that the magic number overflows: there only the definition serves.
+    /// The constants of the bit-level twin of `decode(encode(x))`; `None` where the format's subnormals reach below those
+    /// of `f32`, or where the magic number or the number of steps in one overflows: there only the definition serves.
     fn fast(&self) -> Option<simd::FloatGrid> {
-        let magic_exponent = 1 - self.bias - self.mantissa_bits as i32 + 23;
-        if 1 - self.bias < -126 || magic_exponent > 127 {
+        let (first, m) = (1 - self.bias, self.mantissa_bits as i32);
+        let as_f32 = first == -126;
+        if first < -126 || first - m + 23 > 127 || (m - first > 127 && !as_f32) {
             return None;
         }
         let bits = |code: u32| (self.magnitude(code) as f32).to_bits();
@@ -405,20 +406,17 @@ impl Minifloat {
             (Overflow::Ieee, Top::AllOnesNan) => 0x7FC0_0000,
         };
         let infinity = if self.keep_infinity { self.infinity_value().to_bits() } else { over };
-        // Their product may be beyond f32.
-        let steps_exponent = self.mantissa_bits as i32 - (1 - self.bias);
-        let halves = [steps_exponent / 2, steps_exponent - steps_exponent / 2];
         Some(simd::FloatGrid {
             shift: 23 - self.mantissa_bits,
             odd: u32::from(self.mantissa_bits == 0 && (self.bias - 127) & 1 != 0),
-            min_normal: (power(1 - self.bias) as f32).to_bits(),
-            magic: power(magic_exponent) as f32,
+            min_normal: if as_f32 { 0 } else { (power(first) as f32).to_bits() },
+            magic: power(first - m + 23) as f32,
             max: bits(self.max_code()),
             over,
             infinity,
             nan: if self.holds_nan() { 0x7FC0_0000 } else { 0 },
-            per_step: halves.map(|e| power(e) as f32),
-            step: power(-(halves[0] + halves[1])) as f32,
+            step: if as_f32 { 1.0 } else { power(first - m) as f32 },
+            per_step: if as_f32 { 1.0 } else { power(m - first) as f32 },
         })
     }
 

@@ -9,125 +9,202 @@ use super::{FloatCodes, FloatGrid, INFINITY, Level, NAN, SIGN, clamp, level, ord
 use crate::formats::{Codes, CodesMut, Groups, Params};
 use crate::{Range, Rounding};
 
-/// Elements that are worked on side by side.
-const LANES: usize = 16;
+/// Elements that a loop works on. It is long enough for the compiler to make vectors of it before it unrolls it.
+const CHUNK: usize = 64;
+
+/// Elements of a chunk that belong to one group together, where the length of groups is a multiple of this.
+const PART: usize = 16;
 
 /// What becomes of an element of a group.
 pub(crate) trait Op<I, O>: Copy {
     /// Whether it looks at the random number.
     const DRAWS: bool = false;
     /// What it has to know of a group.
-    type Group: Copy;
+    type Group: Group;
     fn group(self, params: &Params) -> Self::Group;
     fn one(self, group: Self::Group, x: I, draw: u32) -> O;
 }
 
+/// What there is to know of a group.
+pub(crate) trait Group: Copy {
+    /// The groups of all elements of a chunk, each number in an array of its own, so that vectors can be loaded.
+    type Chunk;
+    fn chunk(self) -> Self::Chunk;
+    fn set(self, chunk: &mut Self::Chunk, at: usize);
+    fn get(chunk: &Self::Chunk, at: usize) -> Self;
+}
+
+impl Group for f32 {
+    type Chunk = [f32; CHUNK];
+    #[inline(always)]
+    fn chunk(self) -> Self::Chunk {
+        [self; CHUNK]
+    }
+    #[inline(always)]
+    fn set(self, chunk: &mut Self::Chunk, at: usize) {
+        chunk[at] = self;
+    }
+    #[inline(always)]
+    fn get(chunk: &Self::Chunk, at: usize) -> Self {
+        chunk[at]
+    }
+}
+
 versions! {
     /// Works on the elements of consecutive groups.
-    fn map<I: Copy, O: Copy, T: Op<I, O>>(
+    fn map<I: Element, O: Element, T: Op<I, O>>(
         op: T, groups: Groups, x: &[I], draws: &[u32], out: &mut [O],
     ) {
-        let draws = if T::DRAWS { draws } else { &[] };
-        if groups.len == 1 {
-            return map_singles(op, groups.params, x, draws, out);
+        let draws = if T::DRAWS { &draws[..x.len()] } else { &[] };
+        let mut reader = Reader::new(op, groups);
+        let (chunks, rest) = x.as_chunks::<CHUNK>();
+        let (outs, rest_out) = out.as_chunks_mut::<CHUNK>();
+        let (drawn, rest_drawn) = draws.as_chunks::<CHUNK>();
+        for (i, (x, out)) in chunks.iter().zip(outs).enumerate() {
+            let draws = if T::DRAWS { &drawn[i] } else { &[0; CHUNK] };
+            if let Some(group) = reader.whole() {
+                for l in 0..CHUNK {
+                    out[l] = op.one(group, x[l], if T::DRAWS { draws[l] } else { 0 });
+                }
+            } else {
+                let groups = reader.chunk();
+                for l in 0..CHUNK {
+                    let group = T::Group::get(groups, l);
+                    out[l] = op.one(group, x[l], if T::DRAWS { draws[l] } else { 0 });
+                }
+            }
         }
-        let (mut x, mut draws, mut out) = (x, draws, out);
-        for params in groups.params {
-            let (now, later) = x.split_at(groups.len.min(x.len()));
-            let (drawn, undrawn) = draws.split_at(groups.len.min(draws.len()));
-            let (done, rest) = out.split_at_mut(groups.len.min(out.len()));
-            map_group(op, op.group(params), now, drawn, done);
-            (x, draws, out) = (later, undrawn, rest);
+        if !rest.is_empty() {
+            let (x, draws, mut out) = (padded(rest), padded(rest_drawn), [O::default(); CHUNK]);
+            let groups = reader.chunk();
+            for l in 0..CHUNK {
+                let group = T::Group::get(groups, l);
+                out[l] = op.one(group, x[l], if T::DRAWS { draws[l] } else { 0 });
+            }
+            rest_out.copy_from_slice(&out[..rest.len()]);
         }
     }
 }
 
 versions! {
     /// As [`map`], where each result takes the place of its element.
-    fn map_in_place<O: Copy, T: Op<O, O>>(op: T, groups: Groups, x: &mut [O], draws: &[u32]) {
-        let draws = if T::DRAWS { draws } else { &[] };
-        if groups.len == 1 {
-            return map_singles_in_place(op, groups.params, x, draws);
+    fn map_in_place<O: Element, T: Op<O, O>>(op: T, groups: Groups, x: &mut [O], draws: &[u32]) {
+        let draws = if T::DRAWS { &draws[..x.len()] } else { &[] };
+        let mut reader = Reader::new(op, groups);
+        let (chunks, rest) = x.as_chunks_mut::<CHUNK>();
+        let (drawn, rest_drawn) = draws.as_chunks::<CHUNK>();
+        for (i, x) in chunks.iter_mut().enumerate() {
+            let draws = if T::DRAWS { &drawn[i] } else { &[0; CHUNK] };
+            if let Some(group) = reader.whole() {
+                for l in 0..CHUNK {
+                    x[l] = op.one(group, x[l], if T::DRAWS { draws[l] } else { 0 });
+                }
+            } else {
+                let groups = reader.chunk();
+                for l in 0..CHUNK {
+                    let group = T::Group::get(groups, l);
+                    x[l] = op.one(group, x[l], if T::DRAWS { draws[l] } else { 0 });
+                }
+            }
         }
-        let (mut x, mut draws) = (x, draws);
-        for params in groups.params {
-            let (now, later) = x.split_at_mut(groups.len.min(x.len()));
-            let (drawn, undrawn) = draws.split_at(groups.len.min(draws.len()));
-            map_group_in_place(op, op.group(params), now, drawn);
-            (x, draws) = (later, undrawn);
+        if !rest.is_empty() {
+            let (mut x, draws) = (padded(rest), padded(rest_drawn));
+            let groups = reader.chunk();
+            for l in 0..CHUNK {
+                let group = T::Group::get(groups, l);
+                x[l] = op.one(group, x[l], if T::DRAWS { draws[l] } else { 0 });
+            }
+            rest.copy_from_slice(&x[..rest.len()]);
         }
     }
 }
 
-/// The draws of so many elements from number `at` on, or none.
+/// What lies in a slice.
+pub(crate) trait Element: Copy + Default {}
+impl<T: Copy + Default> Element for T {}
+
+/// The elements after the last whole chunk, with others behind them that do not matter.
 #[inline(always)]
-fn draws_of<const N: usize>(draws: &[u32], chunk: usize) -> [u32; N] {
-    draws.as_chunks::<N>().0.get(chunk).copied().unwrap_or([0; N])
+fn padded<T: Element>(rest: &[T]) -> [T; CHUNK] {
+    let mut chunk = [T::default(); CHUNK];
+    chunk[..rest.len()].copy_from_slice(rest);
+    chunk
 }
 
-#[inline(always)]
-fn map_group<I: Copy, O, T: Op<I, O>>(
+/// Tells of chunk after chunk which groups its elements belong to.
+struct Reader<'a, I, O, T: Op<I, O>> {
     op: T,
-    group: T::Group,
-    x: &[I],
-    draws: &[u32],
-    out: &mut [O],
-) {
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let (outs, out_rest) = out.as_chunks_mut::<LANES>();
-    for (i, (x, out)) in chunks.iter().zip(outs).enumerate() {
-        let draws = draws_of::<LANES>(draws, i);
-        for l in 0..LANES {
-            out[l] = op.one(group, x[l], draws[l]);
+    groups: Groups<'a>,
+    chunk: <T::Group as Group>::Chunk,
+    /// The group of the next element, and how many of its elements came before.
+    next: usize,
+    before: usize,
+    element: PhantomData<(I, O)>,
+}
+
+impl<'a, I, O, T: Op<I, O>> Reader<'a, I, O, T> {
+    #[inline(always)]
+    fn new(op: T, groups: Groups<'a>) -> Self {
+        let first = op.group(groups.params.first().unwrap_or(&Params::UNIT));
+        Self { op, groups, chunk: first.chunk(), next: 0, before: 0, element: PhantomData }
+    }
+
+    /// The group of the next element; the last one where elements do not matter.
+    #[inline(always)]
+    fn group(&self) -> T::Group {
+        let last = self.groups.params.len().saturating_sub(1);
+        self.op.group(self.groups.params.get(self.next.min(last)).unwrap_or(&Params::UNIT))
+    }
+
+    #[inline(always)]
+    fn step(&mut self, elems: usize) {
+        self.before += elems;
+        if self.before >= self.groups.len {
+            (self.before, self.next) = (0, self.next + 1);
         }
     }
-    let draws = draws.get(LANES * chunks.len()..).unwrap_or(&[]);
-    for (i, (x, out)) in rest.iter().zip(out_rest).enumerate() {
-        *out = op.one(group, *x, draws.get(i).copied().unwrap_or(0));
-    }
-}
 
-#[inline(always)]
-fn map_group_in_place<O: Copy, T: Op<O, O>>(op: T, group: T::Group, x: &mut [O], draws: &[u32]) {
-    let (chunks, rest) = x.as_chunks_mut::<LANES>();
-    let done = LANES * chunks.len();
-    for (i, x) in chunks.iter_mut().enumerate() {
-        let draws = draws_of::<LANES>(draws, i);
-        for l in 0..LANES {
-            x[l] = op.one(group, x[l], draws[l]);
+    /// The group of the next chunk, if it has only one.
+    #[inline(always)]
+    fn whole(&mut self) -> Option<T::Group> {
+        if self.groups.len - self.before < CHUNK {
+            return None;
         }
+        let group = self.group();
+        self.step(CHUNK);
+        Some(group)
     }
-    let draws = draws.get(done..).unwrap_or(&[]);
-    for (i, x) in rest.iter_mut().enumerate() {
-        *x = op.one(group, *x, draws.get(i).copied().unwrap_or(0));
-    }
-}
 
-/// As [`map_group`] where every element is a group.
-#[inline(always)]
-fn map_singles<I: Copy, O, T: Op<I, O>>(
-    op: T,
-    params: &[Params],
-    x: &[I],
-    draws: &[u32],
-    out: &mut [O],
-) {
-    for (i, ((x, out), params)) in x.iter().zip(out).zip(params).enumerate() {
-        let draw = if T::DRAWS { draws[i] } else { 0 };
-        *out = op.one(op.group(params), *x, draw);
-    }
-}
-
-#[inline(always)]
-fn map_singles_in_place<O: Copy, T: Op<O, O>>(
-    op: T,
-    params: &[Params],
-    x: &mut [O],
-    draws: &[u32],
-) {
-    for (i, (x, params)) in x.iter_mut().zip(params).enumerate() {
-        let draw = if T::DRAWS { draws[i] } else { 0 };
-        *x = op.one(op.group(params), *x, draw);
+    /// The groups of the next chunk.
+    #[inline(always)]
+    fn chunk(&mut self) -> &<T::Group as Group>::Chunk {
+        if self.groups.len.is_multiple_of(PART) {
+            for part in 0..CHUNK / PART {
+                let group = self.group();
+                for l in 0..PART {
+                    group.set(&mut self.chunk, part * PART + l);
+                }
+                self.step(PART);
+            }
+        } else if self.groups.len == 1 && self.next + CHUNK <= self.groups.params.len() {
+            let params = &self.groups.params[self.next..self.next + CHUNK];
+            for (l, params) in params.iter().enumerate() {
+                self.op.group(params).set(&mut self.chunk, l);
+            }
+            self.next += CHUNK;
+        } else {
+            let mut at = 0;
+            while at < CHUNK {
+                let group = self.group();
+                let end = CHUNK.min(at + self.groups.len - self.before);
+                for l in at..end {
+                    group.set(&mut self.chunk, l);
+                }
+                self.step(end - at);
+                at = end;
+            }
+        }
+        &self.chunk
     }
 }
 
@@ -177,7 +254,7 @@ fn smaller(a: f32, b: f32) -> f32 {
 }
 
 /// A rounding, in the arithmetic of `f32`. Each is proved equal to its definition in [`Rounding::round`].
-pub(super) trait Rule: Copy {
+pub(crate) trait Rule: Copy {
     const DRAWS: bool = false;
     /// Rounds a signed number, given as its magnitude and sign, and gives the magnitude.
     fn magnitude(a: f32, negative: bool, draw: u32) -> f32;
@@ -195,7 +272,7 @@ pub(super) trait Rule: Copy {
     fn steps(grid: FloatGrid, a: f32, negative: bool, draw: u32) -> f32 {
         // Scaling up is exact. Scaling down may underflow, and then the least positive number is rounded as any other
         // magnitude below 2^-24 would be.
-        let steps = (a * grid.per_step[0] * grid.per_step[1]).to_bits().max(a.to_bits().min(1));
+        let steps = (a * grid.per_step).to_bits().max(a.to_bits().min(1));
         Self::magnitude(f32::from_bits(steps), negative, draw)
     }
     /// The value of those steps.
@@ -350,7 +427,7 @@ macro_rules! by_rule {
 }
 
 /// A code as it lies in memory.
-pub(super) trait Code: Copy {
+pub(super) trait Code: Copy + Default {
     fn of(bits: u32) -> Self;
     fn bits(self) -> u32;
 }
@@ -395,94 +472,186 @@ pub(crate) struct Integers {
     pub low: i32,
     pub high: i32,
     pub bits: u32,
+    /// Whether codes are in two's complement; then groups have neither a zero point nor an offset.
+    pub signed: bool,
 }
 
-/// The grid of one group.
+/// A group of integers.
+pub(crate) trait IntGroup: Group {
+    fn of(integers: Integers, params: &Params) -> Self;
+    /// The integer of a value that is not NaN, less the zero point and plus [`BIAS`].
+    fn biased<R: Rule>(self, integers: Integers, x: f32, draw: u32) -> f32;
+    /// The value of an integer less the zero point.
+    fn value(self, q: f32) -> f32;
+    fn zero(self) -> u32;
+}
+
+/// The scale of a group that has nothing else.
 #[derive(Clone, Copy)]
-struct IntGroup {
-    /// The smallest code less the zero point.
-    low: f32,
-    high: f32,
+pub(crate) struct Symmetric(f32);
+
+impl Group for Symmetric {
+    type Chunk = [f32; CHUNK];
+    #[inline(always)]
+    fn chunk(self) -> Self::Chunk {
+        [self.0; CHUNK]
+    }
+    #[inline(always)]
+    fn set(self, chunk: &mut Self::Chunk, at: usize) {
+        chunk[at] = self.0;
+    }
+    #[inline(always)]
+    fn get(chunk: &Self::Chunk, at: usize) -> Self {
+        Self(chunk[at])
+    }
+}
+
+impl IntGroup for Symmetric {
+    #[inline(always)]
+    fn of(_: Integers, params: &Params) -> Self {
+        Self(params.scale)
+    }
+    #[inline(always)]
+    fn biased<R: Rule>(self, integers: Integers, x: f32, draw: u32) -> f32 {
+        R::biased(x / self.0, integers.low as f32, integers.high as f32, draw)
+    }
+    #[inline(always)]
+    fn value(self, q: f32) -> f32 {
+        // Adding zero makes a negative zero positive.
+        q * self.0 + 0.0
+    }
+    #[inline(always)]
+    fn zero(self) -> u32 {
+        0
+    }
+}
+
+/// A group with a zero point or an offset.
+#[derive(Clone, Copy)]
+pub(crate) struct Affine {
     scale: f32,
     offset: f32,
-    zero: u32,
+    zero: i32,
 }
 
-impl Integers {
+/// The groups of the elements of a chunk.
+pub(crate) struct AffineChunk {
+    scale: [f32; CHUNK],
+    offset: [f32; CHUNK],
+    zero: [i32; CHUNK],
+}
+
+impl Group for Affine {
+    type Chunk = AffineChunk;
     #[inline(always)]
-    fn group(self, params: &Params) -> IntGroup {
-        IntGroup {
-            low: (self.low - params.zero) as f32,
-            high: (self.high - params.zero) as f32,
-            scale: params.scale,
-            offset: params.offset,
-            zero: params.zero.cast_unsigned(),
-        }
+    fn chunk(self) -> AffineChunk {
+        let Self { scale, offset, zero } = self;
+        AffineChunk { scale: [scale; CHUNK], offset: [offset; CHUNK], zero: [zero; CHUNK] }
+    }
+    #[inline(always)]
+    fn set(self, chunk: &mut AffineChunk, at: usize) {
+        chunk.scale[at] = self.scale;
+        chunk.offset[at] = self.offset;
+        chunk.zero[at] = self.zero;
+    }
+    #[inline(always)]
+    fn get(chunk: &AffineChunk, at: usize) -> Self {
+        Self { scale: chunk.scale[at], offset: chunk.offset[at], zero: chunk.zero[at] }
     }
 }
 
-impl IntGroup {
-    /// The integer of a value, plus [`BIAS`]. A NaN, which has no code, counts as zero.
+impl IntGroup for Affine {
     #[inline(always)]
-    fn biased<R: Rule>(self, x: f32, draw: u32) -> f32 {
-        let above = (if x.is_nan() { 0.0 } else { x }) - self.offset;
-        R::biased(above / self.scale, self.low, self.high, draw)
+    fn of(_: Integers, params: &Params) -> Self {
+        Self { scale: params.scale, offset: params.offset, zero: params.zero }
     }
+    #[inline(always)]
+    fn biased<R: Rule>(self, integers: Integers, x: f32, draw: u32) -> f32 {
+        let low = (integers.low - self.zero) as f32;
+        let high = (integers.high - self.zero) as f32;
+        R::biased((x - self.offset) / self.scale, low, high, draw)
+    }
+    #[inline(always)]
+    fn value(self, q: f32) -> f32 {
+        q * self.scale + self.offset
+    }
+    #[inline(always)]
+    fn zero(self) -> u32 {
+        self.zero.cast_unsigned()
+    }
+}
+
+/// A NaN, which has no code, counts as zero.
+#[inline(always)]
+fn number(x: f32) -> f32 {
+    if x.is_nan() { 0.0 } else { x }
 }
 
 #[derive(Clone, Copy)]
-struct IntRound<R>(Integers, PhantomData<R>);
+struct IntRound<R, G>(Integers, PhantomData<(R, G)>);
 
-impl<R: Rule> Op<f32, f32> for IntRound<R> {
+impl<R: Rule, G: IntGroup> Op<f32, f32> for IntRound<R, G> {
     const DRAWS: bool = R::DRAWS;
-    type Group = IntGroup;
+    type Group = G;
     #[inline(always)]
-    fn group(self, params: &Params) -> IntGroup {
-        self.0.group(params)
+    fn group(self, params: &Params) -> G {
+        G::of(self.0, params)
     }
     #[inline(always)]
-    fn one(self, group: IntGroup, x: f32, draw: u32) -> f32 {
-        (group.biased::<R>(x, draw) - BIAS) * group.scale + group.offset
+    fn one(self, group: G, x: f32, draw: u32) -> f32 {
+        group.value(group.biased::<R>(self.0, number(x), draw) - BIAS)
     }
 }
 
 #[derive(Clone, Copy)]
-struct IntEncode<R>(Integers, PhantomData<R>);
+struct IntEncode<R, G>(Integers, PhantomData<(R, G)>);
 
-impl<R: Rule, C: Code> Op<f32, C> for IntEncode<R> {
+impl<R: Rule, G: IntGroup, C: Code> Op<f32, C> for IntEncode<R, G> {
     const DRAWS: bool = R::DRAWS;
-    type Group = IntGroup;
+    type Group = G;
     #[inline(always)]
-    fn group(self, params: &Params) -> IntGroup {
-        self.0.group(params)
+    fn group(self, params: &Params) -> G {
+        G::of(self.0, params)
     }
     #[inline(always)]
-    fn one(self, group: IntGroup, x: f32, draw: u32) -> C {
-        let q = group.biased::<R>(x, draw).to_bits().wrapping_sub(BIAS.to_bits());
-        C::of(q.wrapping_add(group.zero) & (u32::MAX >> (32 - self.0.bits)))
+    fn one(self, group: G, x: f32, draw: u32) -> C {
+        let q = group.biased::<R>(self.0, number(x), draw).to_bits().wrapping_sub(BIAS.to_bits());
+        C::of(q.wrapping_add(group.zero()) & (u32::MAX >> (32 - self.0.bits)))
     }
 }
 
-/// Codes in two's complement if `SIGNED`, and else less the zero point.
 #[derive(Clone, Copy)]
-struct IntDecode<const SIGNED: bool>(Integers);
+struct IntDecode<G>(Integers, PhantomData<G>);
 
-impl<C: Code, const SIGNED: bool> Op<C, f32> for IntDecode<SIGNED> {
-    type Group = IntGroup;
+impl<G: IntGroup, C: Code> Op<C, f32> for IntDecode<G> {
+    type Group = G;
     #[inline(always)]
-    fn group(self, params: &Params) -> IntGroup {
-        self.0.group(params)
+    fn group(self, params: &Params) -> G {
+        G::of(self.0, params)
     }
     #[inline(always)]
-    fn one(self, group: IntGroup, code: C, _: u32) -> f32 {
+    fn one(self, group: G, code: C, _: u32) -> f32 {
         let unused = 32 - self.0.bits;
-        let q = if SIGNED {
+        let q = if self.0.signed {
             (code.bits() << unused).cast_signed() >> unused
         } else {
-            (code.bits() << unused >> unused).wrapping_sub(group.zero).cast_signed()
+            (code.bits() << unused >> unused).wrapping_sub(group.zero()).cast_signed()
         };
-        q as f32 * group.scale + group.offset
+        group.value(q as f32)
     }
+}
+
+/// Calls a generic function with the type of integers' groups.
+macro_rules! by_group {
+    ($integers:expr, $group:ident => $call:expr) => {
+        if $integers.signed {
+            type $group = Symmetric;
+            $call
+        } else {
+            type $group = Affine;
+            $call
+        }
+    };
 }
 
 /// Rounds values to integers, group by group.
@@ -493,7 +662,9 @@ pub(crate) fn int_groups(
     rounding: Rounding,
     draws: &[u32],
 ) {
-    by_rule!(rounding, R => map_in_place(IntRound(integers, PhantomData::<R>), groups, x, draws));
+    by_rule!(rounding, R => by_group!(integers, G => {
+        map_in_place(IntRound(integers, PhantomData::<(R, G)>), groups, x, draws);
+    }));
 }
 
 /// The codes of values, group by group.
@@ -505,31 +676,26 @@ pub(crate) fn int_encode(
     draws: &[u32],
     codes: CodesMut,
 ) {
-    by_rule!(rounding, R => {
-        let op = IntEncode(integers, PhantomData::<R>);
+    by_rule!(rounding, R => by_group!(integers, G => {
+        let op = IntEncode(integers, PhantomData::<(R, G)>);
         match codes {
             CodesMut::Bytes(out) => map(op, groups, x, draws, out),
             CodesMut::Pairs(out) => map(op, groups, x, draws, out),
             CodesMut::Words(out) => map(op, groups, x, draws, out),
         }
-    });
+    }));
 }
 
 /// The values of codes, group by group.
 pub(crate) fn int_decode(integers: Integers, groups: Groups, codes: Codes, out: &mut [f32]) {
-    fn by<const SIGNED: bool>(integers: Integers, groups: Groups, codes: Codes, out: &mut [f32]) {
-        let op = IntDecode::<SIGNED>(integers);
+    by_group!(integers, G => {
+        let op = IntDecode(integers, PhantomData::<G>);
         match codes {
             Codes::Bytes(x) => map(op, groups, x, &[], out),
             Codes::Pairs(x) => map(op, groups, x, &[], out),
             Codes::Words(x) => map(op, groups, x, &[], out),
         }
-    }
-    if integers.low < 0 {
-        by::<true>(integers, groups, codes, out);
-    } else {
-        by::<false>(integers, groups, codes, out);
-    }
+    });
 }
 
 impl FloatGrid {
