@@ -15,7 +15,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::{Card, Format, HeadError, Header, Params, Scaling, finite};
+use super::{Card, Codes, CodesMut, Format, Groups, HeadError, Header, Params, Scaling, finite};
 use crate::codecs::{Codec, Scaled};
 use crate::families::Family;
 use crate::{Range, Rounding, ScaleFormat, simd};
@@ -406,11 +406,11 @@ impl Minifloat {
     fn magnitude(&self, code: u32) -> f64 {
         let m = self.mantissa_bits;
         let (e, mantissa) = ((code >> m) as i32, f64::from(code & ((1 << m) - 1)));
-        let unit = 2f64.powi(-(m as i32));
+        let unit = power(-(m as i32));
         if e == 0 {
-            mantissa * unit * 2f64.powi(1 - self.bias)
+            mantissa * unit * power(1 - self.bias)
         } else {
-            (1.0 + mantissa * unit) * 2f64.powi(e - self.bias)
+            (1.0 + mantissa * unit) * power(e - self.bias)
         }
     }
 
@@ -422,7 +422,7 @@ impl Minifloat {
         // The exponent from the bit pattern: the logarithm of a value just under a power of two would round up.
         let exponent = (a.to_bits() >> 52) as i32 - 1023;
         let e = exponent.max(1 - self.bias);
-        let steps = a * 2f64.powi(m - e); // exact: a power of two
+        let steps = a * power(m - e); // exact: a power of two
         let below = steps.floor();
         let rest = steps - below;
         // Codes count steps: within an exponent by one, and across exponents without a gap.
@@ -451,11 +451,12 @@ impl Minifloat {
         }
     }
 
-    /// The constants of the bit-level twin of `decode(encode(x))`; `None` where the format's subnormals are subnormal
-    /// in `f32` too, or so large that the magic number overflows: there only the definition serves.
+    /// The constants of the bit-level twin of `decode(encode(x))`; `None` where the format's subnormals reach below those
+    /// of `f32`, or where the magic number or the number of steps in one overflows: there only the definition serves.
     pub(super) fn fast(&self) -> Option<simd::FloatGrid> {
-        let magic_exponent = 1 - self.bias - self.mantissa_bits as i32 + 23;
-        if 1 - self.bias < -126 || magic_exponent > 127 {
+        let (first, m) = (1 - self.bias, self.mantissa_bits as i32);
+        let as_f32 = first == -126;
+        if first < -126 || first - m + 23 > 127 || (m - first > 127 && !as_f32) {
             return None;
         }
         let bits = |code: u32| (self.magnitude(code) as f32).to_bits();
@@ -469,14 +470,14 @@ impl Minifloat {
         Some(simd::FloatGrid {
             shift: 23 - self.mantissa_bits,
             odd: u32::from(self.mantissa_bits == 0 && (self.bias - 127) & 1 != 0),
-            min_normal: 2f32.powi(1 - self.bias).to_bits(),
-            magic: 2f32.powi(magic_exponent),
+            min_normal: if as_f32 { 0 } else { (power(first) as f32).to_bits() },
+            magic: power(first - m + 23) as f32,
             max: bits(self.max_code()),
             over,
             infinity,
             nan: if self.holds_nan() { 0x7FC0_0000 } else { 0 },
-            step_exponent: 1 - self.bias,
-            mantissa_bits: self.mantissa_bits as i32,
+            step: if as_f32 { 1.0 } else { power(first - m) as f32 },
+            per_step: if as_f32 { 1.0 } else { power(m - first) as f32 },
         })
     }
 
@@ -498,6 +499,21 @@ impl Minifloat {
     fn infinity_value(&self) -> f32 {
         if self.top == Top::Ieee { f32::INFINITY } else { f32::from_bits(0x7FC0_0000) }
     }
+}
+
+/// The scale under which the largest magnitude becomes `max`.
+#[inline(always)]
+fn fit(range: Range, max: f32, store: ScaleFormat) -> Params {
+    let amax = range.amax();
+    if amax == 0.0 {
+        return Params::UNIT;
+    }
+    Params { scale: store.store(amax / max), ..Params::UNIT }
+}
+
+/// A power of two that is normal in `f64`. (The general function takes longer than rounding a few elements does.)
+fn power(exponent: i32) -> f64 {
+    f64::from_bits(((exponent + 1023) as u64) << 52)
 }
 
 impl Format for Minifloat {
@@ -597,12 +613,7 @@ impl Format for Minifloat {
     }
 
     fn fit(&self, range: Range, store: ScaleFormat) -> Params {
-        let amax = range.amax();
-        if amax == 0.0 {
-            return Params::UNIT;
-        }
-        let max = self.magnitude(self.max_code()) as f32;
-        Params { scale: store.store(amax / max), ..Params::UNIT }
+        fit(range, self.magnitude(self.max_code()) as f32, store)
     }
 
     fn encode(&self, x: f32, params: &Params, rounding: Rounding, draw: u32) -> u32 {
@@ -660,10 +671,12 @@ impl Format for Minifloat {
         codes: &mut [u32],
     ) {
         match self.fast() {
-            Some(grid) if rounding == Rounding::NearestEven => {
-                simd::float_encode(&grid, self.fast_codes(), x, params.scale, codes);
+            Some(grid) => {
+                let (groups, codes) = (Groups::one(params, x.len()), CodesMut::Words(codes));
+                let float = self.fast_codes();
+                simd::float_encode_groups(&grid, float, groups, x, rounding, draws, codes);
             }
-            _ => super::encode_by_definition(self, x, params, rounding, draws, codes),
+            None => super::encode_by_definition(self, x, params, rounding, draws, codes),
         }
     }
 
@@ -671,6 +684,46 @@ impl Format for Minifloat {
         match self.fast() {
             Some(grid) => simd::float_decode(&grid, self.fast_codes(), codes, params.scale, out),
             None => super::decode_by_definition(self, codes, params, out),
+        }
+    }
+
+    fn fit_groups(&self, ranges: &[Range], store: ScaleFormat, params: &mut [Params]) {
+        let max = self.magnitude(self.max_code()) as f32;
+        for (range, params) in ranges.iter().zip(params) {
+            *params = fit(range.or_zero(), max, store);
+        }
+    }
+
+    fn quantize_groups(&self, x: &mut [f32], groups: Groups, rounding: Rounding, draws: &[u32]) {
+        match self.fast() {
+            Some(grid) => simd::float_groups(&grid, groups, x, rounding, draws),
+            None => super::quantize_by_runs(self, x, groups, rounding, draws),
+        }
+    }
+
+    fn encode_groups(
+        &self,
+        x: &[f32],
+        groups: Groups,
+        rounding: Rounding,
+        draws: &[u32],
+        codes: CodesMut,
+    ) {
+        match self.fast() {
+            Some(grid) => {
+                let float = self.fast_codes();
+                simd::float_encode_groups(&grid, float, groups, x, rounding, draws, codes);
+            }
+            None => super::encode_by_runs(self, x, groups, rounding, draws, codes),
+        }
+    }
+
+    fn decode_groups(&self, codes: Codes, groups: Groups, out: &mut [f32]) {
+        match self.fast() {
+            Some(grid) => {
+                simd::float_decode_groups(&grid, self.fast_codes(), groups, codes, out);
+            }
+            None => super::decode_by_runs(self, codes, groups, out),
         }
     }
 
