@@ -707,7 +707,7 @@ impl Smaq {
             // Blocks from the middle of the counter on: rounding draws from its start.
             let [low, high, ..] = stream.words(1 << 63 | (group as u64) << 16 | j);
             let random = u128::from(u64::from(low) | u64::from(high) << 32);
-            let pick = usize::try_from(random * (last as u128 + 1) >> 64).unwrap_or(last);
+            let pick = usize::try_from((random * (last as u128 + 1)) >> 64).unwrap_or(last);
             if !chosen.insert(pick) {
                 chosen.insert(last);
             }
