@@ -40,7 +40,8 @@ pub mod families;
 pub mod formats;
 mod granularity;
 mod memory;
-mod pack;
+#[doc(hidden)]
+pub mod pack;
 pub mod philox;
 mod range;
 mod rounding;
