@@ -41,7 +41,8 @@ pub mod formats;
 mod granularity;
 mod logarithm;
 mod memory;
-mod pack;
+#[doc(hidden)]
+pub mod pack;
 pub mod philox;
 mod range;
 mod rounding;

@@ -103,8 +103,10 @@ pub(crate) fn pack_bytes(codes: &[u8], bits: u32, out: &mut [u8]) {
         3 => pack_eight::<3>(codes, out),
         4 => {
             let (pairs, last) = codes.as_chunks::<2>();
-            for (b, [low, high]) in out.iter_mut().zip(pairs) {
-                *b = low & 15 | high << 4;
+            for (b, pair) in out.iter_mut().zip(pairs) {
+                // As one number, so that a loop over vectors has no bytes to sort.
+                let pair = u16::from_le_bytes(*pair);
+                *b = (pair & 15 | pair >> 4 & 0xF0).to_le_bytes()[0];
             }
             if let ([code], Some(b)) = (last, out.last_mut()) {
                 *b = code & 15;
@@ -410,5 +412,70 @@ mod tests {
                 }
             }
         }
+    }
+}
+#[doc(hidden)]
+pub fn tmp_bench() {
+    use std::hint::black_box;
+    use std::time::Instant;
+    const N: usize = 8192;
+    fn best(mut f: impl FnMut()) -> f64 {
+        let mut best = f64::MAX;
+        for _ in 0..300 {
+            let t = Instant::now();
+            for _ in 0..10 {
+                f();
+            }
+            best = best.min(t.elapsed().as_secs_f64() / 10.0);
+        }
+        N as f64 * 4e-9 / best
+    }
+    let codes = vec![1u8; N];
+    let mut back = vec![1u8; N];
+    for bits in 1..=8 {
+        let mut out = vec![0u8; N / 8 * bits];
+        let p = best(|| pack_bytes(black_box(&codes), bits as u32, black_box(&mut out)));
+        let u = best(|| unpack_bytes(black_box(&out), bits as u32, black_box(&mut back)));
+        println!("{bits} pack {p:.1} unpack {u:.1}");
+    }
+    let codes = vec![[1u8; 2]; N];
+    let mut back = vec![[1u8; 2]; N];
+    for bits in 9..=16 {
+        let mut out = vec![0u8; N / 8 * bits];
+        let p = best(|| pack_pairs(black_box(&codes), bits as u32, black_box(&mut out)));
+        let u = best(|| unpack_pairs(black_box(&out), bits as u32, black_box(&mut back)));
+        println!("{bits} pack {p:.1} unpack {u:.1}");
+    }
+    let x: Vec<f32> = (0..N).map(|i| (i * 7919 % 1024) as f32 - 500.0).collect();
+    let mut r = vec![crate::Range::EMPTY; N];
+    let mut params = vec![crate::Params::UNIT; N];
+    let scheme: crate::Scheme = "int4".parse().unwrap();
+    let scheme2: crate::Scheme = "e4m3fn".parse().unwrap();
+    for len in [1, 16, 32, 49, 128, 1024] {
+        let a = best(|| crate::simd::join_ranges(black_box(&x), len, true, black_box(&mut r)));
+        let b = best(|| crate::simd::join_ranges(black_box(&x), len, false, black_box(&mut r)));
+        let n = N.div_ceil(len);
+        let f = best(|| {
+            scheme.format().unwrap().fit_groups(
+                black_box(&r[..n]),
+                crate::ScaleFormat::F32,
+                black_box(&mut params),
+            )
+        });
+        let g = best(|| {
+            scheme2.format().unwrap().fit_groups(
+                black_box(&r[..n]),
+                crate::ScaleFormat::F32,
+                black_box(&mut params),
+            )
+        });
+        let h = best(|| {
+            scheme2.format().unwrap().fit_groups(
+                black_box(&r[..n]),
+                crate::ScaleFormat::F16,
+                black_box(&mut params),
+            )
+        });
+        println!("{len} amax {a:.1} minmax {b:.1} fit int4 {f:.1} e4m3 {g:.1} f16 {h:.1}");
     }
 }
