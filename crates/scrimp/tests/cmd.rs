@@ -51,6 +51,19 @@ fn write_fixtures(folder: &Path) {
     broken[12] = f32::INFINITY;
     let broken = Tensor::from_f32("broken", vec![2, 8], Dtype::F32, &broken).unwrap();
     write_npy(&folder.join("broken.npy"), &broken).unwrap();
+
+    let named = |name: &str, from: &Tensor| {
+        let (shape, dtype) = (from.shape().to_vec(), from.dtype());
+        Tensor::new(name, shape, dtype, from.bytes().to_vec()).unwrap()
+    };
+    let mixed = [
+        tensor("a.weight", &[4, 64], Dtype::F16),
+        named("b.weight", &broken),
+        tensor("c.weight", &[0, 4], Dtype::F32),
+        named("d.labels", &labels),
+    ];
+    let path = folder.join("mixed.safetensors");
+    save(&path, &mixed, &std::collections::BTreeMap::default()).unwrap();
 }
 
 #[test]

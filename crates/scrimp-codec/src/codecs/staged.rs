@@ -327,6 +327,17 @@ impl Codec for Staged {
         self.inner.decode(terms, &bytes, shape, out)
     }
 
+    fn saturated(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        x: &[f32],
+    ) -> Result<Option<u64>, DecodeError> {
+        let bytes = self.decompress(terms, bytes, shape)?;
+        self.inner.saturated(terms, &bytes, shape, x)
+    }
+
     fn codes(
         &self,
         terms: &Terms,

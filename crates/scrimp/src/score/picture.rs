@@ -194,7 +194,7 @@ impl Labels {
 
     /// Writes the name of a point where there is room beside it, or nowhere.
     fn place(&mut self, svg: &mut String, plot: &Plot, point: &Point, front: bool) -> fmt::Result {
-        const CHAR_WIDTH: f64 = 6.1;
+        const CHAR_WIDTH: f64 = 6.5;
         const HEIGHT: f64 = 11.0;
         let width = point.label.chars().count() as f64 * CHAR_WIDTH;
         let (x, y) = (plot.x(point.bits), plot.y(point.db));
