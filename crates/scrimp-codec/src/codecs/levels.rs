@@ -691,6 +691,9 @@ impl<R: Rule> Bound<'_, R> {
     fn fit_spanning(&self, x: &[f32]) -> Result<(Vec<Fit>, Tally), Refusal> {
         let mut fits = vec![Fit::default(); self.layout.groups()];
         let mut tally = Tally::default();
+        if x.is_empty() {
+            return Ok((fits, tally));
+        }
         for number in 0..self.rule.passes() {
             let pass = Pass { number, finite: number > 0 && tally == Tally::default() };
             let mut totals = vec![Sums::default(); fits.len()];
