@@ -74,9 +74,10 @@ def words_of(stream, blocks):
     return np.stack(c, axis=1)
 
 
-def draws_of(stream, n):
-    words = words_of(stream, np.arange((n + 3) // 4)).reshape(-1)[:n]
-    for block in (0, 1, (n - 1) // 4):
+def draws_of(stream, n, first=0):
+    """The draws of the elements from `first` on, a multiple of four."""
+    words = words_of(stream, first // 4 + np.arange((n + 3) // 4)).reshape(-1)[:n]
+    for block in (0, 1, first // 4 + (n - 1) // 4):
         seed, tensor, step = stream
         counter = (step + (block << 64) - 1) % 2**128
         theirs = Philox(counter=counter, key=seed + (tensor << 32), number=4, width=32).random_raw(4)
@@ -232,8 +233,10 @@ def top_k(x, share, storage, residual):
 
 def random_k(x, share, storage, unbiased, stream):
     k = count(share, x.size)
-    draws = torch.from_numpy(draws_of(stream, x.size).astype(np.int64))
-    order = torch.sort(draws, descending=True, stable=True).indices[:k]
+    thirds = draws_of(stream, (x.size + 2) // 3, first=1 << 62)
+    lots = np.stack([thirds >> np.uint64(s) & np.uint64(255) for s in (0, 8, 16)], axis=1).reshape(-1)
+    lots = lots[: x.size] << np.uint64(24) | draws_of(stream, x.size)
+    order = torch.sort(torch.from_numpy(lots.astype(np.int64)), descending=True, stable=True).indices[:k]
     indices = np.sort(order.numpy())
     values = x[indices].astype(np.float64) * (x.size / k if unbiased else 1)
     raw, values = kept_values(np.clip(values, -np.finfo(F).max, np.finfo(F).max).astype(F), storage)

@@ -34,6 +34,7 @@
 //!
 //! The crate knows no training engine and does no input or output.
 
+mod blank;
 pub mod codecs;
 pub mod families;
 pub mod formats;

@@ -33,12 +33,9 @@ pub(crate) fn log2(x: f64) -> f64 {
     let exponent = f64::from_bits(WHOLE | biased) - f64::from_bits(WHOLE | BIAS);
     let s = (m - 1.0) / (m + 1.0);
     let t = s * s;
-    let mut sum = C[8];
-    let mut i = 8;
-    while i > 0 {
-        i -= 1;
-        sum = sum * t + C[i];
-    }
+    let [c0, c1, c2, c3, c4, c5, c6, c7, c8] = C;
+    let sum =
+        (((((((c8 * t + c7) * t + c6) * t + c5) * t + c4) * t + c3) * t + c2) * t + c1) * t + c0;
     exponent + s * sum
 }
 
@@ -64,12 +61,9 @@ pub(crate) fn exp2(x: f64) -> f64 {
     let x = if x > 1000.0 { 1000.0 } else { x };
     let shifted = x + MAGIC;
     let f = x - (shifted - MAGIC);
-    let mut sum = C[12];
-    let mut i = 12;
-    while i > 0 {
-        i -= 1;
-        sum = sum * f + C[i];
-    }
+    let [c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12] = C;
+    let high = (((((c12 * f + c11) * f + c10) * f + c9) * f + c8) * f + c7) * f + c6;
+    let sum = (((((high * f + c5) * f + c4) * f + c3) * f + c2) * f + c1) * f + c0;
     // The sum lies in [sqrt(1/2), sqrt(2)], so that adding to its exponent stays within `f64`.
     f64::from_bits(sum.to_bits().wrapping_add(shifted.to_bits() << 52))
 }

@@ -197,7 +197,7 @@ impl ScaleFormat {
 
     /// Rounds a positive scale to what the storage can hold; the result is positive, normal in `f32`, and finite.
     ///
-    /// Scales that depend on each other are rounded together ([`nest`](Self::nest)) and stay as they are here, and so
+    /// Scales that depend on each other are rounded together (`nest`) and stay as they are here, and so
     /// do those that a format's own rule makes.
     #[inline(always)]
     pub fn store(self, scale: f32) -> f32 {

@@ -3,14 +3,21 @@
 //! The bodies are plain Rust that the compiler turns into vector code; only the `#[target_feature]` wrappers differ. Each
 //! body computes the same bits as the definition in [`Format`](crate::Format), which the tests compare it with.
 #![expect(
-    unsafe_code,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "a wrapper compiled for an instruction set is called after that set was detected; codes and exponents fit their types"
+    reason = "codes and exponents fit their types"
+)]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(
+        unsafe_code,
+        reason = "a wrapper compiled for an instruction set is called after that set was detected"
+    )
 )]
 
 use std::sync::OnceLock;
 
+use crate::formats::{Codes, CodesMut, Groups, Params};
 use crate::philox::Stream;
 use crate::scale::{nested_e4m3fn, power_of_code};
 use crate::{Rounding, ScaleFormat};
@@ -52,17 +59,21 @@ fn level() -> Level {
 
 /// Defines a function whose body is compiled for every level.
 macro_rules! versions {
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    (
+        $(#[$doc:meta])*
+        fn $name:ident $(<$($type:ident: $bound:path),+>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?
+        $body:block
+    ) => {
         $(#[$doc])*
-        pub(crate) fn $name($($arg: $ty),*) $(-> $ret)? {
+        pub(crate) fn $name $(<$($type: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body($($arg: $ty),*) $(-> $ret)? $body
+            fn body $(<$($type: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-            fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx512 $(<$($type: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2")]
-            fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx2 $(<$($type: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             match level() {
                 // SAFETY: `level` gives this only after it has detected the features.
                 #[cfg(target_arch = "x86_64")]
@@ -77,12 +88,18 @@ macro_rules! versions {
 }
 
 mod block32;
+pub(crate) mod elements;
 pub(crate) mod levels;
 pub(crate) mod s2fp8;
+pub(crate) mod select;
 pub(crate) mod smaq;
 mod tables;
 
 pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
+pub(crate) use elements::{
+    Integers, float_decode_groups, float_encode_groups, float_groups, int_decode, int_encode,
+    int_groups, join_ranges,
+};
 pub(crate) use tables::{
     Sixteen, Wide, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run, wide_encode,
     wide_run,
@@ -115,141 +132,26 @@ fn ordered(bits: i32) -> i32 {
 versions! {
     /// The smallest and the largest value; one of them is not finite if any value is not.
     fn min_max(x: &[f32]) -> (f32, f32) {
-        // Integers, because the compiler must not reorder comparisons of floats.
-        let (low, high) = x.iter().fold((i32::MAX, i32::MIN), |(low, high), v| {
-            let key = ordered(v.to_bits().cast_signed());
-            (low.min(key), high.max(key))
-        });
-        let float = |key| f32::from_bits(ordered(key).cast_unsigned());
-        (float(low), float(high))
+        block_min_max(x)
     }
 }
 
-/// An integer grid as the vector loops see it: `clamp(round((x - offset) / scale), low, high) * scale + offset`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct IntGrid {
-    /// The smallest code less the zero point.
-    pub low: f32,
-    /// The largest code less the zero point.
-    pub high: f32,
-    pub scale: f32,
-    pub offset: f32,
+#[inline(always)]
+fn block_min_max(x: &[f32]) -> (f32, f32) {
+    // Integers, because the compiler must not reorder comparisons of floats.
+    let (mut low, mut high) = (i32::MAX, i32::MIN);
+    for v in x {
+        let key = ordered(v.to_bits().cast_signed());
+        (low, high) = (low.min(key), high.max(key));
+    }
+    let float = |key| f32::from_bits(ordered(key).cast_unsigned());
+    (float(low), float(high))
 }
 
 #[inline(always)]
 fn clamp(v: f32, low: f32, high: f32) -> f32 {
     let v = if v < low { low } else { v };
     if v > high { high } else { v }
-}
-
-impl IntGrid {
-    /// How far a value is above the offset; a NaN, which has no code, counts as zero.
-    #[inline(always)]
-    fn above(self, x: f32) -> f32 {
-        (if x.is_nan() { 0.0 } else { x }) - self.offset
-    }
-
-    #[inline(always)]
-    fn nearest(self, x: f32) -> f32 {
-        let q = (self.above(x) / self.scale).round_ties_even();
-        clamp(q, self.low, self.high) * self.scale + self.offset
-    }
-
-    /// As [`nearest`](Self::nearest) for any rounding that is done in `f64`.
-    #[inline(always)]
-    fn by(self, x: f32, round: impl Fn(f64) -> f64) -> f32 {
-        let q = round(f64::from(self.above(x) / self.scale));
-        let (low, high) = (f64::from(self.low), f64::from(self.high));
-        let q = if q < low { low } else { q };
-        let q = if q > high { high } else { q };
-        (q as f32) * self.scale + self.offset
-    }
-}
-
-/// How an integer grid's codes are written: two's complement or unsigned, in so many bits.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct IntCodes {
-    /// The zero point.
-    pub zero: i32,
-    pub bits: u32,
-    pub signed: bool,
-}
-
-versions! {
-    /// The codes of values, to nearest.
-    fn int_encode(grid: &IntGrid, codes: IntCodes, x: &[f32], out: &mut [u32]) {
-        let grid = *grid;
-        let (mask, zero) = (u32::MAX >> (32 - codes.bits), codes.zero.cast_unsigned());
-        for (v, code) in x.iter().zip(out) {
-            let q = (grid.above(*v) / grid.scale).round_ties_even();
-            // Adding 1.5 * 2^23 leaves an integer of so few bits in the mantissa; a saturating cast costs more.
-            let q = clamp(q, grid.low, grid.high) + 12_582_912.0;
-            *code = q.to_bits().wrapping_sub(0x4B40_0000).wrapping_add(zero) & mask;
-        }
-    }
-}
-
-versions! {
-    /// The values of codes.
-    fn int_decode(grid: &IntGrid, codes: IntCodes, x: &[u32], out: &mut [f32]) {
-        let grid = *grid;
-        let unused = 32 - codes.bits;
-        if codes.signed {
-            for (code, v) in x.iter().zip(out) {
-                let q = (code << unused).cast_signed() >> unused;
-                *v = q as f32 * grid.scale + grid.offset;
-            }
-        } else {
-            for (code, v) in x.iter().zip(out) {
-                let q = (code << unused >> unused).cast_signed() - codes.zero;
-                *v = q as f32 * grid.scale + grid.offset;
-            }
-        }
-    }
-}
-
-/// Rounds values to an integer grid.
-pub(crate) fn int_run(grid: &IntGrid, x: &mut [f32], rounding: Rounding, draws: &[u32]) {
-    match rounding {
-        Rounding::NearestEven => int_nearest(grid, x),
-        Rounding::HalfAway => int_half_away(grid, x),
-        Rounding::TowardZero => int_toward_zero(grid, x),
-        Rounding::Floor => int_floor(grid, x),
-        Rounding::Stochastic => int_stochastic(grid, x, draws),
-    }
-}
-
-versions! {
-    fn int_nearest(grid: &IntGrid, x: &mut [f32]) {
-        let grid = *grid;
-        for v in x { *v = grid.nearest(*v); }
-    }
-}
-versions! {
-    fn int_half_away(grid: &IntGrid, x: &mut [f32]) {
-        let grid = *grid;
-        for v in x { *v = grid.by(*v, f64::round); }
-    }
-}
-versions! {
-    fn int_toward_zero(grid: &IntGrid, x: &mut [f32]) {
-        let grid = *grid;
-        for v in x { *v = grid.by(*v, f64::trunc); }
-    }
-}
-versions! {
-    fn int_floor(grid: &IntGrid, x: &mut [f32]) {
-        let grid = *grid;
-        for v in x { *v = grid.by(*v, f64::floor); }
-    }
-}
-versions! {
-    fn int_stochastic(grid: &IntGrid, x: &mut [f32], draws: &[u32]) {
-        let grid = *grid;
-        for (v, d) in x.iter_mut().zip(draws) {
-            *v = grid.by(*v, |q| Rounding::Stochastic.round(q, *d));
-        }
-    }
 }
 
 /// A float grid as the vector loops see it, in bit patterns of `f32`.
@@ -259,7 +161,7 @@ pub(crate) struct FloatGrid {
     pub shift: u32,
     /// 1 where the parity of a code is the opposite of that of its `f32` exponent (no mantissa bits, odd difference of biases).
     pub odd: u32,
-    /// The smallest normal value.
+    /// The smallest normal value; zero where `f32` becomes subnormal at the same place, so that all values are alike.
     pub min_normal: u32,
     /// The number whose last mantissa bit is worth the subnormal step: adding and subtracting it rounds to that step.
     pub magic: f32,
@@ -271,22 +173,16 @@ pub(crate) struct FloatGrid {
     pub infinity: u32,
     /// What NaN becomes: NaN, or zero where it has no code.
     pub nan: u32,
-    /// The exponent of the smallest normal value.
-    pub step_exponent: i32,
-    pub mantissa_bits: i32,
+    /// The subnormal step.
+    pub step: f32,
+    /// How many of them there are in one.
+    pub per_step: f32,
 }
 
 impl FloatGrid {
     #[inline(always)]
     fn nearest(self, v: f32) -> f32 {
-        let bits = v.to_bits();
-        let a = bits & !SIGN;
-        let even = (a >> self.shift & 1) ^ self.odd;
-        let below_half = (1 << (self.shift - 1)) - 1;
-        let normal = (a + below_half + even) & !((1 << self.shift) - 1);
-        let subnormal = ((f32::from_bits(a) + self.magic) - self.magic).to_bits();
-        let r = if a < self.min_normal { subnormal } else { normal };
-        self.specials(a, r, self.over, bits & SIGN)
+        self.round::<elements::Nearest>(v, 0)
     }
 
     /// Puts overflow, infinity, NaN and the sign in place.
@@ -298,24 +194,6 @@ impl FloatGrid {
         // The zero that stands for a NaN has no sign.
         let sign = if a > INFINITY && self.nan == 0 { 0 } else { sign };
         f32::from_bits(r | sign)
-    }
-
-    /// As [`nearest`](Self::nearest) for a rounding that is done in `f64` on the signed number of steps.
-    #[inline(always)]
-    fn by(self, v: f32, stays_finite: fn(bool) -> bool, round: impl Fn(f64) -> f64) -> f32 {
-        let bits = v.to_bits();
-        let a = bits & !SIGN;
-        let magnitude = f64::from(f32::from_bits(a));
-        let exponent = (magnitude.to_bits() >> 52) as i32 - 1023;
-        let e = exponent.max(self.step_exponent).min(128) - self.mantissa_bits;
-        let power = |e: i32| f64::from_bits(((e + 1023) as u64) << 52);
-        let steps = magnitude * power(-e);
-        let signed = if bits & SIGN != 0 { -steps } else { steps };
-        let value = round(signed).abs() * power(e);
-        // A rounded value of 2^128 becomes the bits of infinity, which are above every maximum.
-        let r = (value as f32).to_bits();
-        let over = if stays_finite(bits & SIGN != 0) { self.max } else { self.over };
-        self.specials(a, r, over, bits & SIGN)
     }
 
     #[inline(always)]
@@ -341,40 +219,30 @@ pub(crate) struct FloatCodes {
     pub has_infinity: bool,
 }
 
-versions! {
-    /// The codes of values over `scale`, to nearest.
-    fn float_encode(grid: &FloatGrid, codes: FloatCodes, x: &[f32], scale: f32, out: &mut [u32]) {
-        let grid = *grid;
-        for (v, code) in x.iter().zip(out) {
-            let bits = grid.nearest(*v / scale).to_bits();
-            let a = bits & !SIGN;
-            let subnormal = (f32::from_bits(a) + grid.magic).to_bits().wrapping_sub(grid.magic.to_bits());
-            let normal = (a >> grid.shift).wrapping_sub(codes.rebias);
-            let c = if a < grid.min_normal { subnormal } else { normal };
-            let c = if a == INFINITY { codes.infinity } else { c };
-            let c = if a > INFINITY { codes.nan } else { c };
-            *code = c | (bits & SIGN) >> codes.sign_shift;
-        }
-    }
+/// The codes of values over `scale`, to nearest.
+pub(crate) fn float_encode(
+    grid: &FloatGrid,
+    codes: FloatCodes,
+    x: &[f32],
+    scale: f32,
+    out: &mut [u32],
+) {
+    let params = Params { scale, ..Params::UNIT };
+    let groups = Groups::one(&params, x.len());
+    float_encode_groups(grid, codes, groups, x, Rounding::NearestEven, &[], CodesMut::Words(out));
 }
 
-versions! {
-    /// The values of codes times `scale`.
-    fn float_decode(grid: &FloatGrid, codes: FloatCodes, x: &[u32], scale: f32, out: &mut [f32]) {
-        let grid = *grid;
-        let first_normal = 1 << (23 - grid.shift);
-        let sign_bit = SIGN >> codes.sign_shift;
-        for (code, v) in x.iter().zip(out) {
-            let a = code & (sign_bit - 1);
-            let normal = a.wrapping_add(codes.rebias) << grid.shift;
-            let subnormal = (f32::from_bits(grid.magic.to_bits().wrapping_add(a)) - grid.magic).to_bits();
-            let r = if a < first_normal { subnormal } else { normal };
-            let r = if a > codes.max { NAN } else { r };
-            let r = if a > codes.max && codes.has_infinity && a == codes.infinity { INFINITY } else { r };
-            let sign = (code & sign_bit) << codes.sign_shift;
-            *v = rescale(f32::from_bits(r | sign), scale);
-        }
-    }
+/// The values of codes times `scale`.
+pub(crate) fn float_decode(
+    grid: &FloatGrid,
+    codes: FloatCodes,
+    x: &[u32],
+    scale: f32,
+    out: &mut [f32],
+) {
+    let params = Params { scale, ..Params::UNIT };
+    let groups = Groups::one(&params, x.len());
+    float_decode_groups(grid, codes, groups, Codes::Words(x), out);
 }
 
 /// Rounds values to a float grid times `scale`.
@@ -385,16 +253,9 @@ pub(crate) fn float_run(
     rounding: Rounding,
     draws: &[u32],
 ) {
-    match rounding {
-        // Dividing and multiplying by one changes nothing, so the most frequent case can do without; a clamp would
-        // make an infinity finite, and a scaled value can only be infinite if it was before.
-        Rounding::NearestEven if scale == 1.0 => float_nearest_unscaled(grid, x),
-        Rounding::NearestEven => float_nearest(grid, x, scale),
-        Rounding::HalfAway => float_half_away(grid, x, scale),
-        Rounding::TowardZero => float_toward_zero(grid, x, scale),
-        Rounding::Floor => float_floor(grid, x, scale),
-        Rounding::Stochastic => float_stochastic(grid, x, scale, draws),
-    }
+    let params = Params { scale, ..Params::UNIT };
+    let groups = Groups::one(&params, x.len());
+    float_groups(grid, groups, x, rounding, draws);
 }
 
 /// Multiplies by the scale; what was finite stays finite.
@@ -404,54 +265,29 @@ fn rescale(r: f32, scale: f32) -> f32 {
     if r.to_bits() & !SIGN < INFINITY { FloatGrid::finite(v) } else { r }
 }
 
-versions! {
-    fn float_nearest_unscaled(grid: &FloatGrid, x: &mut [f32]) {
-        let grid = *grid;
-        for v in x { *v = grid.nearest(*v); }
-    }
+/// What is done with a block of values; `false` if it cannot be.
+///
+/// A type can tell that its method is to become part of the loop, which a closure cannot.
+trait Block: Copy {
+    fn work(self, block: &mut [f32]) -> bool;
 }
-versions! {
-    fn float_nearest(grid: &FloatGrid, x: &mut [f32], scale: f32) {
-        let grid = *grid;
-        for v in x { *v = rescale(grid.nearest(*v / scale), scale); }
-    }
-}
-versions! {
-    fn float_half_away(grid: &FloatGrid, x: &mut [f32], scale: f32) {
-        let grid = *grid;
-        for v in x { *v = rescale(grid.by(*v / scale, |_| false, f64::round), scale); }
-    }
-}
-versions! {
-    fn float_toward_zero(grid: &FloatGrid, x: &mut [f32], scale: f32) {
-        let grid = *grid;
-        for v in x { *v = rescale(grid.by(*v / scale, |_| true, f64::trunc), scale); }
-    }
-}
-versions! {
-    fn float_floor(grid: &FloatGrid, x: &mut [f32], scale: f32) {
-        let grid = *grid;
-        for v in x { *v = rescale(grid.by(*v / scale, |negative| !negative, f64::floor), scale); }
-    }
-}
-versions! {
-    fn float_stochastic(grid: &FloatGrid, x: &mut [f32], scale: f32, draws: &[u32]) {
-        let grid = *grid;
-        for (v, d) in x.iter_mut().zip(draws) {
-            *v = rescale(grid.by(*v / scale, |_| false, |q| Rounding::Stochastic.round(q, *d)), scale);
-        }
+
+impl<F: Fn(&mut [f32]) -> bool + Copy> Block for F {
+    #[inline(always)]
+    fn work(self, block: &mut [f32]) -> bool {
+        self(block)
     }
 }
 
 /// Works on whole blocks of `len` values until `one` refuses one; a loop of its own for the usual lengths lets the
 /// compiler unroll them.
 #[inline(always)]
-fn blocks(x: &mut [f32], len: usize, one: impl Fn(&mut [f32]) -> bool + Copy) -> usize {
+fn blocks(x: &mut [f32], len: usize, one: impl Block) -> usize {
     #[inline(always)]
-    fn fixed<const N: usize>(x: &mut [f32], one: impl Fn(&mut [f32]) -> bool) -> usize {
+    fn fixed<const N: usize>(x: &mut [f32], one: impl Block) -> usize {
         let mut done = 0;
         for block in x.as_chunks_mut::<N>().0 {
-            if !one(block) {
+            if !one.work(block) {
                 break;
             }
             done += N;
@@ -466,7 +302,7 @@ fn blocks(x: &mut [f32], len: usize, one: impl Fn(&mut [f32]) -> bool + Copy) ->
         _ => {
             let mut done = 0;
             for block in x.chunks_exact_mut(len) {
-                if !one(block) {
+                if !one.work(block) {
                     break;
                 }
                 done += len;
@@ -478,36 +314,57 @@ fn blocks(x: &mut [f32], len: usize, one: impl Fn(&mut [f32]) -> bool + Copy) ->
 
 #[inline(always)]
 fn block_amax(b: &[f32]) -> u32 {
-    b.iter().fold(0, |m, v| m.max(v.to_bits() & !SIGN))
+    let mut amax = 0;
+    for v in b {
+        amax = amax.max(v.to_bits() & !SIGN);
+    }
+    amax
 }
 
-/// Rounds one block to symmetric integers; `false` if a value is not finite or comes near the top of `f32`.
-#[inline(always)]
-fn int_block(b: &mut [f32], store: ScaleFormat, [low, high, divisor]: [f32; 3]) -> bool {
-    let amax = block_amax(b);
-    if amax > 0x7D00_0000 {
-        return false;
-    }
-    let scale = if amax == 0 { 1.0 } else { store.store(f32::from_bits(amax) / divisor) };
-    for v in b {
-        *v = clamp((*v / scale).round_ties_even(), low, high) * scale + 0.0;
-    }
-    true
+/// Rounds one block to symmetric integers; refuses one that is not finite or comes near the top of `f32`.
+#[derive(Clone, Copy)]
+struct IntBlock {
+    store: ScaleFormat,
+    codes: [f32; 3],
 }
 
-/// Rounds one block to a float grid; `false` if a value is not finite.
-#[inline(always)]
-fn float_block(b: &mut [f32], store: ScaleFormat, grid: FloatGrid) -> bool {
-    let amax = block_amax(b);
-    if amax >= INFINITY {
-        return false;
+impl Block for IntBlock {
+    #[inline(always)]
+    fn work(self, b: &mut [f32]) -> bool {
+        let [low, high, divisor] = self.codes;
+        let amax = block_amax(b);
+        if amax > 0x7D00_0000 {
+            return false;
+        }
+        let scale = if amax == 0 { 1.0 } else { self.store.store(f32::from_bits(amax) / divisor) };
+        for v in b {
+            *v = clamp((*v / scale).round_ties_even(), low, high) * scale + 0.0;
+        }
+        true
     }
-    let max = f32::from_bits(grid.max);
-    let scale = if amax == 0 { 1.0 } else { store.store(f32::from_bits(amax) / max) };
-    for v in b {
-        *v = rescale(grid.nearest(*v / scale), scale);
+}
+
+/// Rounds one block to a float grid; refuses one that is not finite.
+#[derive(Clone, Copy)]
+struct FloatBlock {
+    store: ScaleFormat,
+    grid: FloatGrid,
+}
+
+impl Block for FloatBlock {
+    #[inline(always)]
+    fn work(self, b: &mut [f32]) -> bool {
+        let amax = block_amax(b);
+        if amax >= INFINITY {
+            return false;
+        }
+        let max = f32::from_bits(self.grid.max);
+        let scale = if amax == 0 { 1.0 } else { self.store.store(f32::from_bits(amax) / max) };
+        for v in b {
+            *v = rescale(self.grid.nearest(*v / scale), scale);
+        }
+        true
     }
-    true
 }
 
 versions! {
@@ -517,8 +374,8 @@ versions! {
     fn int_blocks(x: &mut [f32], len: usize, store: ScaleFormat, codes: [f32; 3]) -> usize {
         match store {
             // The usual storage apart, so that its loop holds no conversion.
-            ScaleFormat::F32 => blocks(x, len, |b| int_block(b, ScaleFormat::F32, codes)),
-            _ => blocks(x, len, |b| int_block(b, store, codes)),
+            ScaleFormat::F32 => blocks(x, len, IntBlock { store: ScaleFormat::F32, codes }),
+            _ => blocks(x, len, IntBlock { store, codes }),
         }
     }
 }
@@ -529,8 +386,8 @@ versions! {
     fn float_blocks(grid: &FloatGrid, x: &mut [f32], len: usize, store: ScaleFormat) -> usize {
         let grid = *grid;
         match store {
-            ScaleFormat::F32 => blocks(x, len, |b| float_block(b, ScaleFormat::F32, grid)),
-            _ => blocks(x, len, |b| float_block(b, store, grid)),
+            ScaleFormat::F32 => blocks(x, len, FloatBlock { store: ScaleFormat::F32, grid }),
+            _ => blocks(x, len, FloatBlock { store, grid }),
         }
     }
 }
@@ -672,7 +529,7 @@ versions! {
     /// that is not finite.
     fn power_blocks(grid: &BlockGrid, x: &mut [f32], len: usize) -> usize {
         let grid = *grid;
-        blocks(x, len, |b| grid.round_block(b))
+        blocks(x, len, |b: &mut [f32]| grid.round_block(b))
     }
 }
 
@@ -932,43 +789,87 @@ pub(crate) mod tests {
         }
     }
 
+    /// Codes, and room for them, as wide as a format needs them.
+    struct Room {
+        bits: u32,
+        bytes: Vec<u8>,
+        pairs: Vec<[u8; 2]>,
+        words: Vec<u32>,
+    }
+
+    impl Room {
+        fn new(bits: u32, codes: &[u32]) -> Self {
+            let two = |c: &u32| [c.to_le_bytes()[0], c.to_le_bytes()[1]];
+            Self {
+                bits,
+                bytes: codes.iter().map(|c| c.to_le_bytes()[0]).collect(),
+                pairs: codes.iter().map(two).collect(),
+                words: codes.to_vec(),
+            }
+        }
+
+        fn codes(&self) -> Codes<'_> {
+            match self.bits {
+                ..=8 => Codes::Bytes(&self.bytes),
+                ..=16 => Codes::Pairs(&self.pairs),
+                _ => Codes::Words(&self.words),
+            }
+        }
+
+        fn codes_mut(&mut self) -> CodesMut<'_> {
+            match self.bits {
+                ..=8 => CodesMut::Bytes(&mut self.bytes),
+                ..=16 => CodesMut::Pairs(&mut self.pairs),
+                _ => CodesMut::Words(&mut self.words),
+            }
+        }
+
+        fn to_vec(&self) -> Vec<u32> {
+            match self.bits {
+                ..=8 => self.bytes.iter().map(|c| (*c).into()).collect(),
+                ..=16 => self.pairs.iter().map(|c| u16::from_le_bytes(*c).into()).collect(),
+                _ => self.words.clone(),
+            }
+        }
+    }
+
     #[test]
     fn every_level_encodes_and_decodes_as_the_definition() {
         let x = values(700);
+        let mut draws = vec![0; x.len()];
+        Stream::new(1, 1).fill(0, &mut draws);
         for scheme in formats() {
             let format = scheme.format().unwrap();
             for range in [Range { min: -3.0, max: 2.0 }, Range { min: 1e-3, max: 3e38 }] {
                 let params = format.fit(range, ScaleFormat::F32);
-                let encode = |x: f32| format.encode(x, &params, Rounding::NearestEven, 0);
-                let expected: Vec<u32> = x.iter().map(|x| encode(*x)).collect();
                 // All codes where these are few, else a sample of all bit patterns.
                 let step = (1usize << format.bits() >> 12) | 1;
                 let all: Vec<u32> =
                     (0..1u64 << format.bits()).step_by(step).map(|c| c as u32).collect();
                 let values: Vec<f32> = all.iter().map(|c| format.decode(*c, &params)).collect();
                 at_every_level(|level| {
-                    for start in [0, 1] {
-                        for len in (0..40).chain([x.len() - start]) {
-                            let mut codes = vec![0; len];
-                            let part = &x[start..start + len];
-                            format.encode_run(
-                                part,
-                                &params,
-                                Rounding::NearestEven,
-                                &[],
-                                &mut codes,
-                            );
-                            assert_eq!(
-                                codes,
-                                expected[start..start + len],
-                                "{format:?} {params:?} {level:?}"
-                            );
-                        }
-                    }
                     let mut out = vec![0.0; all.len()];
                     format.decode_run(&all, &params, &mut out);
                     assert_eq!(bits(&out), bits(&values), "{format:?} {params:?} {level:?}");
                 });
+                for (_, rounding) in Rounding::WORDS {
+                    let encode = |(x, d): (&f32, &u32)| format.encode(*x, &params, rounding, *d);
+                    let expected: Vec<u32> = x.iter().zip(&draws).map(encode).collect();
+                    at_every_level(|level| {
+                        for start in [0, 1] {
+                            for len in (0..40).chain([x.len() - start]) {
+                                let mut codes = vec![0; len];
+                                let at = start..start + len;
+                                let (part, draws) = (&x[at.clone()], &draws[at.clone()]);
+                                format.encode_run(part, &params, rounding, draws, &mut codes);
+                                assert_eq!(
+                                    codes, expected[at],
+                                    "{format:?} {params:?} {rounding:?} {level:?}"
+                                );
+                            }
+                        }
+                    });
+                }
             }
         }
     }
@@ -993,6 +894,81 @@ pub(crate) mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn every_level_works_on_groups_as_the_definition() {
+        let x = values(421);
+        let mut draws = vec![0; x.len()];
+        Stream::new(1, 1).fill(0, &mut draws);
+        for scheme in formats() {
+            let format = scheme.format().unwrap();
+            for len in [1, 2, 15, 16, 32, 49, 421, 1000] {
+                let ranges: Vec<Range> = x.chunks(len).map(Range::of_finite).collect();
+                let mut params = vec![Params::UNIT; ranges.len()];
+                format.fit_groups(&ranges, ScaleFormat::Bf16, &mut params);
+                for (range, params) in ranges.iter().zip(&params) {
+                    assert_eq!(*params, format.fit(range.or_zero(), ScaleFormat::Bf16));
+                }
+                let groups = Groups { params: &params, len };
+                for (_, rounding) in Rounding::WORDS {
+                    let params = |i: usize| &params[i / len];
+                    let codes: Vec<u32> = (0..x.len())
+                        .map(|i| format.encode(x[i], params(i), rounding, draws[i]))
+                        .collect();
+                    let values: Vec<f32> = codes
+                        .iter()
+                        .enumerate()
+                        .map(|(i, c)| format.decode(*c, params(i)))
+                        .collect();
+                    at_every_level(|level| {
+                        let told = format!("{format:?} {len} {rounding:?} {level:?}");
+                        let mut rounded = x.clone();
+                        format.quantize_groups(&mut rounded, groups, rounding, &draws);
+                        assert_eq!(bits(&rounded), bits(&values), "{told}");
+                        let mut room = Room::new(format.bits(), &vec![u32::MAX; x.len()]);
+                        format.encode_groups(&x, groups, rounding, &draws, room.codes_mut());
+                        assert_eq!(room.to_vec(), codes, "{told}");
+                        let mut decoded = vec![0.0; x.len()];
+                        format.decode_groups(room.codes(), groups, &mut decoded);
+                        assert_eq!(bits(&decoded), bits(&values), "{told}");
+                    });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_of_groups_are_those_of_their_values() {
+        let x: Vec<f32> = values(300).into_iter().filter(|v| v.is_finite()).collect();
+        for len in [1, 2, 16, 17, 50, 1000] {
+            let expected: Vec<Range> = x.chunks(len).map(Range::of_finite).collect();
+            at_every_level(|_| {
+                for only_amax in [false, true] {
+                    let mut ranges = vec![Range::EMPTY; expected.len()];
+                    // In two lines, the second of which can only widen what the first has found.
+                    let half = expected.len() / 2;
+                    join_ranges(&x[..(half * len).min(x.len())], len, only_amax, &mut ranges);
+                    join_ranges(&x, len, only_amax, &mut ranges);
+                    for (range, expected) in ranges.iter().zip(&expected) {
+                        let amax = expected.amax();
+                        let whole = Range { min: -amax, max: amax };
+                        assert_eq!(*range, if only_amax { whole } else { *expected });
+                    }
+                    for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                        let mut x = x.clone();
+                        let at = x.len() / 2;
+                        x[at] = bad;
+                        let mut ranges = vec![Range::EMPTY; expected.len()];
+                        join_ranges(&x, len, only_amax, &mut ranges);
+                        for (i, range) in ranges.iter().enumerate() {
+                            let finite = range.min.is_finite() && range.max.is_finite();
+                            assert_eq!(finite, i != at / len, "{bad}");
+                        }
+                    }
+                }
+            });
         }
     }
 

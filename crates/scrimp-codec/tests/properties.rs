@@ -196,6 +196,45 @@ proptest! {
     }
 
     #[test]
+    fn damaged_bytes_decode_to_finite_values_or_fail(
+        scheme in any_scheme(), (shape, x) in any_tensor(), damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut bytes = Vec::new();
+        scheme.encode(&x, &shape, &Stream::new(0, 0), &mut bytes).unwrap();
+        prop_assume!(!bytes.is_empty());
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let mut out = vec![0.0; x.len()];
+        let specials = scheme.card().specials != "none" || scheme.is_float32();
+        if scheme.decode(&bytes, &shape, &mut out).is_ok() {
+            prop_assert!(specials || out.iter().all(|v| v.is_finite()), "{} {:?}", scheme, out);
+            let mut part = vec![0.0; x.len() / 2];
+            let start = x.len() / 3;
+            scheme.decode_range(&bytes, &shape, start..start + x.len() / 2, &mut part).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_range_of_elements_is_decoded_as_in_the_whole(
+        scheme in any_scheme(), (shape, x) in any_tensor(), ends: [prop::sample::Index; 2],
+    ) {
+        let stream = Stream::new(3, 3);
+        let mut bytes = Vec::new();
+        scheme.encode(&x, &shape, &stream, &mut bytes).unwrap();
+        let mut whole = vec![0.0; x.len()];
+        scheme.decode(&bytes, &shape, &mut whole).unwrap();
+        let [a, b] = ends.map(|end| end.index(x.len() + 1));
+        let range = a.min(b)..a.max(b);
+        let mut part = vec![0.0; range.len()];
+        scheme.decode_range(&bytes, &shape, range.clone(), &mut part).unwrap();
+        prop_assert_eq!(bits(&part), bits(&whole[range]), "{}", scheme);
+        let beyond = x.len() + 1;
+        prop_assert!(scheme.decode_range(&bytes, &shape, beyond..beyond, &mut []).is_err());
+    }
+
+    #[test]
     fn any_text_is_a_scheme_or_an_error_that_prints(text in "[a-z0-9:/×x-]{0,20}") {
         if let Err(e) = text.parse::<Scheme>() {
             prop_assert!(e.to_string().contains("help: "));

@@ -1,9 +1,10 @@
 //! The chapter on formats, in Markdown.
 
 use std::fmt::Write;
+use std::sync::OnceLock;
 
 use scrimp_codec::formats::Scaling;
-use scrimp_codec::{Card, Family, Format, Params, ScaleFormat, Scheme};
+use scrimp_codec::{Card, Family, Format, Params, STAGES, ScaleFormat, Scheme, Stream};
 
 use crate::numbers::{exact, power};
 use crate::{Page, grids};
@@ -34,6 +35,7 @@ pub fn pages(families: &[&dyn Family]) -> Vec<Page> {
         chapter += &section.text(picture.is_some().then_some(&*path), earlier);
         pages.extend(picture.map(|text| Page { path, text }));
     }
+    chapter += &stages();
     pages.insert(0, Page { path: "formats.md".into(), text: chapter });
     pages
 }
@@ -121,6 +123,25 @@ fn scaled_elements() -> String {
         writeln!(text, "| {} | {} |", word(store), cell(&prose(store.about()))).ok();
     }
     text.push('\n');
+    text
+}
+
+/// What may follow the codes.
+fn stages() -> String {
+    let mut text = include_str!("stages.md").to_owned();
+    for family in STAGES {
+        // Writing to a string cannot fail.
+        write!(text, "### `{}`\n\n{}\n\n", family.syntax(), sentence(family.about())).ok();
+        text += "| scheme | bits per value |\n|---|--:|\n";
+        for member in family.members() {
+            let scheme = format!("int8/{member}");
+            let bits = scheme.parse().ok().as_ref().and_then(bits_per_value);
+            writeln!(text, "| `{scheme}` | {} |", bits.unwrap_or_else(|| "-".into())).ok();
+        }
+        text.push('\n');
+        text += &paragraph("Bytes:", &[], family.layout().trim());
+        text += &paragraph("Source:", &[], &sentence(family.source()));
+    }
     text
 }
 
@@ -212,10 +233,32 @@ fn range(card: &Card) -> String {
     }
 }
 
-/// What [`WEIGHT`] takes, by value: `4.25`, or `1.03 to 2.5` where the values matter.
+/// What [`WEIGHT`] takes, by value: `4.25`. Where that depends on the values, its ends, and what normal values take.
 fn bits_per_value(scheme: &Scheme) -> Option<String> {
     let (least, most) = bit_ends(scheme)?;
-    Some(if least == most { bits(least) } else { format!("{} to {}", bits(least), bits(most)) })
+    if least == most {
+        return Some(bits(least));
+    }
+    let ends = format!("{} to {}", bits(least), bits(most));
+    let mut bytes = Vec::new();
+    Some(match scheme.encode(normal_values(), WEIGHT, &Stream::new(0, 0), &mut bytes) {
+        Ok(_) => format!("{ends}, normal values {}", bits(per_value(bytes.len()))),
+        Err(_) => ends,
+    })
+}
+
+/// Values that are close to a normal distribution and the same on every machine: sums of twelve uniform numbers.
+fn normal_values() -> &'static [f32] {
+    const DRAWS: usize = 12;
+    static VALUES: OnceLock<Vec<f32>> = OnceLock::new();
+    VALUES.get_or_init(|| {
+        let mut draws = vec![0; DRAWS * WEIGHT.iter().product::<usize>()];
+        Stream::new(1, 0).fill(0, &mut draws);
+        let sum = |draws: &[u32]| draws.iter().map(|draw| f64::from(*draw)).sum::<f64>();
+        #[expect(clippy::cast_possible_truncation, reason = "values are f32")]
+        let value = |draws: &[u32]| (sum(draws) / f64::from(1 << 24) - 6.0) as f32;
+        draws.chunks_exact(DRAWS).map(value).collect()
+    })
 }
 
 /// The least and the most that a member of a family takes.
@@ -232,8 +275,12 @@ fn bits_of_all(members: &[Scheme]) -> String {
 
 fn bit_ends(scheme: &Scheme) -> Option<(f64, f64)> {
     let size = scheme.for_weight(WEIGHT).size(WEIGHT).ok()?;
-    let bits = |bytes: usize| bytes as f64 * 8.0 / WEIGHT.iter().product::<usize>() as f64;
-    Some((bits(size.least), bits(size.most)))
+    Some((per_value(size.least), per_value(size.most)))
+}
+
+/// Bits of each value of [`WEIGHT`].
+fn per_value(bytes: usize) -> f64 {
+    bytes as f64 * 8.0 / WEIGHT.iter().product::<usize>() as f64
 }
 
 /// To a hundredth, without what says nothing.
@@ -302,6 +349,9 @@ fn words(scheme: &Scheme) -> String {
     }
     if let Some(usual) = defaults.rounding {
         said.push(format!("a rounding (`{}` unless named)", usual.word()));
+    }
+    if codec.takes_stages() {
+        said.push("a [stage](#stages)".to_owned());
     }
     if !codec.words().is_empty() {
         let own: Vec<String> = codec.words().iter().map(|word| format!("`{word}`")).collect();
@@ -407,7 +457,9 @@ fn paragraph(title: &str, lines: &[String], rest: &str) -> String {
     match (lines.is_empty(), rest.is_empty()) {
         (true, true) => String::new(),
         // A table needs a line of its own.
-        (true, false) if rest.contains('|') => format!("**{title}**\n\n{rest}\n\n"),
+        (true, false) if rest.contains("\n|") || rest.starts_with('|') => {
+            format!("**{title}**\n\n{rest}\n\n")
+        }
         (true, false) => format!("**{title}** {rest}\n\n"),
         (false, true) => format!("**{title}**{}\n\n", lines.trim_end()),
         (false, false) => format!("**{title}**{}\n\n{rest}\n\n", lines.trim_end()),
@@ -483,13 +535,37 @@ mod tests {
             let section = Section::of(*family);
             assert!(!family.source().is_empty(), "{}: Family::source is empty", family.syntax());
             // For elements under scales it is enough that the values of their codes are listed.
-            let told =
-                section.members.iter().all(|m| parts(m).is_some() && values(&[m.clone()]) != "");
+            let told = section
+                .members
+                .iter()
+                .all(|m| parts(m).is_some() && !values(std::slice::from_ref(m)).is_empty());
             assert!(
                 told || !family.layout().is_empty(),
                 "{}: Family::layout is empty, and the parts of its bytes are not those of scaled elements",
                 family.syntax()
             );
+        }
+    }
+
+    #[test]
+    fn every_stage_has_a_section_that_says_what_its_bytes_mean() {
+        let text = &pages(FAMILIES)[0].text;
+        for family in STAGES {
+            assert!(
+                text.contains(&format!("\n### `{}`\n", family.syntax())),
+                "{}",
+                family.syntax()
+            );
+            assert!(
+                !family.layout().is_empty() && !family.source().is_empty(),
+                "{}",
+                family.syntax()
+            );
+            for member in family.members() {
+                let scheme = format!("int8/{member}");
+                assert!(scheme.parse::<Scheme>().is_ok(), "{scheme}");
+                assert!(text.contains(&format!("\n| `{scheme}` |")), "{scheme}");
+            }
         }
     }
 
@@ -504,7 +580,7 @@ mod tests {
     fn links_within_the_chapter_lead_to_its_headings() {
         let text = &pages(FAMILIES)[0].text;
         let headings = text.lines().filter_map(|line| line.strip_prefix("## "));
-        let anchors: Vec<String> = headings.map(|title| anchor(title)).collect();
+        let anchors: Vec<String> = headings.map(anchor).collect();
         for link in text.split("](#").skip(1) {
             let target = link.split(')').next().unwrap();
             assert!(anchors.iter().any(|anchor| anchor == target), "{target}");
@@ -618,7 +694,7 @@ mod tests {
     #[test]
     fn a_codec_without_a_format_and_of_any_size_has_a_row() {
         let odd = Scheme::of(Arc::new(Odd));
-        assert_eq!(bits_per_value(&odd).unwrap(), "1 to 2.5");
+        assert_eq!(bits_per_value(&odd).unwrap(), "1 to 2.5, normal values 0");
         assert_eq!(parts(&odd), None);
         assert_eq!(words(&odd), "none");
         assert_eq!(values(std::slice::from_ref(&odd)), "");

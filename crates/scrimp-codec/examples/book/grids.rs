@@ -46,10 +46,12 @@ impl Row {
             .collect();
         values.sort_by(f32::total_cmp);
         values.dedup();
+        // With one exponent bit all steps are alike, and integers are written as such floats.
+        let has_binades = card.exponent_bits.is_some_and(|bits| bits > 1);
         Some(Self {
             names: vec![scheme.to_string()],
             values,
-            min_normal: card.min_normal.unwrap_or(0.0),
+            min_normal: card.min_normal.filter(|_| has_binades).unwrap_or(0.0),
         })
     }
 

@@ -33,15 +33,20 @@ fn main() -> ExitCode {
     };
     match write(Path::new(&folder), &pages()) {
         Ok(changed) => {
-            for path in changed {
-                eprintln!("{path}");
-            }
+            show(&changed);
             ExitCode::SUCCESS
         }
         Err(error) => {
             eprintln!("error: {}: {error}", Path::new(&folder).display());
             ExitCode::FAILURE
         }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "this is what the program is asked for")]
+fn show(changed: &[String]) {
+    for path in changed {
+        println!("{path}");
     }
 }
 

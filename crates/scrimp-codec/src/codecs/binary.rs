@@ -106,6 +106,10 @@ impl Rule for Binary {
         Sums { count: [x.len() as f64, 0.0], sum: [magnitudes(x), 0.0], ..Sums::default() }
     }
 
+    fn sum_one(&self, _: usize, x: f32, _: &Fit) -> Sums {
+        Sums { count: [1.0, 0.0], sum: [f64::from(x.abs()), 0.0], ..Sums::default() }
+    }
+
     fn fit(&self, _: usize, sums: &Sums, store: Option<ScaleFormat>, fit: &mut Fit) {
         fit.levels = signed(stored_magnitude(sums.sum[0] / sums.count[0].max(1.0), store));
     }
@@ -121,6 +125,8 @@ fn signed(magnitude: f32) -> [f32; 3] {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::codecs::levels::tests::assert_one_is_a_block;
     use crate::{Scheme, Stream};
 
     fn emulated<const N: usize>(scheme: &str, mut x: [f32; N], shape: &[usize]) -> [f32; N] {
@@ -154,5 +160,10 @@ mod tests {
             );
             assert_eq!(emulated(scheme, [1e-45; 3], &[3]), [f32::MIN_POSITIVE; 3]);
         }
+    }
+
+    #[test]
+    fn scattered_values_are_summed_as_others() {
+        assert_one_is_a_block(&Binary);
     }
 }

@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use super::bands::{Draws, Packer, Refusal, WINDOW, each_band, split, survey};
 use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Tally, Terms};
 use crate::families::Family;
-use crate::formats::{Card, HeadError, Scaling, finite};
+use crate::formats::{Card, Codes, CodesMut, Groups, HeadError, Params, Scaling, finite};
 use crate::granularity::{Band, Layout, elems};
 use crate::{Granularity, Memory, NonFinite, Rounding, ShapeError, pack, simd};
 
@@ -266,20 +266,18 @@ impl Flexpoint {
         finite(mantissa * scale) + 0.0
     }
 
-    /// The grid of the vector loops; `None` where a value may lie beyond f32.
-    fn fast(self, scale: f32) -> Option<simd::IntGrid> {
-        let low = -self.top() - 1.0;
-        let grid = simd::IntGrid { low, high: self.top(), scale, offset: 0.0 };
-        (low * scale).is_finite().then_some(grid)
-    }
-
-    fn codes(self) -> simd::IntCodes {
-        simd::IntCodes { zero: 0, bits: self.bits, signed: true }
+    /// The codes of the vector loops; `None` where a value may lie beyond f32.
+    fn fast(self, scale: f32) -> Option<simd::Integers> {
+        let high = i32::from(i16::MAX) >> (16 - self.bits);
+        let integers = simd::Integers { low: -high - 1, high, bits: self.bits, signed: true };
+        ((-self.top() - 1.0) * scale).is_finite().then_some(integers)
     }
 
     fn round(self, x: &mut [f32], scale: f32, rounding: Rounding, draws: &[u32]) {
-        if let Some(grid) = self.fast(scale) {
-            return simd::int_run(&grid, x, rounding, draws);
+        if let Some(integers) = self.fast(scale) {
+            let params = [Params { scale, ..Params::UNIT }];
+            let groups = Groups { params: &params, len: x.len() };
+            return simd::int_groups(integers, groups, x, rounding, draws);
         }
         for (i, v) in x.iter_mut().enumerate() {
             let draw = draws.get(i).copied().unwrap_or(0);
@@ -295,24 +293,24 @@ impl Flexpoint {
         draws: &[u32],
         codes: &mut [u32],
     ) {
-        match self.fast(scale) {
-            Some(grid) if rounding == Rounding::NearestEven => {
-                simd::int_encode(&grid, self.codes(), x, codes);
-            }
-            _ => {
-                for (i, (v, code)) in x.iter().zip(codes).enumerate() {
-                    let draw = draws.get(i).copied().unwrap_or(0);
-                    #[expect(clippy::cast_possible_truncation, reason = "an integer")]
-                    let mantissa = self.mantissa(*v, scale, rounding, draw) as i32;
-                    *code = mantissa.cast_unsigned() & (u32::MAX >> (32 - self.bits));
-                }
-            }
+        if let Some(integers) = self.fast(scale) {
+            let params = [Params { scale, ..Params::UNIT }];
+            let groups = Groups { params: &params, len: x.len() };
+            return simd::int_encode(integers, groups, x, rounding, draws, CodesMut::Words(codes));
+        }
+        for (i, (v, code)) in x.iter().zip(codes).enumerate() {
+            let draw = draws.get(i).copied().unwrap_or(0);
+            #[expect(clippy::cast_possible_truncation, reason = "an integer")]
+            let mantissa = self.mantissa(*v, scale, rounding, draw) as i32;
+            *code = mantissa.cast_unsigned() & (u32::MAX >> (32 - self.bits));
         }
     }
 
     fn decode_run(self, codes: &[u32], scale: f32, out: &mut [f32]) {
-        if let Some(grid) = self.fast(scale) {
-            return simd::int_decode(&grid, self.codes(), codes, out);
+        if let Some(integers) = self.fast(scale) {
+            let params = [Params { scale, ..Params::UNIT }];
+            let groups = Groups { params: &params, len: out.len() };
+            return simd::int_decode(integers, groups, Codes::Words(codes), out);
         }
         let unused = 32 - self.bits;
         for (code, v) in codes.iter().zip(out) {

@@ -11,14 +11,16 @@
 //! | codes in the order of the elements | `ceil(elements / 8)`, `/ 4`, or `/ 5` |
 //!
 //! Codes of two levels take a bit each, from the least significant of each byte on. Codes of three levels take two bits
-//! each in the same order, and 3 is no code. Under the word `dense` five of them share a byte, which is `c0 + 3 c1 + 9 c2
-//! + 27 c3 + 81 c4`, and a byte above 242 is none. What fills the last byte is 0.
+//! each in the same order, and 3 is no code. Under the word `dense` five of them share a byte, which is
+//! `c0 + 3 c1 + 9 c2 + 27 c3 + 81 c4`, and a byte above 242 is none. What fills the last byte is 0.
 //!
 //! # Sums
 //! Sums are in `f64`, over blocks of 1024 consecutive elements of a group, in the order of the elements.
 
 use std::fmt::Debug;
 use std::sync::Arc;
+
+use rayon::prelude::*;
 
 use super::bands::{Draws, Refusal, each_band, split};
 use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Tally, Terms};
@@ -29,6 +31,9 @@ use crate::{Memory, NonFinite, Rounding, ScaleFormat, ShapeError, Stream};
 
 /// Elements that are summed at a time.
 const BLOCK: usize = 1024;
+
+/// Runs below this length are coded element by element: to set up a loop takes longer.
+const SHORT: usize = 16;
 
 /// Codes that are held at a time: whole bytes of every packing.
 const WINDOW: usize = 1280;
@@ -104,7 +109,8 @@ impl Packing {
             Self::Bits => {
                 for (codes, byte) in codes.as_chunks_mut::<8>().0.iter_mut().zip(bytes) {
                     // Each byte keeps one bit of its own, which is then carried down to its lowest.
-                    let spread = u64::from(*byte) * 0x0101_0101_0101_0101 & 0x8040_2010_0804_0201;
+                    let copies = u64::from(*byte) * 0x0101_0101_0101_0101;
+                    let spread = copies & 0x8040_2010_0804_0201;
                     let high = spread + 0x7F7F_7F7F_7F7F_7F7F;
                     *codes = (high >> 7 & 0x0101_0101_0101_0101).to_le_bytes();
                 }
@@ -158,6 +164,7 @@ pub(super) struct Fit {
 
 impl Fit {
     /// The code of a value. The readable truth.
+    #[inline]
     fn code(&self, coder: Coder, x: f32, rounding: Rounding, draw: u32) -> u8 {
         match coder {
             Coder::Side => u8::from(x.is_nan() || x >= 0.0),
@@ -176,6 +183,13 @@ impl Fit {
     }
 
     fn codes(&self, coder: Coder, x: &[f32], rounding: Rounding, draws: &[u32], codes: &mut [u8]) {
+        if x.len() < SHORT {
+            for (i, (v, code)) in x.iter().zip(codes).enumerate() {
+                let draw = draws.get(i).copied().unwrap_or(0);
+                *code = self.code(coder, *v, rounding, draw);
+            }
+            return;
+        }
         match coder {
             Coder::Side => kernels::side_codes(x, codes),
             Coder::Magnitude => kernels::magnitude_codes(x, self.cut, codes),
@@ -192,6 +206,13 @@ impl Fit {
 
     fn quantize(&self, coder: Coder, x: &mut [f32], rounding: Rounding, draws: &[u32]) {
         let levels = self.levels;
+        if x.len() < SHORT {
+            for (i, v) in x.iter_mut().enumerate() {
+                let draw = draws.get(i).copied().unwrap_or(0);
+                *v = levels[usize::from(self.code(coder, *v, rounding, draw))];
+            }
+            return;
+        }
         match coder {
             Coder::Side => kernels::side_values(x, levels[0], levels[1]),
             Coder::Magnitude => kernels::magnitude_values(x, self.cut, levels),
@@ -230,13 +251,19 @@ impl Sums {
         if self.count == [0.0; 2] {
             return other;
         }
-        let weight = other.count[0] / (self.count[0] + other.count[0]).max(1.0);
         let apart = other.mean - self.mean;
+        // Most sums have no mean, or that of equal values.
+        let (mut mean, mut square) = (self.mean, self.square + other.square);
+        if apart != 0.0 {
+            let weight = other.count[0] / (self.count[0] + other.count[0]);
+            mean += apart * weight;
+            square += apart * apart * self.count[0] * weight;
+        }
         Self {
             count: add(self.count, other.count),
             sum: add(self.sum, other.sum),
-            mean: self.mean + apart * weight,
-            square: self.square + other.square + apart * apart * self.count[0] * weight,
+            mean,
+            square,
             largest: self.largest.max(other.largest),
         }
     }
@@ -277,6 +304,8 @@ pub(super) trait Rule: Clone + Debug + Send + Sync + 'static {
     }
     /// Sums of at most [`BLOCK`] finite values.
     fn sum(&self, pass: usize, x: &[f32], fit: &Fit) -> Sums;
+    /// The sums of one finite value: what [`sum`](Self::sum) gives, for groups of scattered elements.
+    fn sum_one(&self, pass: usize, x: f32, fit: &Fit) -> Sums;
     /// What follows from the sums of a pass.
     fn fit(&self, pass: usize, sums: &Sums, store: Option<ScaleFormat>, fit: &mut Fit);
     /// Bytes that are stored with each group.
@@ -493,6 +522,14 @@ struct Bound<'a, R> {
     bands: Vec<Band>,
 }
 
+/// One of the times that values are summed.
+#[derive(Clone, Copy, Debug)]
+struct Pass {
+    number: usize,
+    /// Whether all values are known to be finite.
+    finite: bool,
+}
+
 /// What a memory means to a rule.
 enum Recalled<'a> {
     Nothing,
@@ -508,25 +545,25 @@ impl<R: Rule> Bound<'_, R> {
         scheme: &str,
     ) -> Result<Recalled<'m>, EncodeError> {
         let groups = self.layout.groups();
-        let expected = match memory {
-            None => return Ok(Recalled::Nothing),
-            Some(Memory::Residual { residual })
-                if self.rule.remembers() && residual.len() == elems =>
-            {
+        let Some(memory) = memory else { return Ok(Recalled::Nothing) };
+        let shares = self.rule.with_scale(&Fit::default(), 1.0).is_some();
+        match memory {
+            Memory::Residual { residual } if self.rule.remembers() && residual.len() == elems => {
                 return Ok(Recalled::Residual(residual));
             }
-            Some(Memory::Shared { scales })
-                if self.rule.with_scale(&Fit::default(), 1.0).is_some()
+            Memory::Shared { scales }
+                if shares
                     && scales.len() == groups
                     && scales.iter().all(|s| s.is_finite() && *s >= 0.0) =>
             {
                 return Ok(Recalled::Scales(scales));
             }
-            Some(_) if self.rule.remembers() => format!("a residual of {elems} values"),
-            Some(_) if self.rule.with_scale(&Fit::default(), 1.0).is_some() => {
-                format!("{groups} shared scales, finite and not negative")
-            }
-            Some(_) => "none".into(),
+            _ => {}
+        }
+        let expected = match (self.rule.remembers(), shares) {
+            (true, _) => format!("a residual of {elems} values"),
+            (_, true) => format!("{groups} shared scales, finite and not negative"),
+            _ => "none".into(),
         };
         Err(EncodeError::Memory { scheme: scheme.to_owned(), expected })
     }
@@ -565,19 +602,26 @@ impl<R: Rule> Bound<'_, R> {
         Ok(tally)
     }
 
-    /// Sums consecutive elements of a group into `total`.
+    /// Sums consecutive elements of a group into `total`. What was found finite in the first pass is not looked at again.
     fn sum(
         &self,
-        pass: usize,
+        pass: Pass,
         x: &[f32],
         first: usize,
         fit: &Fit,
         total: &mut Sums,
     ) -> Result<Tally, Refusal> {
         let mut tally = Tally::default();
+        let Pass { number, finite } = pass;
+        if let [x] = x
+            && x.is_finite()
+        {
+            *total = total.join(self.rule.sum_one(number, *x, fit));
+            return Ok(tally);
+        }
         for (i, block) in x.chunks(BLOCK).enumerate() {
-            if is_finite(block) {
-                *total = total.join(self.rule.sum(pass, block, fit));
+            if finite || is_finite(block) {
+                *total = total.join(self.rule.sum(number, block, fit));
                 continue;
             }
             tally = tally.join(self.check(block, first + i * BLOCK)?);
@@ -588,7 +632,7 @@ impl<R: Rule> Bound<'_, R> {
                 len += 1;
             }
             if len > 0 {
-                *total = total.join(self.rule.sum(pass, &kept[..len], fit));
+                *total = total.join(self.rule.sum(number, &kept[..len], fit));
             }
         }
         Ok(tally)
@@ -598,26 +642,26 @@ impl<R: Rule> Bound<'_, R> {
     fn fit_band(&self, x: &[f32], band: &Band) -> Result<(Vec<Fit>, Tally), Refusal> {
         let mut fits = vec![Fit::default(); band.groups.len()];
         let mut sums = vec![Sums::default(); band.groups.len()];
-        let mut result = Ok(Tally::default());
-        for pass in 0..self.rule.passes() {
+        let mut tally = Tally::default();
+        for number in 0..self.rule.passes() {
             sums.fill(Sums::default());
-            let mut tally = Tally::default();
+            let pass = Pass { number, finite: number > 0 && tally == Tally::default() };
+            let mut result = Ok(Tally::default());
             self.layout.runs(band, |run| {
+                let Ok(seen) = result else { return };
                 let at = run.group - band.groups.start;
                 let part = &x[run.start..run.start + run.len];
                 let first = band.elems.start + run.start;
-                match self.sum(pass, part, first, &fits[at], &mut sums[at]) {
-                    Ok(seen) => tally = tally.join(seen),
-                    Err(r) if result.is_ok() => result = Err(r),
-                    Err(_) => {}
-                }
+                result = self
+                    .sum(pass, part, first, &fits[at], &mut sums[at])
+                    .map(|more| seen.join(more));
             });
-            result = result.map(|_| tally);
+            tally = result?;
             for (fit, sums) in fits.iter_mut().zip(&sums) {
-                self.rule.fit(pass, sums, self.terms.scale, fit);
+                self.rule.fit(number, sums, self.terms.scale, fit);
             }
         }
-        result.map(|tally| (fits, tally))
+        Ok((fits, tally))
     }
 
     /// The fits of all groups; under given scales where there are any.
@@ -645,46 +689,88 @@ impl<R: Rule> Bound<'_, R> {
 
     /// The fits of groups whose elements lie in several bands.
     fn fit_spanning(&self, x: &[f32]) -> Result<(Vec<Fit>, Tally), Refusal> {
-        let groups = self.layout.groups();
-        let mut fits = vec![Fit::default(); groups];
+        let mut fits = vec![Fit::default(); self.layout.groups()];
         let mut tally = Tally::default();
-        for pass in 0..self.rule.passes() {
-            let parts = each_band(vec![(); self.bands.len()], &self.bands, |(), band| {
-                let x = &x[band.elems.clone()];
-                // A band meets its groups one after another, from its first one on, and round again.
-                let mut first = None;
-                let mut sums: Vec<Sums> = Vec::new();
-                let mut result = Ok(Tally::default());
-                self.layout.runs(band, |run| {
-                    let Ok(seen) = result else { return };
-                    let at = (run.group + groups - *first.get_or_insert(run.group)) % groups;
-                    if at >= sums.len() {
-                        sums.resize(at + 1, Sums::default());
-                    }
-                    let part = &x[run.start..run.start + run.len];
-                    let start = band.elems.start + run.start;
-                    result = self
-                        .sum(pass, part, start, &fits[run.group], &mut sums[at])
-                        .map(|more| seen.join(more));
-                });
-                result.map(|tally| (first.unwrap_or(0), sums, tally))
-            });
-            let mut totals = vec![Sums::default(); groups];
-            tally = Tally::default();
-            // In the order of the bands, so that sums and the first refusal are the same for any number of threads.
-            for part in parts {
-                let (first, sums, seen) = part?;
-                tally = tally.join(seen);
-                for (i, sums) in sums.into_iter().enumerate() {
-                    let total = &mut totals[(first + i) % groups];
-                    *total = total.join(sums);
+        for number in 0..self.rule.passes() {
+            let pass = Pass { number, finite: number > 0 && tally == Tally::default() };
+            let mut totals = vec![Sums::default(); fits.len()];
+            tally = match self.layout {
+                Layout::Axis { groups, run, .. } => {
+                    self.sum_axis(pass, x, [groups, run], &fits, &mut totals)
                 }
-            }
+                _ => self.sum_bands(pass, x, &fits, &mut totals),
+            }?;
             for (fit, sums) in fits.iter_mut().zip(&totals) {
-                self.rule.fit(pass, sums, self.terms.scale, fit);
+                self.rule.fit(number, sums, self.terms.scale, fit);
             }
         }
         Ok((fits, tally))
+    }
+
+    /// The sums of groups that are longer than bands: each band lies in one of them.
+    fn sum_bands(
+        &self,
+        pass: Pass,
+        x: &[f32],
+        fits: &[Fit],
+        totals: &mut [Sums],
+    ) -> Result<Tally, Refusal> {
+        let parts = each_band(vec![(); self.bands.len()], &self.bands, |(), band| {
+            let mut sums = Sums::default();
+            let (part, first) = (&x[band.elems.clone()], band.elems.start);
+            self.sum(pass, part, first, &fits[band.groups.start], &mut sums).map(|t| (sums, t))
+        });
+        let mut tally = Tally::default();
+        // In the order of the bands, so that sums and the first refusal are the same for any number of threads.
+        for (part, band) in parts.into_iter().zip(&self.bands) {
+            let (sums, seen) = part?;
+            tally = tally.join(seen);
+            let total = &mut totals[band.groups.start];
+            *total = total.join(sums);
+        }
+        Ok(tally)
+    }
+
+    /// The sums of groups whose runs take turns: each task has groups of its own and meets their runs in order.
+    fn sum_axis(
+        &self,
+        pass: Pass,
+        x: &[f32],
+        [groups, run]: [usize; 2],
+        fits: &[Fit],
+        totals: &mut [Sums],
+    ) -> Result<Tally, Refusal> {
+        /// Elements of a task in each turn, where there are as many, so that what is loaded is used.
+        const NEIGHBOURS: usize = 1024;
+        let per_task = NEIGHBOURS.div_ceil(run);
+        let results: Vec<_> = totals
+            .par_chunks_mut(per_task)
+            .enumerate()
+            .map(|(task, totals)| {
+                let own = task * per_task;
+                let mut tally = Tally::default();
+                for turn in (0..x.len()).step_by(groups * run) {
+                    for (i, total) in totals.iter_mut().enumerate() {
+                        let first = turn + (own + i) * run;
+                        let part = &x[first..first + run];
+                        tally = tally.join(self.sum(pass, part, first, &fits[own + i], total)?);
+                    }
+                }
+                Ok(tally)
+            })
+            .collect();
+        let refusal = |result: &Result<_, Refusal>| result.as_ref().err().map(|r| r.index);
+        let mut tally = Tally::default();
+        // The refusal that is told is the first of the tensor, whichever task met it.
+        let first = results.iter().filter_map(refusal).min();
+        for result in results {
+            match result {
+                Err(r) if Some(r.index) == first => return Err(r),
+                Err(_) => {}
+                Ok(seen) => tally = tally.join(seen),
+            }
+        }
+        Ok(tally)
     }
 
     /// Rounds the elements of a band.
@@ -825,7 +911,14 @@ impl<R: Rule> Bound<'_, R> {
                     }
                     let next = end.min(window.end);
                     let codes = &codes[skip + at - window.start..skip + next - window.start];
-                    kernels::values(codes, levels[run.group], &mut out[at..next]);
+                    let levels = levels[run.group];
+                    if codes.len() < SHORT {
+                        for (v, code) in out[at..next].iter_mut().zip(codes) {
+                            *v = levels[usize::from(*code)];
+                        }
+                    } else {
+                        kernels::values(codes, levels, &mut out[at..next]);
+                    }
                     at = next;
                 }
             });
@@ -909,7 +1002,7 @@ impl<'a> Packer<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::simd::tests::at_every_level;
 
@@ -921,7 +1014,7 @@ mod tests {
                 (bits, 0) => f32::from_bits(bits & 0x8000_0000),
                 (bits, 1) => f32::from_bits(bits & 0x807F_FFFF),
                 (bits, 2) => f32::from_bits(bits),
-                (bits, 3) if bits & 3 == 0 => [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][i % 3],
+                (bits, 3) if bits % 4 == 0 => [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][i % 3],
                 (bits, _) => ((bits % 4096) as f32 - 2048.0) / 1024.0,
             })
             .collect()
@@ -954,7 +1047,7 @@ mod tests {
                         let ranges = [0, 1, 3]
                             .into_iter()
                             .flat_map(|start| (0..70).map(move |len| start..start + len));
-                        for at in ranges.chain([0..x.len()]) {
+                        for at in ranges.chain(std::iter::once(0..x.len())) {
                             let (part, draws) = (&x[at.clone()], &draws[at.clone()]);
                             let mut codes = vec![9; at.len()];
                             fit.codes(coder, part, rounding, draws, &mut codes);
@@ -984,26 +1077,38 @@ mod tests {
             let wide = || x.iter().map(|v| f64::from(*v));
             let first = std::cell::Cell::new(None);
             at_every_level(|_| {
+                let moments = kernels::moments(if len == 0 { &[1.0] } else { x });
                 let sums = (
                     kernels::magnitudes(x),
                     kernels::magnitudes_above(x, 0.5),
                     kernels::sides(x),
-                    kernels::moments(if len == 0 { &[1.0] } else { x }),
+                    moments,
                 );
                 assert_eq!(first.replace(Some(sums)).unwrap_or(sums), sums);
                 assert!(near(sums.0, wide().map(f64::abs).sum()));
                 let above: Vec<f64> = wide().map(f64::abs).filter(|v| *v > 0.5).collect();
-                assert!(near(sums.1[0], above.iter().sum()));
-                assert_eq!(sums.1[1], above.len() as f64);
-                assert!(near(sums.2[0], wide().filter(|v| *v < 0.0).sum()));
-                assert!(near(sums.2[1], wide().filter(|v| *v >= 0.0).sum()));
-                assert_eq!(sums.2[2], wide().filter(|v| *v < 0.0).count() as f64);
+                assert!(near(sums.1.0, above.iter().sum()));
+                assert_eq!(sums.1.1 as usize, above.len());
+                assert!(near(sums.2.0, wide().filter(|v| *v >= 0.0).sum()));
+                assert!(near(sums.2.1, wide().filter(|v| *v < 0.0).sum()));
+                assert_eq!(sums.2.2 as usize, wide().filter(|v| *v < 0.0).count());
                 if len > 0 {
                     let mean = wide().sum::<f64>() / len as f64;
-                    assert!(near(sums.3[0], mean));
-                    assert!(near(sums.3[1], wide().map(|v| (v - mean).powi(2)).sum()));
+                    assert!(near(moments.0, mean));
+                    assert!(near(moments.1, wide().map(|v| (v - mean).powi(2)).sum()));
                 }
             });
+        }
+    }
+
+    /// Asserts that one value is summed as a block of one is.
+    pub(in crate::codecs) fn assert_one_is_a_block(rule: &impl Rule) {
+        for pass in 0..rule.passes() {
+            for x in [0.0, -0.0, 1.5, -0.3, 0.5, 1e-45, f32::MAX, f32::MIN] {
+                let fit = Fit { cut: 0.5, ..Fit::default() };
+                let (one, block) = (rule.sum_one(pass, x, &fit), rule.sum(pass, &[x], &fit));
+                assert_eq!(format!("{one:?}"), format!("{block:?}"), "{rule:?} {x}");
+            }
         }
     }
 
@@ -1026,7 +1131,7 @@ mod tests {
         for packing in [Packing::Bits, Packing::Pairs, Packing::Trits] {
             let base = if packing == Packing::Bits { 2 } else { 3 };
             let codes: Vec<u8> =
-                (0..4000u32).map(|i| (i.wrapping_mul(0x9E37_79B9) >> 16) as u8 % base).collect();
+                (0..4000u32).map(|i| i.wrapping_mul(0x9E37_79B9).to_be_bytes()[1] % base).collect();
             let whole = packing.bytes(codes.len());
             let mut padded = codes.clone();
             padded.resize(whole * packing.per_byte(), 0);

@@ -1,6 +1,6 @@
 //! Codecs: how a tensor becomes bytes. One file for each way; [`FAMILIES`](crate::families::FAMILIES) lists them.
 //!
-//! Most number formats are elements of [`Scaled`]: codes of a fixed width under a scale for each group. What needs
+//! Most number formats are elements of `Scaled`: codes of a fixed width under a scale for each group. What needs
 //! other statistics, or bytes whose number depends on the values, is a codec of its own.
 
 pub(crate) mod bands;

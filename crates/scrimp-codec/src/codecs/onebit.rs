@@ -114,8 +114,17 @@ impl Rule for OneBit {
     }
 
     fn sum(&self, _: usize, x: &[f32], _: &Fit) -> Sums {
-        let [below, others, count] = sides(x);
-        Sums { count: [x.len() as f64 - count, count], sum: [others, below], ..Sums::default() }
+        let (above, below, count) = sides(x);
+        let count = f64::from(count);
+        Sums { count: [x.len() as f64 - count, count], sum: [above, below], ..Sums::default() }
+    }
+
+    fn sum_one(&self, _: usize, x: f32, _: &Fit) -> Sums {
+        let negative = f64::from(u8::from(x < 0.0));
+        // The sign of zero goes, as it does where zero is added to.
+        let x = f64::from(x) + 0.0;
+        let sum = if negative > 0.0 { [0.0, x] } else { [x, 0.0] };
+        Sums { count: [1.0 - negative, negative], sum, ..Sums::default() }
     }
 
     fn fit(&self, _: usize, sums: &Sums, _: Option<ScaleFormat>, fit: &mut Fit) {
@@ -147,6 +156,8 @@ impl Rule for OneBit {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::codecs::levels::tests::assert_one_is_a_block;
     use crate::{EncodeError, Memory, Scheme, Stream};
 
     fn residual(memory: &Memory) -> &[f32] {
@@ -240,5 +251,10 @@ mod tests {
         assert_eq!((tally.nans, tally.infinities), (1, 1));
         assert!(residual(&memory.unwrap()).iter().all(|r| r.is_finite()));
         assert!(y.iter().all(|v| v.is_finite()));
+    }
+
+    #[test]
+    fn scattered_values_are_summed_as_others() {
+        assert_one_is_a_block(&OneBit);
     }
 }

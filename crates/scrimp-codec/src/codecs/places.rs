@@ -106,8 +106,8 @@ impl Places {
                 *i = (*i - j) << low | code as usize;
             }
         }
-        if let Some(pair) = indices.windows(2).find(|pair| pair[0] >= pair[1]) {
-            return Err(format!("index {} comes after index {}", pair[1], pair[0]));
+        if let Some([before, after]) = indices.array_windows().find(|[a, b]| a >= b) {
+            return Err(format!("index {after} comes after index {before}"));
         }
         match indices.last() {
             Some(last) if *last >= self.n => {

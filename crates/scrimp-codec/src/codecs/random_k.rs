@@ -1,25 +1,45 @@
 //! `random_k:P%`, `random_k:K`: elements that are drawn by lot are kept, all others become zero.
 //!
-//! Each element draws a number of its [`Stream`], and those with the largest are kept; of equal numbers, of which there are
-//! 2^24, the one that comes first. `unbiased` multiplies the kept values by `n / k`, so that the tensor is right on average.
+//! Each element draws a lot, and those with the largest are kept. The lot of element *i* is byte *i mod 3* (the lowest is
+//! 0) of the draw of number 2^62 + *floor(i / 3)* of the [`Stream`]. Among equal lots the draw of number *i* decides, and
+//! then the order of the elements: 32 bits in all, where most elements cost a third of a draw. `unbiased` multiplies the kept values by `n / k`, so that the tensor is right on average.
 //! Workers whose streams are equal keep the same elements.
 //!
 //! # Bytes
-//! The kept values in the order of the elements, as [`sparse`](super::sparse) says, then the stream, from which a reader
-//! draws the same numbers: seed and tensor id (4 bytes each) and step (8 bytes). No bytes where all elements are kept.
+//! See [`Family::layout`].
 //!
 //! # Source
 //! Konečný et al. 2016, "Federated Learning: Strategies for Improving Communication Efficiency", arXiv:1610.05492, section 3
 //! (subsampling, random masks from a seed); Wangni et al. 2018, "Gradient Sparsification for Communication-Efficient
 //! Distributed Optimization", arXiv:1710.09854, for the factor.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Codec;
-use super::select;
+use super::select::{self, Keys};
 use super::sparse::{Choice, Sparse};
 use crate::formats::HeadError;
 use crate::{Family, Stream};
+
+/// The paper, for the book.
+const SOURCE: &str = "\
+Konečný et al. 2016, Federated Learning: Strategies for Improving Communication Efficiency, [arXiv:1610.05492](https://arxiv.org/abs/1610.05492), section
+3; Wangni et al. 2018, [arXiv:1710.09854](https://arxiv.org/abs/1710.09854), for the factor of `unbiased`";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+How many are kept follows from the shape: `P%` keeps `max(1, ceil(N P / 100))` of *N* elements, exactly, and a plain number
+so many, or all if there are fewer. All other elements are zero.
+
+| part | bytes |
+|---|---|
+| kept values in the order of the elements | 4 each, f32; 2 under `values:f16` and `values:bf16` |
+| seed, tensor id, step of the stream that chose them; nothing where all are kept | 4, 4, 8 |
+
+Values are finite, and under `unbiased` multiplied already. Element *i* draws word *i mod 4* of Philox4x32-10 with key
+(seed, tensor id) and counter (step, `floor(i / 4)`), each of 64 bits and the step first, shifted right by 8. Those with
+the largest draws are kept, of equal ones the first.";
 
 /// The row of the family.
 pub(crate) struct RandomKFamily;
@@ -39,6 +59,14 @@ impl Family for RandomKFamily {
             .into()
     }
 
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
+    }
+
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
         Sparse::parse(RandomK { unbiased: false }, head)
     }
@@ -49,9 +77,6 @@ impl Family for RandomKFamily {
 struct RandomK {
     unbiased: bool,
 }
-
-/// Bits of a draw.
-const DRAW_BITS: u32 = 24;
 
 /// Bytes of a stream.
 const STREAM_BYTES: usize = 16;
@@ -110,27 +135,72 @@ impl Choice for RandomK {
     }
 }
 
-/// The elements with the largest draws.
+/// The elements that win.
 fn drawn(n: usize, k: usize, stream: &Stream) -> Vec<usize> {
-    select::largest(n, k, DRAW_BITS, likely(n, k), |at, draws| stream.fill(at.start as u64, draws))
+    select::largest(n, k, &Lots(stream))
 }
 
-/// A draw that at least `k` of `n` elements reach in all but one of 10^15 cases: eight standard deviations more than `k`
-/// are expected to. It saves a pass over the draws and changes nothing else.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "any number will do, and a cast saturates"
-)]
-fn likely(n: usize, k: usize) -> u32 {
-    let (n, k) = (n as f64, k as f64);
-    let share = (k + 8.0 * k.sqrt() + 8.0) / n;
-    ((1.0 - share).max(0.0) * f64::from(1u32 << DRAW_BITS)) as u32
+/// The lots of a stream as keys.
+struct Lots<'a>(&'a Stream);
+
+/// The first element whose draws make the lots of three elements each.
+const FIRST_LOT: u64 = 1 << 62;
+
+/// Draws that are held at a time.
+const WINDOW: usize = 342;
+
+impl Keys for Lots<'_> {
+    const BITS: u32 = 8;
+    const TIES: bool = true;
+
+    fn fill(&self, range: Range<usize>, keys: &mut [u32]) {
+        let mut draws = [0; WINDOW];
+        let (mut at, mut keys) = (range.start, keys);
+        while !keys.is_empty() {
+            // Whole draws from here on; the first may have been used in part.
+            let skip = at % 3;
+            let draws = &mut draws[..(skip + keys.len()).div_ceil(3).min(WINDOW)];
+            self.0.fill(FIRST_LOT + (at / 3) as u64, draws);
+            let (now, later) = keys.split_at_mut(keys.len().min(3 * draws.len() - skip));
+            if skip == 0 {
+                let (triples, rest) = now.as_chunks_mut::<3>();
+                for (lots, draw) in triples.iter_mut().zip(&*draws) {
+                    *lots = [draw & 255, draw >> 8 & 255, draw >> 16];
+                }
+                for (i, lot) in rest.iter_mut().enumerate() {
+                    *lot = draws[draws.len() - 1] >> (8 * i) & 255;
+                }
+            } else {
+                for (i, lot) in (skip..).zip(&mut *now) {
+                    *lot = draws[i / 3] >> (8 * (i % 3)) & 255;
+                }
+            }
+            (at, keys) = (at + now.len(), later);
+        }
+    }
+
+    fn tie(&self, index: usize) -> u32 {
+        self.0.draw(index as u64)
+    }
+
+    /// Eight standard deviations to either side of where the least lot that wins is expected.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "lots are few, and a cast saturates"
+    )]
+    fn likely(&self, n: usize, k: usize) -> Range<u32> {
+        let (n, k) = (n as f64, k as f64);
+        let apart = 8.0 * k.sqrt() + 8.0;
+        let lot = |reached: f64| ((1.0 - reached / n) * 256.0).clamp(0.0, 256.0);
+        lot(k + apart).floor() as u32..lot(k - apart).ceil() as u32
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::{Scheme, Stream};
+    use super::*;
+    use crate::Scheme;
 
     #[test]
     fn a_reader_finds_the_elements_from_the_stream_alone() {
@@ -144,11 +214,24 @@ mod tests {
         scheme.decode(&bytes, &[1000], &mut back).unwrap();
         assert_eq!(back.iter().filter(|v| **v != 0.0).count(), 100);
         assert!(back.iter().zip(&x).all(|(b, x)| *b == 0.0 || b == x));
-        // They are those with the largest draws.
-        let draws: Vec<u32> = (0..1000).map(|i| stream.draw(i)).collect();
+        // They are those with the largest lots.
+        let lot = |i: u64| (stream.draw((1 << 62) + i / 3) >> (8 * (i % 3)) & 255, stream.draw(i));
+        let lots: Vec<_> = (0..1000).map(lot).collect();
         let kept = |i: usize| back[i] != 0.0;
-        let least = (0..1000).filter(|i| kept(*i)).map(|i| draws[i]).min().unwrap();
-        assert!((0..1000).all(|i| kept(i) == (draws[i] >= least)));
+        let least = (0..1000).filter(|i| kept(*i)).map(|i| lots[i]).min().unwrap();
+        assert!((0..1000).all(|i| kept(i) == (lots[i] >= least)));
+    }
+
+    #[test]
+    fn lots_are_the_same_wherever_a_window_begins() {
+        let stream = Stream::new(5, 5);
+        let mut all = vec![0; 5000];
+        Lots(&stream).fill(0..5000, &mut all);
+        for range in [0..1, 1..2, 2..5, 1..1025, 1024..2048, 2048..3072, 7..5000] {
+            let mut part = vec![0; range.len()];
+            Lots(&stream).fill(range.clone(), &mut part);
+            assert_eq!(part, all[range]);
+        }
     }
 
     #[test]

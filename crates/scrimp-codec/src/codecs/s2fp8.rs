@@ -16,8 +16,8 @@
 //! `Y = 2^(alpha log2 |x| + beta)` is computed in `f64` and rounded to `f32`, and `e5m2` encodes it with the sign of
 //! `x`: infinity saturates there unless `nonfinite:propagate`, NaN has a code, zeros keep their sign. A code of the value
 //! *y* decodes as `2^((log2 |y| - beta) / alpha)` with the sign of *y*, in `f64` rounded to `f32`, at most the largest. Sums of
-//! logarithms run in `f64` over blocks of 1024 values and are joined in the order of storage. The logarithm and the
-//! power are this crate's own, with the same bits on every machine.
+//! logarithms belong to blocks of 1024 values, as the sum of the exponents and the logarithms of 16 products of mantissas, and
+//! are joined in the order of storage. The logarithm and the power are this crate's own, with the same bits on every machine.
 //!
 //! # Bytes
 //! See [`Family::layout`].
@@ -34,7 +34,7 @@ use crate::families::Family;
 use crate::formats::{Card, Format, HeadError, Minifloat, Scaling};
 use crate::granularity::{Band, Layout};
 use crate::logarithm::log2;
-use crate::simd::s2fp8::{Logs, PowerLaw, s2fp8_back, s2fp8_forward, s2fp8_logs};
+use crate::simd::s2fp8::{BLOCK, Logs, PowerLaw, s2fp8_back, s2fp8_forward, s2fp8_logs};
 use crate::{Granularity, Params, Rounding, ShapeError, Stream};
 
 /// The paper, for the book.
@@ -255,7 +255,7 @@ impl S2fp8 {
             let mut seen = vec![Logs::NOTHING; band.groups.len()];
             layout.runs(band, |run| {
                 let slot = &mut seen[run.group - band.groups.start];
-                for block in x[run.start..run.start + run.len].chunks(WINDOW) {
+                for block in x[run.start..run.start + run.len].chunks(BLOCK) {
                     *slot = slot.join(s2fp8_logs(block));
                 }
             });
@@ -306,7 +306,11 @@ impl S2fp8 {
         let mut y = [0.0; WINDOW];
         let y = &mut y[..x.len()];
         s2fp8_forward(law, x, y);
-        self.format.encode_run(y, &Params::UNIT, rounding, draws, codes);
+        if rounding != Rounding::NearestEven {
+            // The vector loops round by every rule but write codes to nearest, which changes no rounded value.
+            self.format.quantize_run(y, &Params::UNIT, rounding, draws);
+        }
+        self.format.encode_run(y, &Params::UNIT, Rounding::NearestEven, &[], codes);
     }
 
     #[expect(clippy::too_many_arguments, reason = "the context of a band")]
@@ -370,6 +374,94 @@ impl<'a> Decoder<'a> {
         };
         for (code, v) in codes.iter().zip(out) {
             *v = table[(code & 255) as usize];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Scheme;
+
+    fn encoded(text: &str, x: &[f32]) -> (f32, f32, Vec<u8>, Vec<f32>) {
+        let scheme: Scheme = text.parse().unwrap();
+        let mut bytes = Vec::new();
+        scheme.encode(x, &[x.len()], &Stream::new(0, 0), &mut bytes).unwrap();
+        let mut back = vec![0.0; x.len()];
+        scheme.decode(&bytes, &[x.len()], &mut back).unwrap();
+        let float = |at: usize| f32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        (float(0), float(4), bytes[8..].to_vec(), back)
+    }
+
+    #[test]
+    fn the_worked_example_of_the_specification_holds() {
+        let (alpha, beta, codes, back) = encoded("s2fp8", &[0.003, -0.01, 0.25, 1.0]);
+        assert!((alpha - 3.524_296).abs() < 1e-6 && (beta - 15.0).abs() < 1e-6);
+        assert_eq!(codes, [0x03, 0x9a, 0x5c, 0x78]);
+        for (v, expected) in back.iter().zip([0.003_073, -0.01, 0.252_401, 1.0]) {
+            assert!((v / expected - 1.0).abs() < 2e-4, "{v} {expected}");
+        }
+    }
+
+    #[test]
+    fn zeros_count_only_where_the_defect_is_asked_for() {
+        let x = [0.001, -0.01, 0.1, 0.02, 0.0];
+        let (alpha, beta, ..) = encoded("s2fp8", &x);
+        assert!((alpha - 4.883).abs() < 1e-3 && (beta / alpha - 6.394).abs() < 1e-3);
+        let (alpha, beta, ..) = encoded("s2fp8/zeros-counted", &x);
+        assert!((alpha - 2.933).abs() < 1e-3 && (beta / alpha - 5.115).abs() < 1e-3);
+        // Without zeros the word changes nothing.
+        assert_eq!(encoded("s2fp8", &x[..4]), encoded("s2fp8/zeros-counted", &x[..4]));
+    }
+
+    #[test]
+    fn edges_are_as_the_specification_says() {
+        for v in [0.25f32, -3.0, 1e-45, f32::MAX] {
+            let (alpha, _, codes, back) = encoded("s2fp8", &[v; 9]);
+            assert_eq!((alpha, codes[0] & 0x7f), (1.0, 0x3c), "Y is 1");
+            assert!((back[0] / v - 1.0).abs() < 1e-5, "{v} {}", back[0]);
+        }
+        assert_eq!(encoded("s2fp8", &[0.25, -0.25]).3, [0.25, -0.25]);
+        let (alpha, beta, codes, _) = encoded("s2fp8", &[0.0, -0.0]);
+        assert_eq!((alpha, beta, codes), (1.0, 0.0, vec![0, 0x80]));
+        // Nearly equal magnitudes meet the bound.
+        assert_eq!(encoded("s2fp8", &[1.0, 1.000_000_1, 1.0]).0, 64.0);
+    }
+
+    #[test]
+    fn what_is_not_finite_follows_e5m2_and_leaves_the_law_alone() {
+        let x = [1.0, 0.01, f32::INFINITY, f32::NAN, f32::NEG_INFINITY];
+        let (alpha, beta, codes, back) = encoded("s2fp8", &x);
+        let (a, b, ..) = encoded("s2fp8", &x[..2]);
+        assert_eq!((alpha, beta), (a, b));
+        assert_eq!((codes[2], codes[4]), (0x7b, 0xfb));
+        assert!(back[2] > 1.0 && back[3].is_nan() && back[4] < -1.0);
+        let back = encoded("s2fp8/nonfinite:propagate", &x).3;
+        assert_eq!((back[2], back[4]), (f32::INFINITY, f32::NEG_INFINITY));
+    }
+
+    #[test]
+    fn laws_that_cannot_be_are_refused() {
+        let scheme: Scheme = "s2fp8".parse().unwrap();
+        for (alpha, beta) in [(0.0, 0.0), (65.0, 0.0), (f32::NAN, 0.0), (1.0, f32::INFINITY)] {
+            let bytes = [f32::to_le_bytes(alpha), f32::to_le_bytes(beta), [0x3c; 4]].concat();
+            let error = scheme.decode(&bytes, &[4], &mut [0.0; 4]).unwrap_err();
+            assert!(error.to_string().contains("alpha"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_table_and_single_values_decode_alike() {
+        let x: Vec<f32> = (1..2000u16).map(|i| f32::from(i) - 700.5).collect();
+        let (.., codes, long) = encoded("s2fp8", &x);
+        let scheme: Scheme = "s2fp8".parse().unwrap();
+        let mut bytes = Vec::new();
+        scheme.encode(&x, &[x.len()], &Stream::new(0, 0), &mut bytes).unwrap();
+        for (i, code) in codes.iter().enumerate().take(300) {
+            let alone = [&bytes[..8], &[*code][..]].concat();
+            let mut out = [0.0];
+            scheme.decode(&alone, &[1], &mut out).unwrap();
+            assert_eq!(out[0].to_bits(), long[i].to_bits());
         }
     }
 }

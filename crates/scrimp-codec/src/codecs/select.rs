@@ -1,8 +1,11 @@
 //! The elements with the largest keys, found by radix selection: the same for any number of threads, in O(n).
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rayon::prelude::*;
+
+use crate::simd::select as kernels;
 
 /// Elements that one task works on.
 const PART: usize = 64 * 1024;
@@ -20,72 +23,119 @@ struct Candidate {
     offset: u32,
 }
 
-/// The indices of the `k` elements with the largest keys, in ascending order. Of equal keys the lower index goes first.
-///
-/// `keys` writes the keys of a range of elements, which are of `key_bits` bits. `guess` is a key that `k` elements are
-/// likely to reach and few more; it changes how long this takes and nothing else.
-pub(super) fn largest(
-    n: usize,
-    k: usize,
-    key_bits: u32,
-    guess: u32,
-    keys: impl Fn(Range<usize>, &mut [u32]) + Sync,
-) -> Vec<usize> {
+/// The keys of all elements.
+pub(super) trait Keys: Sync {
+    /// Bits of a key.
+    const BITS: u32;
+
+    /// Writes the keys of a range of elements.
+    fn fill(&self, range: Range<usize>, keys: &mut [u32]);
+
+    /// What decides between elements of equal keys, before their order does: more goes first.
+    fn tie(&self, index: usize) -> u32;
+
+    /// Whether [`tie`](Self::tie) tells elements apart.
+    const TIES: bool;
+
+    /// Keys between which the least accepted one is likely to lie. This changes how long the search takes and nothing
+    /// else.
+    fn likely(&self, n: usize, k: usize) -> Range<u32>;
+}
+
+/// What an element is ordered by, least first: its key and tie from above, and its index.
+type Order = (u32, u32, usize);
+
+/// The elements that may be among the largest, and between which keys the least accepted one lies.
+struct Search {
+    /// Those of each part.
+    found: Vec<Vec<Candidate>>,
+    /// Keys from here on are accepted.
+    end: u64,
+    /// How many these are.
+    above: usize,
+}
+
+/// The indices of the `k` elements with the largest keys, in ascending order. Of equal keys and ties the lower index goes
+/// first.
+pub(super) fn largest<K: Keys>(n: usize, k: usize, keys: &K) -> Vec<usize> {
     if k >= n {
         return (0..n).collect();
     }
     if k == 0 {
         return Vec::new();
     }
-    let mut found = Vec::new();
-    let mut low = guess;
-    if guess > 0 {
-        found = reaching(n, guess, usize::MAX, &keys);
-    }
-    // The last accepted key lies in [low, low + span); `above` keys lie beyond that.
-    let (mut span, mut above) = ((1u64 << key_bits) - u64::from(guess), 0);
-    if found.iter().map(Vec::len).sum::<usize>() < k {
-        let (mut shift, mut inside) = (key_bits, n);
-        (low, span) = (0, 1 << key_bits);
-        while shift > 0 && (inside > n / 16 + WINDOW || shift == key_bits) {
-            let digit = DIGIT_BITS.min(shift);
-            let counts = histogram(n, low, shift, digit, &keys);
-            let mut bin = counts.len() - 1;
-            while above + counts[bin] < k {
-                above += counts[bin];
-                bin -= 1;
-            }
-            shift -= digit;
-            inside = counts[bin];
-            low |= u32::try_from(bin).unwrap_or(0) << shift;
-            span = 1 << shift;
-        }
-        // Where one key is left, no part gives more of them than are wanted in all.
-        let ties = if span == 1 { k - above } else { usize::MAX };
-        found = reaching(n, low, ties, &keys);
-    }
-
-    // Of those in question, the last one that is accepted: larger keys first, then lower indices.
-    let end = u64::from(low) + span;
-    let mut open: Vec<(u32, usize)> = Vec::new();
-    for (i, part) in found.iter().enumerate() {
-        let inside = part.iter().filter(|c| u64::from(c.key) < end);
-        open.extend(inside.map(|c| (!c.key, i * PART + c.offset as usize)));
-    }
+    let Search { found, end, above } =
+        guessed(n, k, keys).unwrap_or_else(|| by_histograms(n, k, keys));
+    // Of those in question, the last one that is accepted.
+    let order = |part: usize, c: &Candidate| -> Order {
+        let index = part * PART + c.offset as usize;
+        (!c.key, if K::TIES { !keys.tie(index) } else { 0 }, index)
+    };
+    let mut open: Vec<Order> = found
+        .par_iter()
+        .enumerate()
+        .flat_map_iter(|(i, part)| {
+            let inside = part.iter().filter(|c| u64::from(c.key) < end);
+            inside.map(move |c| order(i, c))
+        })
+        .collect();
     let wanted = k - above;
     let last = if wanted == open.len() {
-        (u32::MAX, usize::MAX)
+        (u32::MAX, u32::MAX, usize::MAX)
+    } else if wanted == 0 {
+        (0, 0, 0)
     } else {
         *open.select_nth_unstable(wanted - 1).1
     };
-    let accepted = |(i, part): (usize, &Vec<Candidate>)| {
+    let accepted = |(i, part): (usize, &Vec<Candidate>)| -> Vec<usize> {
         part.iter()
-            .map(|c| (!c.key, i * PART + c.offset as usize))
-            .filter(|c| *c <= last)
-            .map(|(_, index)| index)
-            .collect::<Vec<_>>()
+            .filter(|c| {
+                let key = !c.key;
+                u64::from(c.key) >= end || key < last.0 || (key == last.0 && order(i, c) <= last)
+            })
+            .map(|c| i * PART + c.offset as usize)
+            .collect()
     };
-    found.iter().enumerate().flat_map(accepted).collect()
+    let parts: Vec<Vec<usize>> = found.par_iter().enumerate().map(accepted).collect();
+    parts.concat()
+}
+
+/// The search between the keys that are likely; `None` where they were wrong.
+fn guessed<K: Keys>(n: usize, k: usize, keys: &K) -> Option<Search> {
+    let Range { start, end } = keys.likely(n, k);
+    if start == 0 || start >= end {
+        return None;
+    }
+    let count = |found: &[Vec<Candidate>], key: u32| {
+        found.par_iter().map(|part| part.iter().filter(|c| c.key >= key).count()).sum::<usize>()
+    };
+    let room = AtomicUsize::new(2 * k + n / 16);
+    let found = reaching(n, start, usize::MAX, Some(&room), keys)?;
+    let above = count(&found, end);
+    let total: usize = found.iter().map(Vec::len).sum();
+    (above <= k && k <= total).then_some(Search { found, end: end.into(), above })
+}
+
+/// The search by the digits of keys, from the highest on: right for any keys.
+fn by_histograms<K: Keys>(n: usize, k: usize, keys: &K) -> Search {
+    // The least accepted key lies in [low, low + 2^shift); `above` keys lie beyond that.
+    let (mut low, mut above, mut shift, mut inside) = (0, 0, K::BITS, n);
+    while shift > 0 && (inside > n / 64 + WINDOW || shift == K::BITS) {
+        let digit = DIGIT_BITS.min(shift);
+        let counts = histogram(n, low, shift, digit, keys);
+        let mut bin = counts.len() - 1;
+        while above + counts[bin] < k {
+            above += counts[bin];
+            bin -= 1;
+        }
+        shift -= digit;
+        inside = counts[bin];
+        low |= u32::try_from(bin).unwrap_or(0) << shift;
+    }
+    // Where one key is left and its elements are in order, no part gives more of them than are wanted in all.
+    let ties = if shift == 0 && !K::TIES { k - above } else { usize::MAX };
+    let found = reaching(n, low, ties, None, keys).unwrap_or_default();
+    Search { found, end: u64::from(low) + (1 << shift), above }
 }
 
 fn parts(n: usize) -> Vec<Range<usize>> {
@@ -98,26 +148,19 @@ fn windows(part: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// How many keys have each digit below `shift`, among those that equal `prefix` from `shift` on.
-fn histogram(
-    n: usize,
-    prefix: u32,
-    shift: u32,
-    digit: u32,
-    keys: &(impl Fn(Range<usize>, &mut [u32]) + Sync),
-) -> Vec<usize> {
-    let bins = 1usize << digit;
+fn histogram<K: Keys>(n: usize, prefix: u32, shift: u32, digit: u32, keys: &K) -> Vec<usize> {
     let low = shift - digit;
-    let whole = |counts: Vec<usize>, part: Range<usize>| {
-        let mut counts = counts;
+    let (bins, mask) = (1usize << digit, (1u32 << digit) - 1);
+    // Shifts by all bits are none, so what is above the digit is reached in two steps.
+    let above = |key: u32| key >> (shift - 1) >> 1;
+    let whole = |mut counts: Vec<usize>, part: Range<usize>| {
         let mut window = [0; WINDOW];
         for at in windows(&part) {
             let window = &mut window[..at.len()];
-            keys(at, window);
+            keys.fill(at, window);
             for key in window {
-                let digit = (*key >> low) as usize;
-                // Shifts by all bits are none, so the prefix is compared one bit earlier.
-                if *key >> (shift - 1) >> 1 == prefix >> (shift - 1) >> 1 {
-                    counts[digit & (bins - 1)] += 1;
+                if above(*key) == above(prefix) {
+                    counts[(*key >> low & mask) as usize] += 1;
                 }
             }
         }
@@ -129,44 +172,42 @@ fn histogram(
         .reduce(|| vec![0; bins], |a, b| a.iter().zip(b).map(|(a, b)| a + b).collect())
 }
 
-/// The elements of each part whose keys are at least `low`, of those that equal it at most `ties`.
-fn reaching(
+/// The elements of each part whose keys are at least `low`, of those that equal it at most `ties`; `None` where there are
+/// more of them than there is room for.
+fn reaching<K: Keys>(
     n: usize,
     low: u32,
     ties: usize,
-    keys: &(impl Fn(Range<usize>, &mut [u32]) + Sync),
-) -> Vec<Vec<Candidate>> {
-    parts(n)
-        .into_par_iter()
-        .map(|part| {
-            let mut found = Vec::new();
-            let mut ties = ties;
-            let (mut window, mut picked) = ([0; WINDOW], [0u16; WINDOW]);
-            for at in windows(&part) {
-                let window = &mut window[..at.len()];
-                keys(at.clone(), window);
-                // Without a branch, as it is anybody's guess which elements are picked.
-                let mut count = 0;
-                for (i, key) in (0u16..).zip(&*window) {
-                    picked[count] = i;
-                    count += usize::from(*key >= low);
-                }
-                let start = at.start - part.start;
-                for i in &picked[..count] {
-                    let i = usize::from(*i);
-                    let key = window[i];
-                    if key == low {
-                        if ties == 0 {
-                            continue;
-                        }
-                        ties -= 1;
+    room: Option<&AtomicUsize>,
+    keys: &K,
+) -> Option<Vec<Vec<Candidate>>> {
+    let search = |part: Range<usize>| {
+        let mut found = Vec::new();
+        let mut ties = ties;
+        let (mut window, mut picked) = ([0; WINDOW], [0u16; WINDOW + 1]);
+        for at in windows(&part) {
+            let window = &mut window[..at.len()];
+            keys.fill(at.clone(), window);
+            let count = kernels::reaching(window, low, &mut picked);
+            let start = at.start - part.start;
+            for i in &picked[..count] {
+                let i = usize::from(*i);
+                let key = window[i];
+                if key == low {
+                    if ties == 0 {
+                        continue;
                     }
-                    found.push(Candidate { key, offset: u32::try_from(start + i).unwrap_or(0) });
+                    ties -= 1;
                 }
+                found.push(Candidate { key, offset: u32::try_from(start + i).unwrap_or(0) });
             }
-            found
-        })
-        .collect()
+        }
+        // Which part finds no room left depends on the threads, but whether one does not.
+        let taken = |left: usize| left.checked_sub(found.len());
+        let fits = room.is_none_or(|r| r.fetch_update(Relaxed, Relaxed, taken).is_ok());
+        fits.then_some(found)
+    };
+    parts(n).into_par_iter().map(search).collect()
 }
 
 #[cfg(test)]
@@ -174,12 +215,26 @@ mod tests {
     use super::*;
     use crate::Stream;
 
-    fn by_sorting(keys: &[u32], k: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..keys.len()).collect();
-        order.sort_by_key(|i| (!keys[*i], *i));
-        order.truncate(k);
-        order.sort_unstable();
-        order
+    struct Given<'a, const TIES: bool> {
+        keys: &'a [u32],
+        likely: Range<u32>,
+    }
+
+    impl<const TIES: bool> Keys for Given<'_, TIES> {
+        const BITS: u32 = 31;
+        const TIES: bool = TIES;
+
+        fn fill(&self, range: Range<usize>, keys: &mut [u32]) {
+            keys.copy_from_slice(&self.keys[range]);
+        }
+
+        fn tie(&self, index: usize) -> u32 {
+            if TIES { u32::try_from(index).unwrap() % 5 } else { 0 }
+        }
+
+        fn likely(&self, _: usize, _: usize) -> Range<u32> {
+            self.likely.clone()
+        }
     }
 
     #[test]
@@ -193,16 +248,32 @@ mod tests {
                 draws.iter().map(|d| d & 0xFFF).collect(),
                 vec![7; n],
                 draws.iter().map(|d| if d % 100 == 0 { d >> 20 } else { 0 }).collect(),
-                (0..n as u32).collect(),
+                (0..).take(n).collect(),
             ];
             for keys in kinds {
+                let sorted = |tie: fn(usize) -> usize| {
+                    let mut order: Vec<usize> = (0..n).collect();
+                    order.sort_by_key(|i| (!keys[*i], usize::MAX - tie(*i), *i));
+                    order
+                };
+                let orders = [sorted(|_| 0), sorted(|i| i % 5)];
                 for k in [0, 1, 2, n / 100, n / 3, n / 2, n - 1, n] {
                     let k = k.min(n);
-                    let expected = by_sorting(&keys, k);
-                    for guess in [0, 1, 9, 1 << 25, u32::MAX >> 1] {
-                        let got =
-                            largest(n, k, 31, guess, |at, out| out.copy_from_slice(&keys[at]));
-                        assert!(got == expected, "{n} elements, {k} of them, guess {guess}");
+                    let [plain, tied] = orders.each_ref().map(|order| {
+                        let mut first = order[..k].to_vec();
+                        first.sort_unstable();
+                        first
+                    });
+                    let most = u32::MAX >> 1;
+                    for likely in
+                        [0..0, 1..most, 1..8, 7..9, 9..1 << 30, 1 << 25..1 << 30, most - 1..most]
+                    {
+                        let keys = &keys[..];
+                        let what = format!("{n} elements, {k} of them, {likely:?}");
+                        let given = Given::<false> { keys, likely: likely.clone() };
+                        assert!(largest(n, k, &given) == plain, "{what}");
+                        let given = Given::<true> { keys, likely };
+                        assert!(largest(n, k, &given) == tied, "{what} with ties");
                     }
                 }
             }

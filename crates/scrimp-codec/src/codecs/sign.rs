@@ -91,6 +91,10 @@ impl Rule for Sign {
         Sums::default()
     }
 
+    fn sum_one(&self, _: usize, _: f32, _: &Fit) -> Sums {
+        Sums::default()
+    }
+
     fn fit(&self, _: usize, _: &Sums, _: Option<ScaleFormat>, fit: &mut Fit) {
         fit.levels = SIGNS;
     }
@@ -129,6 +133,8 @@ pub(super) fn one_bit_card(name: &str, about: &str) -> Card {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::codecs::levels::tests::assert_one_is_a_block;
     use crate::{Scheme, Stream};
 
     #[test]
@@ -143,5 +149,10 @@ mod tests {
         scheme.decode(&bytes, &[9], &mut back).unwrap();
         assert_eq!(back, [1., -1., 1., 1., -1., -1., -1., 1., 1.]);
         assert_eq!(scheme.groups(&[9]).unwrap(), 0);
+    }
+
+    #[test]
+    fn scattered_values_are_summed_as_others() {
+        assert_one_is_a_block(&Sign);
     }
 }

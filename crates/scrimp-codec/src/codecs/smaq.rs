@@ -42,7 +42,7 @@
 //!
 //! The original promises to clamp beyond `t2` and does not: a value 5 standard deviations out gets code 168 for a field of
 //! 6 bits, which its bytes could not hold. With `original` there is a field for it: the outliers of a tensor are as wide as
-//! its largest needs (no narrower than *O* - 1 and at most 25 bits, where magnitudes are clamped), the width is stored, and
+//! its largest needs (no narrower than *O* - 1 and at most 24 bits, where magnitudes are clamped), the width is stored, and
 //! the size says what that costs. It trained with `stochastic`; `toward-zero` is its other rounding. The original also
 //! limited the standard deviation where it divides but not where it multiplies; that is not offered.
 //!
@@ -99,7 +99,11 @@ blocks. So the tables give the place of a block in each stream: before block *b*
 
 With `r1 = (2^(M-2) - 1) / t1` and `r2 = (2^(O-2) - 1) / (t2 - t1)`, each operation rounded to f32, a main code of magnitude
 *q* reads as `mean + std w` with `w = min(q / r1, t1)`, and an outlier with `w = t1 + q / r2`, under the sign of the code;
-with `positive` at least 0. What overflows becomes the largest f32.";
+with `positive` at least 0. What overflows becomes the largest f32.
+
+The words `t1:T` and `t2:T` set the two thresholds, in standard deviations; `min:N` the length from which tensors are
+encoded; `full`, `sampled:K` and `range` say what mean and standard deviation are taken of, and `original` that outliers are
+not clamped at `t2`, which a reader sees in nothing but the stored width.";
 
 /// `smaq:M,O`.
 pub(crate) struct SmaqFamily;
@@ -188,8 +192,8 @@ impl Default for Smaq {
 const THRESHOLDS: ops::RangeInclusive<f32> = 0.01..=1000.0;
 /// The largest sample, so that drawing it stays cheap.
 const MOST_SAMPLED: usize = 65_536;
-/// The widest magnitude of an outlier that is not clamped: the integers that `f32` counts by one.
-const WIDEST: u32 = 24;
+/// The widest magnitude of an outlier that is not clamped.
+const WIDEST: u32 = 23;
 /// Bytes of a group's mean and standard deviation.
 const NORMAL_BYTES: usize = 8;
 /// Blocks that one task works on.
@@ -362,7 +366,7 @@ impl Codec for Smaq {
         if n < self.min_elems {
             return n.checked_mul(4).map(Size::fixed).ok_or_else(too_large);
         }
-        // `u64` holds 2^32 elements of 33 bits and as many groups of 8 bytes.
+        // `u64` holds 2^32 elements of 26 bits and as many groups of 8 bytes.
         let (n, groups) = (n as u64, layout.groups() as u64);
         let tables = n.div_ceil(BLOCK as u64) * 4;
         let front = groups * NORMAL_BYTES as u64
@@ -809,6 +813,18 @@ impl<'a> Stretch<'a> {
         self.put(&buffer[..len]);
     }
 
+    /// As [`push`](Self::push) for codes of one bit that are packed already.
+    fn push_bits(&mut self, bits: &[u8], count: usize) {
+        let mut codes = [0; BLOCK / 8];
+        for (code, byte) in codes.iter_mut().zip(bits) {
+            *code = u32::from(*byte);
+        }
+        let whole = count / 8;
+        self.push(&codes[..whole], 8);
+        let loose: [u32; 8] = std::array::from_fn(|i| codes.get(whole).map_or(0, |c| c >> i & 1));
+        self.push(&loose[..count % 8], 1);
+    }
+
     fn put(&mut self, mut bytes: &[u8]) {
         if self.spills
             && let [first, rest @ ..] = bytes
@@ -846,63 +862,68 @@ fn stretches<'a>(mut stream: &'a mut [u8], firsts: &[u64], end: u64) -> Vec<Stre
 
 /// The codes of a block on their way into the streams.
 struct Sorted {
-    tags: [u32; BLOCK],
-    mains: [u32; BLOCK],
-    others: [u32; BLOCK],
+    /// A tag for each value that is not zero.
+    tags: [u8; BLOCK],
+    /// Main codes from the front, outliers from the middle on.
+    codes: [u32; 2 * BLOCK],
+}
+
+/// Where the next code of a block stands when main codes are at the front and outliers from the middle on: `main` and
+/// `other` of them came before, and `tag` is 1 for an outlier. There is no branch, which would be mispredicted often.
+#[inline(always)]
+fn place(main: usize, other: usize, tag: usize) -> usize {
+    let outlier = 0usize.wrapping_sub(tag);
+    ((main & !outlier) | ((BLOCK + other) & outlier)) & (2 * BLOCK - 1)
 }
 
 impl Sorted {
     /// Sorts codes by their tags and gives how many have a code and how many of these are outliers.
     fn fill(&mut self, codes: &[u32], tags: &[u8], zeros: bool) -> (usize, usize) {
-        // Every code is written to both places, and stays where the place moves on: there is nothing to mispredict. A
-        // place beyond the last is the first, which is written no more then.
-        const LAST: usize = BLOCK - 1;
-        let (mut coded, mut main, mut other) = (0, 0, 0);
-        if zeros {
-            for (&code, &tag) in codes.iter().zip(tags) {
-                self.tags[coded & LAST] = u32::from(tag);
-                self.mains[main & LAST] = code;
-                self.others[other & LAST] = code;
-                coded += usize::from(tag != ZERO);
-                other += usize::from(tag == OUTLIER);
-                main = coded - other;
+        let mut other = 0;
+        if !zeros {
+            for (i, (&code, &tag)) in codes.iter().zip(tags).enumerate() {
+                let tag = usize::from(tag);
+                self.codes[place(i - other, other, tag)] = code;
+                other += tag;
             }
-        } else {
-            for (&code, &tag) in codes.iter().zip(tags) {
-                self.mains[main & LAST] = code;
-                self.others[other & LAST] = code;
-                other += usize::from(tag);
-                main += usize::from(tag ^ 1);
-            }
-            coded = codes.len();
+            return (codes.len(), other);
+        }
+        // Tags and codes of zeros are overwritten by the next.
+        let mut coded = 0;
+        for (&code, &tag) in codes.iter().zip(tags) {
+            let outlier = usize::from(tag == OUTLIER);
+            self.tags[coded & (BLOCK - 1)] = tag;
+            self.codes[place(coded - other, other, outlier)] = code;
+            other += outlier;
+            coded += usize::from(tag != ZERO);
         }
         (coded, other)
     }
-}
 
-/// Eight flags of a byte each, 0 or 1, as bits.
-fn eight_bits(flags: [u8; 8]) -> u8 {
-    // Byte i is moved to bit 56 + i by the one factor that reaches there; no two products meet.
-    (u64::from_le_bytes(flags).wrapping_mul(0x0102_0408_1020_4080) >> 56).to_le_bytes()[0]
-}
-
-/// Writes flags of a byte each as bits.
-fn bits_of(flags: impl Iterator<Item = u8>, out: &mut [u8]) {
-    let mut eight = [0; 8];
-    let mut bytes = out.iter_mut();
-    let mut held = 0;
-    for flag in flags {
-        eight[held] = flag;
-        held += 1;
-        if held == 8 {
-            if let Some(b) = bytes.next() {
-                *b = eight_bits(eight);
-            }
-            (eight, held) = ([0; 8], 0);
-        }
+    fn mains(&self, count: usize) -> &[u32] {
+        &self.codes[..count]
     }
-    if let Some(b) = bytes.next().filter(|_| held > 0) {
-        *b = eight_bits(eight);
+
+    fn others(&self, count: usize) -> &[u32] {
+        &self.codes[BLOCK..BLOCK + count]
+    }
+}
+
+/// Writes the lowest bits of flags, eight to a byte.
+fn bits_of(flags: &[u8], out: &mut [u8]) {
+    // Byte i is moved to bit 56 + i by the one factor that reaches there; no two products meet.
+    let eight = |flags: [u8; 8]| {
+        let lowest = u64::from_le_bytes(flags) & 0x0101_0101_0101_0101;
+        (lowest.wrapping_mul(0x0102_0408_1020_4080) >> 56).to_le_bytes()[0]
+    };
+    let (chunks, rest) = flags.as_chunks::<8>();
+    for (byte, chunk) in out.iter_mut().zip(chunks) {
+        *byte = eight(*chunk);
+    }
+    if let Some(byte) = out.get_mut(chunks.len()).filter(|_| !rest.is_empty()) {
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        *byte = eight(last);
     }
 }
 
@@ -1057,7 +1078,7 @@ impl Writer<'_> {
     ) -> [u8; 3] {
         let has_zeros = !bitmap.is_empty();
         let (mut codes, mut tags, mut draws) = ([0; BLOCK], [0; BLOCK], [0; BLOCK]);
-        let mut sorted = Sorted { tags: [0; BLOCK], mains: [0; BLOCK], others: [0; BLOCK] };
+        let mut sorted = Sorted { tags: [0; BLOCK], codes: [0; 2 * BLOCK] };
         for start in band.elems.clone().step_by(BLOCK) {
             let block = start..(start + BLOCK).min(band.elems.end);
             let n = block.len();
@@ -1071,18 +1092,21 @@ impl Writer<'_> {
                 smaq_codes(grid, normal, x, rounding, &draws[part], codes, tags);
             });
             let (coded, others) = sorted.fill(&codes[..n], &tags[..n], has_zeros);
+            let mut bits = [0; BLOCK / 8];
             if has_zeros {
                 let at = (start - band.elems.start) / 8;
-                let zeros = tags[..n].iter().map(|tag| tag >> 1);
-                bits_of(zeros, &mut bitmap[at..at + n.div_ceil(8)]);
-                streams[0].push(&sorted.tags[..coded], 1);
+                for tag in &mut tags[..n] {
+                    *tag >>= 1;
+                }
+                bits_of(&tags[..n], &mut bitmap[at..at + n.div_ceil(8)]);
+                bits_of(&sorted.tags[..coded], &mut bits);
+                streams[0].push_bits(&bits, coded);
             } else {
-                let mut bits = [0; BLOCK / 8];
-                bits_of(tags[..n].iter().copied(), &mut bits);
+                bits_of(&tags[..n], &mut bits);
                 streams[0].put(&bits[..n.div_ceil(8)]);
             }
-            streams[1].push(&sorted.mains[..coded - others], grid.sign_at[0] + 1);
-            streams[2].push(&sorted.others[..others], grid.sign_at[1] + 1);
+            streams[1].push(sorted.mains(coded - others), grid.sign_at[0] + 1);
+            streams[2].push(sorted.others(others), grid.sign_at[1] + 1);
         }
         streams.map(Stretch::finish)
     }
@@ -1191,9 +1215,10 @@ impl<'a> Reader<'a> {
         (0..self.parts.elems.div_ceil(BLOCK)).try_for_each(|b| self.span(b).map(|_| ()))
     }
 
-    /// Reads `codes.len()` codes of `bits` bits from number `first` on of the stream that takes the bytes `part`.
-    fn read(&self, part: ops::Range<usize>, first: usize, bits: u32, codes: &mut [u32]) {
-        let from = first as u64 * u64::from(bits);
+    /// Reads codes of `bits` bits from code number `first` on of the stream that takes the bytes `part`, and whose codes
+    /// are of `each` bits.
+    fn read(&self, part: ops::Range<usize>, first: usize, each: u32, bits: u32, codes: &mut [u32]) {
+        let from = first as u64 * u64::from(each);
         let start = part.start + usize::try_from(from / 8).unwrap_or(0);
         let bit = usize::try_from(from % 8).unwrap_or(0);
         let len = (bit + codes.len() * bits as usize).div_ceil(8);
@@ -1201,6 +1226,10 @@ impl<'a> Reader<'a> {
         let mut buffer = [0; BUFFER];
         buffer[..len].copy_from_slice(&self.bytes[start..start + len]);
         unpack_stream(&buffer, bit, bits, codes);
+    }
+
+    fn zero_at(&self, elem: usize) -> bool {
+        self.bytes[self.parts.bitmap + elem / 8] >> (elem % 8) & 1 == 1
     }
 
     fn normal(&self, group: usize) -> Result<Normal, String> {
@@ -1221,23 +1250,29 @@ impl<'a> Reader<'a> {
 
     /// Decodes one block; `out` is as long as it is.
     fn block(&self, block: usize, out: &mut [f32]) -> Result<(), String> {
-        const LAST: usize = 2 * BLOCK - 1;
         let (from, to) = self.span(block)?;
         let (coded, others) = (to.coded - from.coded, to.outliers - from.outliers);
         let parts = &self.parts;
         let first = block * BLOCK;
-        let mut tags = [0; BLOCK / 8 + 16];
+        let mut tags = [0; BLOCK / 8];
+        let tag_bytes = &mut tags[..coded.div_ceil(8)];
         if parts.zeros.is_some() {
-            let mut loose = [0; BLOCK];
-            self.read(parts.tags..parts.mains, from.coded, 1, &mut loose[..coded]);
-            let flags = loose[..coded].iter().map(|tag| tag.to_le_bytes()[0]);
-            bits_of(flags, &mut tags[..coded.div_ceil(8)]);
+            let mut eights = [0; BLOCK / 8];
+            let eights = &mut eights[..coded / 8];
+            self.read(parts.tags..parts.mains, from.coded, 1, 8, eights);
+            let mut loose = [0; 8];
+            let loose = &mut loose[..coded % 8];
+            self.read(parts.tags..parts.mains, from.coded + coded / 8 * 8, 1, 1, loose);
+            let last = loose.iter().rev().fold(0, |byte, bit| byte << 1 | bit);
+            for (byte, code) in tag_bytes.iter_mut().zip(eights.iter().chain([&last])) {
+                *byte = code.to_le_bytes()[0];
+            }
         } else {
             let at = parts.tags + first / 8;
-            tags[..coded.div_ceil(8)].copy_from_slice(&self.bytes[at..at + coded.div_ceil(8)]);
+            tag_bytes.copy_from_slice(&self.bytes[at..at + coded.div_ceil(8)]);
             // The bits that fill the last byte are no tags.
-            if coded % 8 != 0 {
-                tags[coded / 8] &= (1 << (coded % 8)) - 1;
+            if let Some(last) = tag_bytes.last_mut().filter(|_| coded % 8 != 0) {
+                *last &= (1 << (coded % 8)) - 1;
             }
         }
         let tagged: u32 = tags.iter().map(|byte| byte.count_ones()).sum();
@@ -1254,41 +1289,44 @@ impl<'a> Reader<'a> {
             parts.mains..parts.others,
             from.coded - from.outliers,
             main_bits,
+            main_bits,
             &mut codes[..mains],
         );
         smaq_normalised(&self.grid, false, &codes[..mains], &mut values[..mains]);
-        self.read(parts.others..parts.end, from.outliers, other_bits, &mut codes[..others]);
+        let stream = parts.others..parts.end;
+        self.read(stream, from.outliers, other_bits, other_bits, &mut codes[..others]);
         smaq_normalised(&self.grid, true, &codes[..others], &mut values[BLOCK..BLOCK + others]);
 
-        let (mut main, mut other) = (0, BLOCK);
-        let mut next = |tag: bool| {
-            let value = values[if tag { other } else { main } & LAST];
-            other += usize::from(tag);
-            main += usize::from(!tag);
-            value
-        };
-        let zero_at = |i: usize| self.bytes[parts.bitmap + (first + i) / 8] >> (i % 8) & 1 == 1;
+        let mut other = 0;
         if parts.zeros.is_some() {
             let mut rank = 0;
             for (i, v) in out.iter_mut().enumerate() {
-                let zero = zero_at(i);
-                if zero {
-                    continue;
-                }
-                if rank == coded {
-                    return Err(format!("block {block} has fewer zeros than its table says"));
-                }
-                *v = next(tags[rank / 8] >> (rank % 8) & 1 == 1);
-                rank += 1;
+                // A zero takes the value of the next; `rank` may pass the end only where the bitmap lies.
+                let tag = usize::from(tags[rank / 8 % tags.len()] >> (rank % 8) & 1);
+                *v = values[place(rank.wrapping_sub(other), other, tag)];
+                let coded = usize::from(!self.zero_at(first + i));
+                rank += coded;
+                other += tag & coded;
             }
             if rank != coded {
-                return Err(format!("block {block} has more zeros than its table says"));
+                return Err(format!("{rank} values that are not zero in block {block} of {coded}"));
             }
         } else {
-            for (out, byte) in out.chunks_mut(8).zip(tags) {
-                for (i, v) in out.iter_mut().enumerate() {
-                    *v = next(byte >> i & 1 == 1);
+            let (eights, rest) = out.as_chunks_mut::<8>();
+            let mut start = 0;
+            let whole = eights.len();
+            for (eight, byte) in eights.iter_mut().zip(tags) {
+                for (i, v) in eight.iter_mut().enumerate() {
+                    let tag = usize::from(byte >> i & 1);
+                    *v = values[place(start + i - other, other, tag)];
+                    other += tag;
                 }
+                start += 8;
+            }
+            for (i, v) in rest.iter_mut().enumerate() {
+                let tag = usize::from(tags[whole] >> i & 1);
+                *v = values[place(start + i - other, other, tag)];
+                other += tag;
             }
         }
         let mut at = first;
@@ -1302,11 +1340,322 @@ impl<'a> Reader<'a> {
             at = next;
         }
         if parts.zeros.is_some() {
-            for (i, v) in out.iter_mut().enumerate().filter(|(i, _)| zero_at(*i)) {
-                let _ = i;
-                *v = 0.0;
+            for (i, v) in out.iter_mut().enumerate() {
+                *v = if self.zero_at(first + i) { 0.0 } else { *v };
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Scheme;
+
+    fn scheme(text: &str) -> Scheme {
+        text.parse().unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn encoded(scheme: &Scheme, x: &[f32], shape: &[usize]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        scheme.encode(x, shape, &Stream::new(0, 0), &mut bytes).unwrap();
+        bytes
+    }
+
+    fn decoded(scheme: &Scheme, bytes: &[u8], shape: &[usize]) -> Result<Vec<f32>, DecodeError> {
+        let mut out = vec![0.0; shape.iter().product()];
+        scheme.decode(bytes, shape, &mut out).map(|()| out)
+    }
+
+    fn float(bytes: &[u8], at: usize) -> f32 {
+        f32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+    }
+
+    /// Normally distributed values, by the method of Box and Muller.
+    fn gaussian(n: usize, mean: f64, std: f64) -> Vec<f32> {
+        let stream = Stream::named(1, "gaussian");
+        (0..n as u64)
+            .map(|i| {
+                let [a, b, ..] = stream.words(i).map(|w| (f64::from(w) + 0.5) / 4_294_967_296.0);
+                let z = (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos();
+                (mean + std * z) as f32
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_worked_example_of_the_specification_holds() {
+        let smaq = Smaq::default();
+        let grid = smaq.grid(6, false);
+        assert_eq!((grid.steps, grid.top), ([15.0, 42.0], [15.0, 63.0]));
+        let p = Normal { mean: 45.0, std: 5.0 };
+        let steps = |grid: SmaqGrid, x: f32| {
+            let place = grid.place(p, x, f32::trunc);
+            let sign = if place.sign == 0 { 1.0 } else { -1.0 };
+            (place.outlier, sign * place.magnitude, grid.value(p, grid.normalised(place)))
+        };
+        assert_eq!(steps(grid, 42.0), (false, -9.0, 42.0));
+        assert_eq!(steps(grid, 57.0), (true, 58.0, 56.904_762));
+        assert_eq!(steps(grid, 49.9), (false, 14.0, 49.666_668));
+        assert_eq!(steps(grid, 70.0), (true, 63.0, 57.5));
+        assert_eq!(steps(grid, 30.0), (true, -63.0, 32.5));
+        // Without the clamp they leave the field of 6 bits.
+        let wide = Smaq { original: true, ..smaq }.grid(6, true);
+        assert_eq!(steps(wide, 70.0), (true, 168.0, 70.0));
+        assert_eq!(steps(wide, 30.0), (true, -84.0, 30.0));
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_specification() {
+        // Mean 0, standard deviation 2; z = x / 2: seven main values and one outlier at z = -2.3452.
+        let x = [-4.0f32, 0.0, 0.0, 0.0, 4.0, 0.0, 0.0, 0.0];
+        // Sum of squares 32 over 7.
+        let std = (32.0f64 / 7.0).sqrt() as f32;
+        let bytes = encoded(&scheme("smaq"), &x, &[8]);
+        let z = 4.0 / std;
+        let q = ((z - 1.0) * 42.0).round_ties_even() as u32;
+        let mut expected = Vec::new();
+        expected.extend(0f32.to_le_bytes());
+        expected.extend(std.to_le_bytes());
+        expected.extend(2u32.to_le_bytes()); // outliers up to the end of the block
+        expected.push(0b0001_0001); // tags
+        expected.extend([0; 4]); // six main codes of 5 bits, all zero
+        let others = (q | 64) | q << 7; // sign above six bits of magnitude
+        expected.extend(&others.to_le_bytes()[..2]);
+        assert_eq!(bytes, expected);
+        assert_eq!(q, 37);
+    }
+
+    #[test]
+    fn a_gaussian_takes_the_bits_that_theory_says() {
+        let n = 1 << 20;
+        let x = gaussian(n, 3.0, 0.7);
+        let bytes = encoded(&scheme("smaq:6,8"), &x, &[n]);
+        let bits = bytes.len() as f64 * 8.0 / n as f64;
+        // 6 bits for 68.27 %, 8 for the rest: 6.6346; an index of 32 bits for 1024 values; 64 bits of header.
+        let theory = 6.634_6 + 32.0 / 1024.0 + 64.0 / n as f64;
+        // The share of outliers is known up to 4 standard deviations of a count.
+        let slack = 2.0 * 4.0 * (0.3173f64 * 0.6827 / n as f64).sqrt() + 1e-4;
+        assert!((bits - theory).abs() < slack, "{bits} {theory}");
+        assert!((float(&bytes, 0) - 3.0).abs() < 0.004 && (float(&bytes, 4) - 0.7).abs() < 0.003);
+        let back = decoded(&scheme("smaq:6,8"), &bytes, &[n]).unwrap();
+        let clamped = back.iter().filter(|v| (**v - 3.0).abs() > 0.7 * 2.49).count();
+        // 1.24 % lie beyond 2.5 standard deviations, and some more round to the last code.
+        assert!((0.0124..0.0129).contains(&(clamped as f64 / n as f64)), "{clamped}");
+    }
+
+    #[test]
+    fn statistics_are_those_of_their_words() {
+        let x: Vec<f32> = (0..2048u16).map(|i| f32::from(i % 64)).collect();
+        let stats = |text: &str, x: &[f32]| {
+            let bytes = encoded(&scheme(text), x, &[x.len()]);
+            (float(&bytes, 0), float(&bytes, 4))
+        };
+        // Variance of 0..=63: (64^2 - 1) / 12, unbiased times n / (n - 1).
+        let variance = 4095.0 / 12.0f64;
+        assert_eq!(stats("smaq", &x), (31.5, (variance * 2048.0 / 2047.0).sqrt() as f32));
+        let (mean, std) = stats("smaq/range", &x);
+        assert_eq!(mean, 31.5);
+        // The factor that the specification gives for n = 2048.
+        assert!((std / 63.0 - 0.25608).abs() < 1e-5, "{std}");
+        // A sample of all is all, with the biased deviation.
+        assert_eq!(stats("smaq/sampled:2048", &x), (31.5, variance.sqrt() as f32));
+        assert_eq!(stats("smaq/sampled:65536", &x), (31.5, variance.sqrt() as f32));
+        let (mean, std) = stats("smaq/sampled:256", &x);
+        assert!((mean - 31.5).abs() < 6.0 && (std - 18.5).abs() < 3.0, "{mean} {std}");
+        // Zeros do not count where they are exact.
+        let mut sparse = vec![0.0; 100];
+        (sparse[7], sparse[70]) = (3.0, 5.0);
+        assert_eq!(stats("smaq/zeros", &sparse), (4.0, 2f32.sqrt()));
+        assert_eq!(stats("smaq", &[2.5; 100]), (2.5, 1.0));
+        assert_eq!(stats("smaq", &[-0.0; 100]).0.to_bits(), 0);
+    }
+
+    #[test]
+    fn a_sample_has_no_value_twice_and_favours_none() {
+        let smaq = Smaq::default();
+        let layout = Granularity::Tensor.layout(&[40]).unwrap();
+        let x: Vec<f32> = (0..40).map(|i| 2f32.powi(i)).collect();
+        let mut hits = [0u32; 40];
+        for step in 0..4000 {
+            let stream = Stream::new(1, 1).at_step(step);
+            let sum = smaq.sample(&x, layout, 0, 16, &stream).moments.sum as u64;
+            // Distinct powers of two add up without a carry.
+            assert_eq!(sum.count_ones(), 16);
+            for (i, hit) in hits.iter_mut().enumerate() {
+                *hit += (sum >> i & 1) as u32;
+            }
+        }
+        // Binomial with p = 0.4: 1600 and a standard deviation of 31.
+        assert!(hits.iter().all(|h| (1470..1730).contains(h)), "{hits:?}");
+    }
+
+    #[test]
+    fn groups_of_a_sample_and_of_blocks_are_their_own() {
+        let x: Vec<f32> =
+            (0..6000u16).map(|i| f32::from(i % 3) * 100.0 + f32::from(i % 7)).collect();
+        for text in ["smaq/axis:1", "smaq/axis:1/sampled:16", "smaq/axis:1/range"] {
+            let bytes = encoded(&scheme(text), &x, &[2000, 3]);
+            for group in 0..3u8 {
+                let mean = float(&bytes, usize::from(group) * 8);
+                assert!((mean - f32::from(group) * 100.0 - 3.0).abs() < 2.0, "{text} {mean}");
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_are_exact_and_second_moments_stay_positive() {
+        let mut x = gaussian(5000, 0.1, 0.05);
+        for v in &mut x {
+            *v = if *v < 0.09 { 0.0 } else { *v * *v };
+        }
+        let back = |text: &str| {
+            let s = scheme(text);
+            decoded(&s, &encoded(&s, &x, &[5000]), &[5000]).unwrap()
+        };
+        let (plain, exact) = (back("smaq"), back("smaq/zeros"));
+        for (i, v) in x.iter().enumerate() {
+            assert_eq!(*v == 0.0, exact[i] == 0.0);
+        }
+        assert!(plain.iter().all(|v| *v != 0.0));
+        let mut small = gaussian(1000, 0.0, 1.0);
+        scheme("smaq/positive").emulate(&mut small, &[1000], &Stream::new(0, 0)).unwrap();
+        assert!(small.iter().all(|v| *v >= 0.0) && small.contains(&0.0));
+        // A tensor of zeros, and one without, under the same word.
+        let s = scheme("smaq/zeros");
+        let bytes = encoded(&s, &[0.0; 100], &[100]);
+        assert_eq!(bytes.len(), 8 + 1 + 4 + 4 + 13);
+        assert_eq!(Some(bytes.len()), s.size(&[100]).ok().map(|size| size.least));
+        assert_eq!(decoded(&s, &bytes, &[100]).unwrap(), [0.0; 100]);
+        let bytes = encoded(&s, &[1.0; 100], &[100]);
+        assert_eq!(bytes.len(), 8 + 1 + 4 + 13 + 63);
+    }
+
+    #[test]
+    fn small_tensors_stay_as_they_are() {
+        let x: Vec<f32> = (0..7u8).map(|i| f32::from(i).exp()).collect();
+        let s = scheme("smaq");
+        let bytes = encoded(&s, &x, &[7]);
+        assert_eq!((bytes.len(), s.size(&[7]).unwrap()), (28, Size::fixed(28)));
+        assert_eq!(decoded(&s, &bytes, &[7]).unwrap(), x);
+        let mut range = [0.0; 2];
+        s.decode_range(&bytes, &[7], 3..5, &mut range).unwrap();
+        assert_eq!(range, x[3..5]);
+        assert!(decoded(&s, &[255; 28], &[7]).is_err());
+        let s = scheme("smaq/min:1");
+        assert!(encoded(&s, &x, &[7]).len() < 28);
+        assert_eq!(decoded(&s, &encoded(&s, &[5.0], &[]), &[]).unwrap(), [5.0]);
+        let tolerant = scheme("smaq/nonfinite:saturate");
+        let mut x = [f32::NAN, f32::INFINITY, 1.0];
+        let tally = tolerant.emulate(&mut x, &[3], &Stream::new(0, 0)).unwrap();
+        assert_eq!((tally.nans, tally.infinities, x), (1, 1, [0.0, f32::MAX, 1.0]));
+    }
+
+    #[test]
+    fn what_the_original_does_not_clamp_is_counted() {
+        let mut x = gaussian(4096, 0.0, 1.0);
+        x[17] = 40.0;
+        let (kept, clamped) = (scheme("smaq/original"), scheme("smaq"));
+        let bytes = encoded(&kept, &x, &[4096]);
+        let back = decoded(&kept, &bytes, &[4096]).unwrap();
+        assert!((back[17] - 40.0).abs() < 0.05, "{}", back[17]);
+        // 39 standard deviations and 42 steps in each take 11 bits, and a third of the values pay for them.
+        let width = bytes[8];
+        assert_eq!(width, 11);
+        let more = bytes.len() - encoded(&clamped, &x, &[4096]).len();
+        assert!((500..900).contains(&more), "{more}");
+        assert!(kept.size(&[4096]).unwrap().contains(bytes.len()));
+        let narrow = encoded(&kept, &gaussian(4096, 0.0, 1.0), &[4096])[8];
+        assert!(narrow < 9, "{narrow}");
+    }
+
+    #[test]
+    fn bytes_that_lie_are_refused() {
+        let x = gaussian(3000, 0.0, 1.0);
+        let refused = |text: &str, x: &[f32], at: usize, with: &[u8], why: &str| {
+            let s = scheme(text);
+            let mut bytes = encoded(&s, x, &[3000]);
+            bytes[at..at + with.len()].copy_from_slice(with);
+            let error = decoded(&s, &bytes, &[3000]).unwrap_err();
+            assert!(matches!(error, DecodeError::Corrupt { .. }), "{error}");
+            assert!(error.to_string().contains(why), "{error}");
+        };
+        refused("smaq", &x, 0, &f32::NAN.to_le_bytes(), "mean NaN");
+        refused("smaq", &x, 4, &(-1f32).to_le_bytes(), "standard deviation -1");
+        refused("smaq", &x, 8, &u32::MAX.to_le_bytes(), "no block 0");
+        refused("smaq", &x, 12, &0u32.to_le_bytes(), "no block 1");
+        refused("smaq", &x, 8, &300u32.to_le_bytes(), "tags of outliers in block 0");
+        refused("smaq", &x, 16, &u32::MAX.to_le_bytes(), "than elements");
+        refused("smaq", &x, 16, &17u32.to_le_bytes(), "the tables say");
+        refused("smaq", &x, 20, &[255; 8], "tags of outliers");
+        refused("smaq/original", &x, 8, &[99], "99 bits");
+        refused("smaq/zeros", &x, 8, &[2], "2 where 1 says");
+        let mut sparse = x;
+        sparse[..50].fill(0.0);
+        // Behind header and flag two tables of three entries, then the bitmap.
+        refused("smaq/zeros", &sparse, 9 + 24, &[0; 4], "not zero in block 0");
+        refused("smaq/zeros", &sparse, 9 + 24 + 100, &[255; 4], "not zero in block 0");
+        refused("smaq/zeros", &sparse, 9 + 12, &2000u32.to_le_bytes(), "no block 0");
+    }
+
+    #[test]
+    fn a_range_reads_nothing_else() {
+        let x = gaussian(10_000, 0.0, 1.0);
+        for text in ["smaq", "smaq/zeros", "smaq:3,16/flat:100", "smaq/original"] {
+            let s = scheme(text);
+            let mut x = x.clone();
+            x.iter_mut().step_by(5).for_each(|v| *v = 0.0);
+            let mut bytes = encoded(&s, &x, &[10_000]);
+            let whole = decoded(&s, &bytes, &[10_000]).unwrap();
+            for (a, b) in [(0, 1), (1023, 1025), (5000, 5000), (3000, 9999), (9999, 10_000)] {
+                let mut part = vec![0.0; b - a];
+                s.decode_range(&bytes, &[10_000], a..b, &mut part).unwrap();
+                assert_eq!(part, whole[a..b]);
+            }
+            // The last block's outliers are destroyed, and the first does not notice.
+            let last = bytes.len() - 3;
+            bytes[last..].fill(0);
+            let mut part = [0.0; 1024];
+            s.decode_range(&bytes, &[10_000], 0..1024, &mut part).unwrap();
+            assert_eq!(part, whole[..1024]);
+        }
+    }
+
+    #[test]
+    fn words_print_as_they_are_read_and_errors_name_what_is_valid() {
+        for text in [
+            "smaq:6,8",
+            "smaq:4,6",
+            "smaq:6,8/t1:0.7/t2:3.0",
+            "smaq:6,8/sampled:25/positive/zeros/original/min:100/channel/stochastic",
+            "smaq:6,8/range",
+            "smaq:6,8/t2:1000.0",
+        ] {
+            assert_eq!(scheme(text).to_string(), text);
+        }
+        assert_eq!(scheme("smaq/full/t1:1/t2:2.5/min:8/tensor").to_string(), "smaq:6,8");
+        for (text, part) in [
+            ("smaq:2,8", "3 to 16"),
+            ("smaq:6", "smaq:6,8"),
+            ("smaq:6,17", "3 to 16"),
+            ("smaq/t1:3", "before they begin"),
+            ("smaq/t1:nan", "0.01 to 1000"),
+            ("smaq/t2:x", "t2:2.5"),
+            ("smaq/sampled:1", "2 to 65536"),
+            ("smaq/min:0", "from 1 on"),
+            ("smaq/range/full", "keep one"),
+            ("smaq/scale:f16", "no scale"),
+            ("smaq/zero", "did you mean `zeros`"),
+        ] {
+            let error = text.parse::<Scheme>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn more_elements_than_the_tables_count_are_refused() {
+        assert!(scheme("smaq").size(&[1 << 16, 1 << 16]).is_err());
+        assert!(scheme("smaq").size(&[1 << 16, (1 << 16) - 1]).is_ok());
     }
 }

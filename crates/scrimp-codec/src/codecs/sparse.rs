@@ -246,8 +246,9 @@ impl<C: Choice> Sparse<C> {
 
     /// The elements to keep; what is lost goes to the residual, if there is one.
     fn keep(&self, x: &[f32], job: Job) -> Result<(Kept, Tally), EncodeError> {
-        let (x, tally) = Self::checked(x, job.terms, job.scheme)?;
-        let residual = match job.memory {
+        let Job { terms, stream, memory, scheme, .. } = job;
+        let (x, tally) = Self::checked(x, terms, scheme)?;
+        let residual = match memory {
             None => None,
             Some(Memory::Residual { residual })
                 if self.feedback.is_some() && residual.len() == x.len() =>
@@ -260,19 +261,19 @@ impl<C: Choice> Sparse<C> {
                 } else {
                     "none without `feedback`".into()
                 };
-                return Err(EncodeError::Memory { scheme: job.scheme.to_owned(), expected });
+                return Err(EncodeError::Memory { scheme: scheme.to_owned(), expected });
             }
         };
         let k = self.share.of(x.len());
         let Some(residual) = residual else {
-            return Ok((self.choose(&x, k, job.stream), tally));
+            return Ok((self.choose(&x, k, stream), tally));
         };
         residual.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(|(residual, x)| {
             for (r, v) in residual.iter_mut().zip(x) {
                 *r = finite(*r + *v);
             }
         });
-        let kept = self.choose(residual, k, job.stream);
+        let kept = self.choose(residual, k, stream);
         for (i, value) in kept.indices.iter().zip(&kept.values) {
             residual[*i] = finite(residual[*i] - *value);
         }
@@ -285,7 +286,7 @@ impl<C: Choice> Sparse<C> {
         let store = self.values();
         #[expect(clippy::cast_possible_truncation, reason = "the rounding is what is asked for")]
         let value = |i: &usize| store.store(finite((f64::from(x[*i]) * factor) as f32));
-        Kept { values: indices.iter().map(value).collect(), indices }
+        Kept { values: indices.par_iter().map(value).collect(), indices }
     }
 }
 
@@ -323,7 +324,7 @@ impl<C: Choice> Codec for Sparse<C> {
         let most = self.values().store(f32::MAX);
         Card {
             name: self.name() + &self.suffix(),
-            bits: 8 * self.values().width() as u32,
+            bits: if self.values() == Values::F32 { 32 } else { 16 },
             exponent_bits: None,
             mantissa_bits: None,
             bias: None,

@@ -144,11 +144,20 @@ impl Rule for Ternary {
     }
 
     fn sum(&self, pass: usize, x: &[f32], fit: &Fit) -> Sums {
-        let [sum, count] = match pass {
-            0 => [magnitudes(x), x.len() as f64],
-            _ => magnitudes_above(x, fit.cut),
+        let (sum, count) = if pass == 0 {
+            (magnitudes(x), x.len() as f64)
+        } else {
+            let (sum, count) = magnitudes_above(x, fit.cut);
+            (sum, f64::from(count))
         };
         Sums { count: [count, 0.0], sum: [sum, 0.0], ..Sums::default() }
+    }
+
+    fn sum_one(&self, pass: usize, x: f32, fit: &Fit) -> Sums {
+        if pass > 0 && x.abs() <= fit.cut {
+            return Sums::default();
+        }
+        Sums { count: [1.0, 0.0], sum: [f64::from(x.abs()), 0.0], ..Sums::default() }
     }
 
     fn fit(&self, pass: usize, sums: &Sums, store: Option<ScaleFormat>, fit: &mut Fit) {
@@ -194,6 +203,8 @@ pub(super) fn three_level_card(name: String, rounding: Rounding, about: &str) ->
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::codecs::levels::tests::assert_one_is_a_block;
     use crate::{DecodeError, Scheme, Stream};
 
     fn encoded(scheme: &str, x: &[f32]) -> Vec<u8> {
@@ -250,5 +261,10 @@ mod tests {
         }
         let scheme: Scheme = "ternary".parse().unwrap();
         assert!(scheme.decode(&[0, 0, 0xc0, 0x7f, 0], &[4], &mut [0.0; 4]).is_err());
+    }
+
+    #[test]
+    fn scattered_values_are_summed_as_others() {
+        assert_one_is_a_block(&Ternary { factor: None, dense: None });
     }
 }

@@ -150,9 +150,15 @@ impl Rule for TernGrad {
 
     fn sum(&self, _: usize, x: &[f32], _: &Fit) -> Sums {
         let clips = self.clip.unwrap_or(USUAL) != Clip::Never;
-        let [mean, square] = if clips { moments(x) } else { [0.0; 2] };
+        let (mean, square) = if clips { moments(x) } else { (0.0, 0.0) };
         let largest = f32::from_bits(amax_bits(x));
         Sums { count: [x.len() as f64, 0.0], mean, square, largest, ..Sums::default() }
+    }
+
+    fn sum_one(&self, _: usize, x: f32, _: &Fit) -> Sums {
+        let clips = self.clip.unwrap_or(USUAL) != Clip::Never;
+        let mean = if clips { f64::from(x) + 0.0 } else { 0.0 };
+        Sums { count: [1.0, 0.0], mean, largest: x.abs(), ..Sums::default() }
     }
 
     fn fit(&self, _: usize, sums: &Sums, _: Option<ScaleFormat>, fit: &mut Fit) {
@@ -187,6 +193,8 @@ fn with_scale(fit: &Fit, scale: f32) -> Fit {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::codecs::levels::tests::assert_one_is_a_block;
     use crate::{EncodeError, Memory, Scheme, Stream};
 
     fn scheme(text: &str) -> Scheme {
@@ -270,5 +278,11 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn scattered_values_are_summed_as_others() {
+        assert_one_is_a_block(&TernGrad { clip: None, dense: None });
+        assert_one_is_a_block(&TernGrad { clip: Some(Clip::Never), dense: None });
     }
 }

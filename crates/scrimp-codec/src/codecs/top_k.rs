@@ -4,22 +4,46 @@
 //! says otherwise; `feedback` carries on what is lost.
 //!
 //! # Bytes
-//! The kept values in the order of the elements, then the places as [`places`](super::places) says; both in
-//! [`sparse`](super::sparse).
+//! See [`Family::layout`].
 //!
 //! # Source
 //! Aji and Heafield 2017, "Sparse Communication for Distributed Gradient Descent", arXiv:1704.05021, and Lin et al. 2018,
 //! "Deep Gradient Compression", arXiv:1712.01887.
 //! Differs: the threshold is exact and not estimated from a sample, so that the size is known beforehand.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Codec;
 use super::places::Places;
-use super::select;
+use super::select::{self, Keys};
 use super::sparse::{Choice, Sparse};
 use crate::formats::HeadError;
+use crate::simd::select::magnitude_bits;
 use crate::{Family, Stream};
+
+/// The paper, for the book.
+const SOURCE: &str = "\
+Aji and Heafield 2017, Sparse Communication for Distributed Gradient Descent, [arXiv:1704.05021](https://arxiv.org/abs/1704.05021); Lin et al. 2018, Deep
+Gradient Compression, [arXiv:1712.01887](https://arxiv.org/abs/1712.01887); indices: Elias 1974 and Fano 1971";
+
+/// The bytes of a tensor, for the book.
+const LAYOUT: &str = "\
+How many are kept follows from the shape: `P%` keeps `max(1, ceil(N P / 100))` of *N* elements, exactly, and a plain number
+so many, or all if there are fewer. All other elements are zero.
+
+| part | bytes |
+|---|---|
+| kept values in the order of the elements | 4 each, f32; 2 under `values:f16` and `values:bf16` |
+| which elements they are | none where all *k* are kept, else the shorter of the two codings below |
+
+Values are finite; a reader refuses others. Which coding it is follows from *N* and *k* alone, the first where they are as
+long:
+
+- a bit for each element, packed as codes are everywhere, 1 where it is kept: `ceil(N / 8)` bytes;
+- Elias-Fano, with `l = min(32, floor(log2(N / k)))`: the lowest *l* bits of each index, packed to a whole byte; then the
+  rest of each index, *h*, of index number *j* from 0, as a 1 at bit *h + j*, in
+  `ceil((k + floor((N - 1) / 2^l)) / 8)` bytes.";
 
 /// The row of the family.
 pub(crate) struct TopKFamily;
@@ -37,6 +61,14 @@ impl Family for TopKFamily {
         ["top_k:1%", "top_k:10%/values:f16", "top_k:30%/feedback", "top_k:100"]
             .map(String::from)
             .into()
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
@@ -58,11 +90,7 @@ impl Choice for TopK {
     const WORDS: &'static [&'static str] = &["values:f16", "values:bf16", "feedback"];
 
     fn indices(&self, x: &[f32], k: usize, _: &Stream) -> Vec<usize> {
-        select::largest(x.len(), k, 31, 0, |at, keys| {
-            for (v, key) in x[at].iter().zip(keys) {
-                *key = v.to_bits() & 0x7FFF_FFFF;
-            }
-        })
+        select::largest(x.len(), k, &Magnitudes(x))
     }
 
     fn bytes(&self, n: usize, k: usize) -> usize {
@@ -75,6 +103,44 @@ impl Choice for TopK {
 
     fn read(&self, n: usize, k: usize, bytes: &[u8]) -> Result<Vec<usize>, String> {
         Places::new(n, k).read(bytes)
+    }
+}
+
+/// Magnitudes as keys: those of floats are ordered as their bits are.
+struct Magnitudes<'a>(&'a [f32]);
+
+/// How many values a guess is made from.
+const SAMPLE: usize = 1 << 15;
+
+impl Keys for Magnitudes<'_> {
+    const BITS: u32 = 31;
+    const TIES: bool = false;
+
+    fn fill(&self, range: Range<usize>, keys: &mut [u32]) {
+        magnitude_bits(&self.0[range], keys);
+    }
+
+    fn tie(&self, _: usize) -> u32 {
+        0
+    }
+
+    /// Five standard deviations to either side of where the least accepted magnitude lies in a sample.
+    fn likely(&self, n: usize, k: usize) -> Range<u32> {
+        let stride = n / SAMPLE;
+        if stride < 4 {
+            return 0..0;
+        }
+        // A value from somewhere in each stride, so that rows of the tensor and strides do not keep step.
+        let place = |j: usize| j * stride + j.wrapping_mul(0x9E37_79B1) / 8 % stride;
+        let mut sample: Vec<u32> =
+            (0..SAMPLE).map(|j| !self.0[place(j)].to_bits() | 1 << 31).collect();
+        let rank = k as u128 * SAMPLE as u128 / n as u128;
+        let rank = usize::try_from(rank).unwrap_or(SAMPLE);
+        let apart = 5 * rank.isqrt() + 5;
+        let mut key = |rank: usize| !*sample.select_nth_unstable(rank).1;
+        let end = rank.checked_sub(apart).map_or(1 << 31, |rank| key(rank) + 1);
+        let start = if rank + apart < SAMPLE { key(rank + apart) } else { 0 };
+        start..end
     }
 }
 

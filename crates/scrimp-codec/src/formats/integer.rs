@@ -14,7 +14,7 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use super::{Card, Format, HeadError, Header, Params, Scaling, finite};
+use super::{Card, Codes, CodesMut, Format, Groups, HeadError, Header, Params, Scaling, finite};
 use crate::codecs::{Codec, Scaled};
 use crate::families::Family;
 use crate::{Granularity, Range, Rounding, ScaleFormat, simd};
@@ -147,21 +147,22 @@ impl Integer {
         if self.signed() { "int" } else { "uint" }
     }
 
-    /// The constants of the vector twin, unless a value near the top of `f32` needs the definition's care.
-    fn fast(&self, params: &Params) -> Option<simd::IntGrid> {
+    /// The constants of the vector twin.
+    fn fast(&self) -> simd::Integers {
         let (low, high) = self.codes();
-        let reach = (f64::from(high) - f64::from(low)) * f64::from(params.scale)
-            + f64::from(params.offset.abs());
-        (reach < f64::from(f32::MAX) / 4.0).then_some(simd::IntGrid {
-            low: (low - params.zero) as f32,
-            high: (high - params.zero) as f32,
-            scale: params.scale,
-            offset: params.offset,
-        })
+        simd::Integers { low, high, bits: self.bits, signed: self.signed() }
     }
 
-    fn fast_codes(&self, params: &Params) -> simd::IntCodes {
-        simd::IntCodes { zero: params.zero, bits: self.bits, signed: self.signed() }
+    /// Whether the twin serves all groups: near the top of `f32` only the definition has the care that is needed.
+    fn is_fast(groups: Groups) -> bool {
+        // 2^100, so that neither 2^17 steps nor an offset comes near.
+        const LARGE: f32 = 1.267_650_6e30;
+        let mut fast = true;
+        for p in groups.params {
+            // No branch, so that this is a loop over vectors.
+            fast &= (p.scale > 0.0) & (p.scale < LARGE) & (p.offset.abs() < LARGE);
+        }
+        fast
     }
 }
 
@@ -353,9 +354,11 @@ impl Format for Integer {
     }
 
     fn quantize_run(&self, x: &mut [f32], params: &Params, rounding: Rounding, draws: &[u32]) {
-        match self.fast(params) {
-            Some(grid) => simd::int_run(&grid, x, rounding, draws),
-            None => super::quantize_by_definition(self, x, params, rounding, draws),
+        let groups = Groups::one(params, x.len());
+        if Self::is_fast(groups) {
+            simd::int_groups(self.fast(), groups, x, rounding, draws);
+        } else {
+            super::quantize_by_definition(self, x, params, rounding, draws);
         }
     }
 
@@ -367,18 +370,51 @@ impl Format for Integer {
         draws: &[u32],
         codes: &mut [u32],
     ) {
-        match self.fast(params) {
-            Some(grid) if rounding == Rounding::NearestEven => {
-                simd::int_encode(&grid, self.fast_codes(params), x, codes);
-            }
-            _ => super::encode_by_definition(self, x, params, rounding, draws, codes),
+        let groups = Groups::one(params, x.len());
+        if Self::is_fast(groups) {
+            simd::int_encode(self.fast(), groups, x, rounding, draws, CodesMut::Words(codes));
+        } else {
+            super::encode_by_definition(self, x, params, rounding, draws, codes);
         }
     }
 
     fn decode_run(&self, codes: &[u32], params: &Params, out: &mut [f32]) {
-        match self.fast(params) {
-            Some(grid) => simd::int_decode(&grid, self.fast_codes(params), codes, out),
-            None => super::decode_by_definition(self, codes, params, out),
+        let groups = Groups::one(params, codes.len());
+        if Self::is_fast(groups) {
+            simd::int_decode(self.fast(), groups, Codes::Words(codes), out);
+        } else {
+            super::decode_by_definition(self, codes, params, out);
+        }
+    }
+
+    fn quantize_groups(&self, x: &mut [f32], groups: Groups, rounding: Rounding, draws: &[u32]) {
+        if Self::is_fast(groups) {
+            simd::int_groups(self.fast(), groups, x, rounding, draws);
+        } else {
+            super::quantize_by_runs(self, x, groups, rounding, draws);
+        }
+    }
+
+    fn encode_groups(
+        &self,
+        x: &[f32],
+        groups: Groups,
+        rounding: Rounding,
+        draws: &[u32],
+        codes: CodesMut,
+    ) {
+        if Self::is_fast(groups) {
+            simd::int_encode(self.fast(), groups, x, rounding, draws, codes);
+        } else {
+            super::encode_by_runs(self, x, groups, rounding, draws, codes);
+        }
+    }
+
+    fn decode_groups(&self, codes: Codes, groups: Groups, out: &mut [f32]) {
+        if Self::is_fast(groups) {
+            simd::int_decode(self.fast(), groups, codes, out);
+        } else {
+            super::decode_by_runs(self, codes, groups, out);
         }
     }
 

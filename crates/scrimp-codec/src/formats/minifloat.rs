@@ -15,7 +15,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::{Card, Format, HeadError, Header, Params, Scaling, finite};
+use super::{Card, Codes, CodesMut, Format, Groups, HeadError, Header, Params, Scaling, finite};
 use crate::codecs::{Codec, Scaled};
 use crate::families::Family;
 use crate::{Range, Rounding, ScaleFormat, simd};
@@ -38,6 +38,11 @@ pub enum Overflow {
     Saturate,
     /// Infinity, or NaN where the format has no infinity.
     Ieee,
+    /// The largest finite value, of which the positive one becomes infinity even where it was right: a defect of SmaQ's
+    /// 16- and 8-bit floats (qtorch's `float_quantize` 0.2.0, then its "check inf"), offered to repeat its results. Only
+    /// for formats with infinity. It looked for results within 1.2e-7 of the largest, which no other value of these
+    /// formats is. Subnormals are IEEE's, unlike qtorch's.
+    Qtorch,
 }
 
 /// A small float format.
@@ -401,11 +406,11 @@ impl Minifloat {
     fn magnitude(&self, code: u32) -> f64 {
         let m = self.mantissa_bits;
         let (e, mantissa) = ((code >> m) as i32, f64::from(code & ((1 << m) - 1)));
-        let unit = 2f64.powi(-(m as i32));
+        let unit = power(-(m as i32));
         if e == 0 {
-            mantissa * unit * 2f64.powi(1 - self.bias)
+            mantissa * unit * power(1 - self.bias)
         } else {
-            (1.0 + mantissa * unit) * 2f64.powi(e - self.bias)
+            (1.0 + mantissa * unit) * power(e - self.bias)
         }
     }
 
@@ -417,7 +422,7 @@ impl Minifloat {
         // The exponent from the bit pattern: the logarithm of a value just under a power of two would round up.
         let exponent = (a.to_bits() >> 52) as i32 - 1023;
         let e = exponent.max(1 - self.bias);
-        let steps = a * 2f64.powi(m - e); // exact: a power of two
+        let steps = a * power(m - e); // exact: a power of two
         let below = steps.floor();
         let rest = steps - below;
         // Codes count steps: within an exponent by one, and across exponents without a gap.
@@ -446,11 +451,12 @@ impl Minifloat {
         }
     }
 
-    /// The constants of the bit-level twin of `decode(encode(x))`; `None` where the format's subnormals are subnormal
-    /// in `f32` too, or so large that the magic number overflows: there only the definition serves.
+    /// The constants of the bit-level twin of `decode(encode(x))`; `None` where the format's subnormals reach below those
+    /// of `f32`, or where the magic number or the number of steps in one overflows: there only the definition serves.
     pub(super) fn fast(&self) -> Option<simd::FloatGrid> {
-        let magic_exponent = 1 - self.bias - self.mantissa_bits as i32 + 23;
-        if 1 - self.bias < -126 || magic_exponent > 127 {
+        let (first, m) = (1 - self.bias, self.mantissa_bits as i32);
+        let as_f32 = first == -126;
+        if first < -126 || first - m + 23 > 127 || (m - first > 127 && !as_f32) {
             return None;
         }
         let bits = |code: u32| (self.magnitude(code) as f32).to_bits();
@@ -458,19 +464,20 @@ impl Minifloat {
             (Overflow::Saturate, _) | (_, Top::Finite) => bits(self.max_code()),
             (Overflow::Ieee, Top::Ieee) => f32::INFINITY.to_bits(),
             (Overflow::Ieee, Top::AllOnesNan) => 0x7FC0_0000,
+            (Overflow::Qtorch, _) => return None,
         };
         let infinity = if self.keep_infinity { self.infinity_value().to_bits() } else { over };
         Some(simd::FloatGrid {
             shift: 23 - self.mantissa_bits,
             odd: u32::from(self.mantissa_bits == 0 && (self.bias - 127) & 1 != 0),
-            min_normal: 2f32.powi(1 - self.bias).to_bits(),
-            magic: 2f32.powi(magic_exponent),
+            min_normal: if as_f32 { 0 } else { (power(first) as f32).to_bits() },
+            magic: power(first - m + 23) as f32,
             max: bits(self.max_code()),
             over,
             infinity,
             nan: if self.holds_nan() { 0x7FC0_0000 } else { 0 },
-            step_exponent: 1 - self.bias,
-            mantissa_bits: self.mantissa_bits as i32,
+            step: if as_f32 { 1.0 } else { power(first - m) as f32 },
+            per_step: if as_f32 { 1.0 } else { power(m - first) as f32 },
         })
     }
 
@@ -492,6 +499,21 @@ impl Minifloat {
     fn infinity_value(&self) -> f32 {
         if self.top == Top::Ieee { f32::INFINITY } else { f32::from_bits(0x7FC0_0000) }
     }
+}
+
+/// The scale under which the largest magnitude becomes `max`.
+#[inline(always)]
+fn fit(range: Range, max: f32, store: ScaleFormat) -> Params {
+    let amax = range.amax();
+    if amax == 0.0 {
+        return Params::UNIT;
+    }
+    Params { scale: store.store(amax / max), ..Params::UNIT }
+}
+
+/// A power of two that is normal in `f64`. (The general function takes longer than rounding a few elements does.)
+fn power(exponent: i32) -> f64 {
+    f64::from_bits(((exponent + 1023) as u64) << 52)
 }
 
 impl Format for Minifloat {
@@ -526,6 +548,7 @@ impl Format for Minifloat {
                 (Overflow::Saturate, _) | (_, Top::Finite) => "saturate",
                 (Overflow::Ieee, Top::Ieee) => "infinity",
                 (Overflow::Ieee, Top::AllOnesNan) => "NaN",
+                (Overflow::Qtorch, _) => "infinity if positive",
             },
             rounding: self.default_rounding.word(),
             about: self.about.clone(),
@@ -558,13 +581,20 @@ impl Format for Minifloat {
     }
 
     fn words(&self) -> &'static [&'static str] {
-        if self.top == Top::Finite { &["sat"] } else { &["sat", "ieee"] }
+        match self.top {
+            Top::Ieee => &["sat", "ieee", "qtorch"],
+            Top::AllOnesNan => &["sat", "ieee"],
+            Top::Finite => &["sat"],
+        }
     }
 
     fn with_word(&self, word: &str) -> Option<Arc<dyn Format>> {
         let changed = match word {
             "sat" => Self { overflow: Overflow::Saturate, ..self.clone() },
             "ieee" if self.top != Top::Finite => Self { overflow: Overflow::Ieee, ..self.clone() },
+            "qtorch" if self.top == Top::Ieee => {
+                Self { overflow: Overflow::Qtorch, ..self.clone() }
+            }
             "nonfinite:propagate" if self.holds_nan() => {
                 Self { keep_infinity: true, ..self.clone() }
             }
@@ -577,17 +607,13 @@ impl Format for Minifloat {
         match (self.overflow, self.default_overflow) {
             (Overflow::Saturate, Overflow::Ieee) => "/sat".into(),
             (Overflow::Ieee, Overflow::Saturate) => "/ieee".into(),
+            (Overflow::Qtorch, _) => "/qtorch".into(),
             _ => String::new(),
         }
     }
 
     fn fit(&self, range: Range, store: ScaleFormat) -> Params {
-        let amax = range.amax();
-        if amax == 0.0 {
-            return Params::UNIT;
-        }
-        let max = self.magnitude(self.max_code()) as f32;
-        Params { scale: store.store(amax / max), ..Params::UNIT }
+        fit(range, self.magnitude(self.max_code()) as f32, store)
     }
 
     fn encode(&self, x: f32, params: &Params, rounding: Rounding, draw: u32) -> u32 {
@@ -596,16 +622,21 @@ impl Format for Minifloat {
         if v.is_nan() {
             return self.nan_code().map_or(0, |nan| sign | nan);
         }
+        let at_the_top = if sign == 0 { self.infinity_code() } else { sign | self.max_code() };
         if v.is_infinite() {
             let code = if x.is_infinite() && self.keep_infinity {
                 self.overflow_code(Overflow::Ieee)
+            } else if self.overflow == Overflow::Qtorch {
+                at_the_top
             } else {
                 self.overflow_code(self.overflow)
             };
             return sign | code;
         }
         let code = self.round_magnitude(v, rounding, draw);
-        if code <= self.max_code() {
+        if self.overflow == Overflow::Qtorch && code >= self.max_code() {
+            at_the_top
+        } else if code <= self.max_code() {
             sign | code
         } else if Self::overflow_stays_finite(rounding, v.is_sign_negative()) {
             sign | self.max_code()
@@ -640,10 +671,12 @@ impl Format for Minifloat {
         codes: &mut [u32],
     ) {
         match self.fast() {
-            Some(grid) if rounding == Rounding::NearestEven => {
-                simd::float_encode(&grid, self.fast_codes(), x, params.scale, codes);
+            Some(grid) => {
+                let (groups, codes) = (Groups::one(params, x.len()), CodesMut::Words(codes));
+                let float = self.fast_codes();
+                simd::float_encode_groups(&grid, float, groups, x, rounding, draws, codes);
             }
-            _ => super::encode_by_definition(self, x, params, rounding, draws, codes),
+            None => super::encode_by_definition(self, x, params, rounding, draws, codes),
         }
     }
 
@@ -651,6 +684,46 @@ impl Format for Minifloat {
         match self.fast() {
             Some(grid) => simd::float_decode(&grid, self.fast_codes(), codes, params.scale, out),
             None => super::decode_by_definition(self, codes, params, out),
+        }
+    }
+
+    fn fit_groups(&self, ranges: &[Range], store: ScaleFormat, params: &mut [Params]) {
+        let max = self.magnitude(self.max_code()) as f32;
+        for (range, params) in ranges.iter().zip(params) {
+            *params = fit(range.or_zero(), max, store);
+        }
+    }
+
+    fn quantize_groups(&self, x: &mut [f32], groups: Groups, rounding: Rounding, draws: &[u32]) {
+        match self.fast() {
+            Some(grid) => simd::float_groups(&grid, groups, x, rounding, draws),
+            None => super::quantize_by_runs(self, x, groups, rounding, draws),
+        }
+    }
+
+    fn encode_groups(
+        &self,
+        x: &[f32],
+        groups: Groups,
+        rounding: Rounding,
+        draws: &[u32],
+        codes: CodesMut,
+    ) {
+        match self.fast() {
+            Some(grid) => {
+                let float = self.fast_codes();
+                simd::float_encode_groups(&grid, float, groups, x, rounding, draws, codes);
+            }
+            None => super::encode_by_runs(self, x, groups, rounding, draws, codes),
+        }
+    }
+
+    fn decode_groups(&self, codes: Codes, groups: Groups, out: &mut [f32]) {
+        match self.fast() {
+            Some(grid) => {
+                simd::float_decode_groups(&grid, self.fast_codes(), groups, codes, out);
+            }
+            None => super::decode_by_runs(self, codes, groups, out),
         }
     }
 
@@ -757,6 +830,28 @@ mod tests {
             let code = f.encode(x, &Params::UNIT, f.default_rounding(), 0);
             assert_eq!(f.decode(code, &Params::UNIT), expected);
         }
+    }
+
+    #[test]
+    fn qtorch_makes_infinity_of_the_largest_positive_value_only() {
+        let largest = [f32::MAX, f32::INFINITY, 65504.0, 65519.0, 65472.0];
+        let scheme: crate::Scheme = "f16/qtorch".parse().unwrap();
+        let stream = crate::Stream::new(0, 0);
+        let mut x = [largest, largest.map(|v| -v)].concat();
+        let mut bytes = Vec::new();
+        scheme.encode(&x, &[10], &stream, &mut bytes).unwrap();
+        scheme.emulate(&mut x, &[10], &stream).unwrap();
+        let inf = f32::INFINITY;
+        assert_eq!(x[..5], [inf, inf, inf, inf, 65472.0]);
+        assert_eq!(x[5..], [-65504.0, -65504.0, -65504.0, -65504.0, -65472.0]);
+        let mut back = [0.0; 10];
+        scheme.decode(&bytes, &[10], &mut back).unwrap();
+        assert_eq!(back[..], x[..]);
+        assert!("e4m3fn/qtorch".parse::<crate::Scheme>().is_err(), "it has no infinity");
+        assert_eq!(
+            "e5m2/qtorch/stochastic".parse::<crate::Scheme>().unwrap().to_string(),
+            "e5m2/qtorch/stochastic"
+        );
     }
 
     #[test]

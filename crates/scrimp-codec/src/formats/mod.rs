@@ -50,6 +50,44 @@ impl Params {
     pub const UNIT: Params = Params { scale: 1.0, zero: 0, offset: 0.0 };
 }
 
+/// Consecutive groups of elements: element `i` belongs to group `i / len`, and the last group may be shorter.
+#[derive(Clone, Copy, Debug)]
+pub struct Groups<'a> {
+    /// The parameters of each group.
+    pub params: &'a [Params],
+    /// Elements of a group.
+    pub len: usize,
+}
+
+impl<'a> Groups<'a> {
+    /// A single group of so many elements.
+    pub fn one(params: &'a Params, len: usize) -> Self {
+        Self { params: std::slice::from_ref(params), len: len.max(1) }
+    }
+}
+
+/// Codes, one for each element, as wide as the format needs them.
+#[derive(Clone, Copy, Debug)]
+pub enum Codes<'a> {
+    /// Up to 8 bits.
+    Bytes(&'a [u8]),
+    /// 9 to 16 bits, little-endian.
+    Pairs(&'a [[u8; 2]]),
+    /// 17 to 32 bits.
+    Words(&'a [u32]),
+}
+
+/// Room for [`Codes`].
+#[derive(Debug)]
+pub enum CodesMut<'a> {
+    /// Up to 8 bits.
+    Bytes(&'a mut [u8]),
+    /// 9 to 16 bits, little-endian.
+    Pairs(&'a mut [[u8; 2]]),
+    /// 17 to 32 bits.
+    Words(&'a mut [u32]),
+}
+
 /// Whether groups have a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scaling {
@@ -247,6 +285,31 @@ pub trait Format: Debug + Send + Sync {
         let _ = (scales, packed, len, out);
         false
     }
+    /// The parameters of many groups, as [`fit`](Self::fit) gives them.
+    fn fit_groups(&self, ranges: &[Range], store: ScaleFormat, params: &mut [Params]) {
+        for (range, params) in ranges.iter().zip(params) {
+            *params = self.fit(range.or_zero(), store);
+        }
+    }
+    /// [`quantize_run`](Self::quantize_run) for consecutive groups.
+    fn quantize_groups(&self, x: &mut [f32], groups: Groups, rounding: Rounding, draws: &[u32]) {
+        quantize_by_runs(self, x, groups, rounding, draws);
+    }
+    /// [`encode_run`](Self::encode_run) for consecutive groups, with codes as wide as the format needs them.
+    fn encode_groups(
+        &self,
+        x: &[f32],
+        groups: Groups,
+        rounding: Rounding,
+        draws: &[u32],
+        codes: CodesMut,
+    ) {
+        encode_by_runs(self, x, groups, rounding, draws, codes);
+    }
+    /// [`decode_run`](Self::decode_run) for consecutive groups.
+    fn decode_groups(&self, codes: Codes, groups: Groups, out: &mut [f32]) {
+        decode_by_runs(self, codes, groups, out);
+    }
     /// The codes of the elements of one group.
     fn encode_run(
         &self,
@@ -270,6 +333,80 @@ pub trait Format: Debug + Send + Sync {
     /// Whether the range that [`fit`](Self::fit) needs is only the largest magnitude.
     fn wants_only_amax(&self) -> bool {
         true
+    }
+}
+
+/// Codes that are held between a run and the room for them.
+const PIECE: usize = 256;
+
+/// Rounds groups one run after another.
+fn quantize_by_runs<F: Format + ?Sized>(
+    format: &F,
+    x: &mut [f32],
+    groups: Groups,
+    rounding: Rounding,
+    draws: &[u32],
+) {
+    for (i, (x, params)) in x.chunks_mut(groups.len).zip(groups.params).enumerate() {
+        let at = i * groups.len;
+        let draws = draws.get(at..at + x.len()).unwrap_or(&[]);
+        format.quantize_run(x, params, rounding, draws);
+    }
+}
+
+/// Encodes groups one run after another.
+fn encode_by_runs<F: Format + ?Sized>(
+    format: &F,
+    x: &[f32],
+    groups: Groups,
+    rounding: Rounding,
+    draws: &[u32],
+    mut codes: CodesMut,
+) {
+    let mut piece = [0; PIECE];
+    for (group, (x, params)) in x.chunks(groups.len).zip(groups.params).enumerate() {
+        for (i, x) in x.chunks(PIECE).enumerate() {
+            let at = group * groups.len + i * PIECE;
+            let at = at..at + x.len();
+            let draws = draws.get(at.clone()).unwrap_or(&[]);
+            let piece = &mut piece[..x.len()];
+            format.encode_run(x, params, rounding, draws, piece);
+            let piece = piece.iter().map(|code| code.to_le_bytes());
+            match &mut codes {
+                CodesMut::Bytes(out) => {
+                    out[at].iter_mut().zip(piece).for_each(|(out, [low, ..])| *out = low);
+                }
+                CodesMut::Pairs(out) => {
+                    out[at].iter_mut().zip(piece).for_each(|(out, [a, b, ..])| *out = [a, b]);
+                }
+                CodesMut::Words(out) => {
+                    out[at].iter_mut().zip(piece).for_each(|(out, c)| *out = u32::from_le_bytes(c));
+                }
+            }
+        }
+    }
+}
+
+/// Decodes groups one run after another.
+fn decode_by_runs<F: Format + ?Sized>(format: &F, codes: Codes, groups: Groups, out: &mut [f32]) {
+    let mut piece = [0; PIECE];
+    for (group, (out, params)) in out.chunks_mut(groups.len).zip(groups.params).enumerate() {
+        for (i, out) in out.chunks_mut(PIECE).enumerate() {
+            let at = group * groups.len + i * PIECE;
+            let at = at..at + out.len();
+            let piece = &mut piece[..out.len()];
+            match codes {
+                Codes::Bytes(x) => {
+                    piece.iter_mut().zip(&x[at]).for_each(|(code, x)| *code = (*x).into());
+                }
+                Codes::Pairs(x) => piece
+                    .iter_mut()
+                    .zip(&x[at])
+                    .for_each(|(code, x)| *code = u16::from_le_bytes(*x).into()),
+                Codes::Words(x) => piece.copy_from_slice(&x[at]),
+            }
+            format.decode_run(piece, params, out);
+        }
     }
 }
 

@@ -6,84 +6,89 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::Level;
-use super::level;
+use super::{clamp, level};
 
 /// Accumulators of a sum.
 const SUM_LANES: usize = 16;
 
-/// The sum of `N` quantities of each value.
+/// The sum of what `term` makes of each value, and how many values `counts` is true for.
 #[inline(always)]
-fn sums<const N: usize>(x: &[f32], each: impl Fn(f32) -> [f64; N]) -> [f64; N] {
-    let mut lanes = [[0.0; SUM_LANES]; N];
+fn sum_and_count(x: &[f32], term: impl Fn(f32) -> f32, counts: impl Fn(f32) -> bool) -> (f64, u32) {
+    let (mut lanes, mut numbers) = ([0.0; SUM_LANES], [0; SUM_LANES]);
     let (chunks, rest) = x.as_chunks::<SUM_LANES>();
     for chunk in chunks {
         for l in 0..SUM_LANES {
-            let terms = each(chunk[l]);
-            for (sum, term) in lanes.iter_mut().zip(terms) {
-                sum[l] += term;
-            }
+            lanes[l] += f64::from(term(chunk[l]));
+            numbers[l] += u32::from(counts(chunk[l]));
         }
     }
     for (l, v) in rest.iter().enumerate() {
-        for (sum, term) in lanes.iter_mut().zip(each(*v)) {
-            sum[l] += term;
+        lanes[l] += f64::from(term(*v));
+        numbers[l] += u32::from(counts(*v));
+    }
+    (fold(lanes), numbers.iter().sum())
+}
+
+/// As [`sum_and_count`], of terms in `f64`.
+#[inline(always)]
+fn sum(x: &[f32], term: impl Fn(f32) -> f64) -> f64 {
+    let mut lanes = [0.0; SUM_LANES];
+    let (chunks, rest) = x.as_chunks::<SUM_LANES>();
+    for chunk in chunks {
+        for l in 0..SUM_LANES {
+            lanes[l] += term(chunk[l]);
         }
     }
-    lanes.map(|mut lanes| {
-        let mut half = SUM_LANES / 2;
-        while half > 0 {
-            for l in 0..half {
-                lanes[l] += lanes[l + half];
-            }
-            half /= 2;
+    for (l, v) in rest.iter().enumerate() {
+        lanes[l] += term(*v);
+    }
+    fold(lanes)
+}
+
+#[inline(always)]
+fn fold(mut lanes: [f64; SUM_LANES]) -> f64 {
+    let mut half = SUM_LANES / 2;
+    while half > 0 {
+        for l in 0..half {
+            lanes[l] += lanes[l + half];
         }
-        lanes[0]
-    })
+        half /= 2;
+    }
+    lanes[0]
 }
 
 versions! {
     /// The sum of magnitudes.
     fn magnitudes(x: &[f32]) -> f64 {
-        let [sum] = sums(x, |v| [f64::from(v.abs())]);
-        sum
+        sum(x, |v| f64::from(v.abs()))
     }
 }
 
 versions! {
     /// The sum of the magnitudes above `cut`, and how many there are.
-    fn magnitudes_above(x: &[f32], cut: f32) -> [f64; 2] {
-        sums(x, |v| {
-            let a = v.abs();
-            let above = a > cut;
-            [f64::from(if above { a } else { 0.0 }), f64::from(if above { 1.0f32 } else { 0.0 })]
-        })
+    fn magnitudes_above(x: &[f32], cut: f32) -> (f64, u32) {
+        sum_and_count(x, |v| if v.abs() > cut { v.abs() } else { 0.0 }, |v| v.abs() > cut)
     }
 }
 
 versions! {
-    /// The sums of the negative values and of all others, and how many are negative.
-    fn sides(x: &[f32]) -> [f64; 3] {
-        sums(x, |v| {
-            let negative = v < 0.0;
-            [
-                f64::from(if negative { v } else { 0.0 }),
-                f64::from(if negative { 0.0 } else { v }),
-                f64::from(if negative { 1.0f32 } else { 0.0 }),
-            ]
-        })
+    /// The sum of the values from zero on, that of all others, and how many these others are.
+    fn sides(x: &[f32]) -> (f64, f64, u32) {
+        let above = sum(x, |v| f64::from(if is_negative(v) { 0.0 } else { v }));
+        let (below, count) = sum_and_count(x, |v| if is_negative(v) { v } else { 0.0 }, is_negative);
+        (above, below, count)
     }
 }
 
 versions! {
     /// The mean, and the sum of squared distances from it.
-    fn moments(x: &[f32]) -> [f64; 2] {
-        let [sum] = sums(x, |v| [f64::from(v)]);
-        let mean = sum / x.len() as f64;
-        let [square] = sums(x, |v| {
+    fn moments(x: &[f32]) -> (f64, f64) {
+        let mean = sum(x, f64::from) / x.len() as f64;
+        let square = sum(x, |v| {
             let d = f64::from(v) - mean;
-            [d * d]
+            d * d
         });
-        [mean, square]
+        (mean, square)
     }
 }
 
@@ -143,16 +148,7 @@ fn is_drawn(share: f32, draw: u32) -> bool {
 
 #[inline(always)]
 fn share(x: f32, limit: f32, scale: f32) -> f32 {
-    let x = if x > limit { limit } else { x };
-    let x = if x < -limit { -limit } else { x };
-    let share = x / scale;
-    if share > 1.0 {
-        1.0
-    } else if share < -1.0 {
-        -1.0
-    } else {
-        share
-    }
+    clamp(clamp(x, -limit, limit) / scale, -1.0, 1.0)
 }
 
 versions! {

@@ -75,29 +75,101 @@ impl Logs {
     }
 }
 
-/// Sums run in so many lanes, which are added up from the first to the last.
-const SUM_LANES: usize = 16;
+/// Products run in so many lanes, which are added up from the first to the last.
+const LANES: usize = 16;
+/// The most elements that [`s2fp8_logs`] takes at a time: products of 64 mantissas below 2 are far from the end of `f64`.
+pub(crate) const BLOCK: usize = 1024;
 
 versions! {
-    /// The logarithms of a block.
+    /// The logarithms of at most [`BLOCK`] values.
+    ///
+    /// Their sum is that of the exponents and of the logarithm of the product of the mantissas in each lane.
     fn s2fp8_logs(x: &[f32]) -> Logs {
-        let mut lanes = [0.0f64; SUM_LANES];
         let (mut count, mut zeros, mut least, mut most) = (0u32, 0u32, u32::MAX, 0u32);
-        let mut take = |lane: &mut f64, v: f32| {
+        for v in x {
             let a = v.to_bits() & !SIGN;
             let usual = a > 0 && a < INFINITY;
             count += u32::from(usual);
             zeros += u32::from(a == 0);
             least = least.min(if usual { a } else { u32::MAX });
             most = most.max(if usual { a } else { 0 });
-            // The logarithm of 1 is 0.
-            *lane += log2(f64::from(f32::from_bits(if usual { a } else { 0x3F80_0000 })));
-        };
-        let (chunks, rest) = x.as_chunks::<SUM_LANES>();
-        for chunk in chunks {
-            for (lane, v) in lanes.iter_mut().zip(chunk) { take(lane, *v); }
         }
-        for (lane, v) in lanes.iter_mut().zip(rest) { take(lane, *v); }
-        Logs { count: u64::from(count), sum: lanes.iter().sum(), least, most, zeros: u64::from(zeros) }
+        const ONE: u64 = 0x3FF0_0000_0000_0000;
+        let (mut exponents, mut products) = ([0u64; LANES], [1.0f64; LANES]);
+        let mut wide = [ONE; LANES];
+        for chunk in x.chunks(LANES) {
+            // What lacks in the last chunk counts as 1, as does what is zero or not finite.
+            for (bits, v) in wide.iter_mut().zip(chunk) {
+                let a = v.to_bits() & !SIGN;
+                let usual = a > 0 && a < INFINITY;
+                *bits = f64::from(f32::from_bits(if usual { a } else { 0x3F80_0000 })).to_bits();
+            }
+            for bits in &mut wide[chunk.len()..] { *bits = ONE; }
+            for (l, bits) in wide.iter().enumerate() {
+                exponents[l] += bits >> 52;
+                products[l] *= f64::from_bits(bits & 0x000F_FFFF_FFFF_FFFF | ONE);
+            }
+        }
+        let biased: u64 = exponents.iter().sum();
+        let bias = 1023 * x.len().next_multiple_of(LANES) as u64;
+        let sum = biased.wrapping_sub(bias).cast_signed() as f64;
+        let sum = products.iter().fold(sum, |sum, p| sum + log2(*p));
+        Logs { count: u64::from(count), sum, least, most, zeros: u64::from(zeros) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::at_every_level;
+    use super::*;
+    use crate::Stream;
+
+    #[test]
+    fn every_level_gives_the_bits_of_the_definition() {
+        let stream = Stream::named(5, "s2fp8");
+        let x: Vec<f32> = (0..1024)
+            .map(|i| {
+                let word = stream.words(i)[0];
+                match i % 8 {
+                    0 => f32::from_bits(word & SIGN),
+                    1 => f32::from_bits(word | INFINITY),
+                    2 => f32::from_bits(word & 0x807F_FFFF),
+                    _ => f32::from_bits(word),
+                }
+            })
+            .collect();
+        let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        for law in [
+            PowerLaw { alpha: 1.0, beta: 0.0 },
+            PowerLaw { alpha: 0.3, beta: -7.25 },
+            PowerLaw { alpha: 64.0, beta: 9e3 },
+        ] {
+            let there: Vec<f32> = x.iter().map(|v| law.forward(*v)).collect();
+            let back: Vec<f32> = x.iter().map(|v| law.back(*v)).collect();
+            at_every_level(|_| {
+                for (start, len) in (0..70).map(|len| (len % 3, len)).chain([(0, 1024)]) {
+                    let part = start..start + len;
+                    let mut y = vec![0.0; len];
+                    s2fp8_forward(law, &x[part.clone()], &mut y);
+                    assert_eq!(bits(&y), bits(&there[part.clone()]));
+                    y.copy_from_slice(&x[part.clone()]);
+                    s2fp8_back(law, &mut y);
+                    assert_eq!(bits(&y), bits(&back[part]));
+                }
+            });
+        }
+        for len in (0..70).chain([1000, 1024]) {
+            let part = &x[..len];
+            let logs = s2fp8_logs(part);
+            let usual = || part.iter().filter(|v| v.is_finite() && **v != 0.0).map(|v| v.abs());
+            let sum: f64 = usual().map(|v| log2(f64::from(v))).sum();
+            assert!((logs.sum - sum).abs() < 1e-8, "{} {sum}", logs.sum);
+            assert_eq!(logs.count, usual().count() as u64);
+            assert_eq!(logs.zeros, part.iter().filter(|v| **v == 0.0).count() as u64);
+            assert_eq!(logs.most, usual().fold(0.0, f32::max).to_bits());
+            let least = usual().fold(f32::NAN, f32::min);
+            assert!(least.is_nan() || logs.least == least.to_bits());
+            at_every_level(|_| assert_eq!(s2fp8_logs(part), logs));
+        }
     }
 }

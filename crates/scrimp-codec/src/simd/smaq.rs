@@ -21,7 +21,7 @@ pub(crate) struct SmaqGrid {
     pub t1: f32,
     /// Steps in a standard deviation, main and outlier.
     pub steps: [f32; 2],
-    /// The largest number of steps, main and outlier.
+    /// The largest number of steps, main and outlier; below 2^23.
     pub top: [f32; 2],
     /// Where the sign lies above the magnitude, main and outlier.
     pub sign_at: [u32; 2],
@@ -42,6 +42,18 @@ pub(crate) struct Place {
     pub magnitude: f32,
 }
 
+/// The first of two constants for a main value, the second for an outlier. Written as a choice it would become a choice
+/// between addresses, and the loop a loop of gathers.
+#[inline(always)]
+fn pick_bits([main, other]: [u32; 2], outlier: bool) -> u32 {
+    main ^ ((main ^ other) & 0u32.wrapping_sub(u32::from(outlier)))
+}
+
+#[inline(always)]
+fn pick(pair: [f32; 2], outlier: bool) -> f32 {
+    f32::from_bits(pick_bits(pair.map(f32::to_bits), outlier))
+}
+
 impl SmaqGrid {
     /// Where a value lies; `round` is given the signed number of steps.
     ///
@@ -52,18 +64,17 @@ impl SmaqGrid {
         let z = (x - p.mean) / p.std;
         let a = z.abs();
         let outlier = a > self.t1;
-        let v = if outlier { (a - self.t1) * self.steps[1] } else { a * self.steps[0] };
+        let v = if outlier { a - self.t1 } else { a } * pick(self.steps, outlier);
         let sign = z.to_bits() & SIGN;
         let q = round(f32::from_bits(v.to_bits() | sign)).abs();
-        let top = if outlier { self.top[1] } else { self.top[0] };
+        let top = pick(self.top, outlier);
         Place { outlier, sign, magnitude: if q > top { top } else { q } }
     }
 
     /// The normalised value of a code.
     #[inline(always)]
     pub fn normalised(self, place: Place) -> f32 {
-        let steps = if place.outlier { self.steps[1] } else { self.steps[0] };
-        let w = place.magnitude / steps;
+        let w = place.magnitude / pick(self.steps, place.outlier);
         // A quotient that is rounded up must not pass the first outlier.
         let main = if w > self.t1 { self.t1 } else { w };
         let w = if place.outlier { self.t1 + w } else { main };
@@ -79,9 +90,10 @@ impl SmaqGrid {
     /// The bits of a code: the magnitude, and above it the sign.
     #[inline(always)]
     pub fn code(self, place: Place) -> u32 {
-        let at = if place.outlier { self.sign_at[1] } else { self.sign_at[0] };
-        // Signed conversion of a small integer is one instruction, unlike a saturating unsigned one.
-        place.magnitude as i32 as u32 | place.sign >> 31 << at
+        let at = pick_bits(self.sign_at, place.outlier);
+        // Adding 2^23 leaves an integer below it in the mantissa; a saturating cast would not be turned into vector code.
+        let magnitude = (place.magnitude + 8_388_608.0).to_bits() & 0x007F_FFFF;
+        magnitude | place.sign >> 31 << at
     }
 
     /// Whether a value has no code because it is zero, or NaN, which stands for zero.
@@ -350,5 +362,192 @@ versions! {
         } else {
             unpack_words::<2>(bytes, first, bits, codes);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::at_every_level;
+    use super::*;
+    use crate::Stream;
+
+    fn bits(x: &[f32]) -> Vec<u32> {
+        x.iter().map(|v| v.to_bits()).collect()
+    }
+
+    /// Values about the mean and far from it, ties, zeros, and what is not finite.
+    fn values(n: usize) -> Vec<f32> {
+        let stream = Stream::named(5, "smaq");
+        (0..n)
+            .map(|i| {
+                let word = stream.words(i as u64)[0];
+                match i % 9 {
+                    0 => f32::from_bits(word),
+                    1 => 0.0 * (word as f32 - 1e9),
+                    2 => (word % 2048) as f32 / 30.0 - 34.0,
+                    _ => (word >> 8) as f32 / 4e6 - 2.0,
+                }
+            })
+            .collect()
+    }
+
+    const GRIDS: [SmaqGrid; 3] = [
+        SmaqGrid {
+            t1: 1.0,
+            steps: [15.0, 42.0],
+            top: [15.0, 63.0],
+            sign_at: [4, 6],
+            low: -f32::MAX,
+            zeros: false,
+        },
+        SmaqGrid {
+            t1: 0.7,
+            steps: [1.0 / 0.7, 9113.333],
+            top: [1.0, 16383.0],
+            sign_at: [1, 14],
+            low: 0.0,
+            zeros: true,
+        },
+        SmaqGrid {
+            t1: 1.0,
+            steps: [15.0, 42.0],
+            top: [15.0, 8_388_607.0],
+            sign_at: [4, 23],
+            low: -f32::MAX,
+            zeros: false,
+        },
+    ];
+
+    #[test]
+    fn every_level_does_what_the_definition_does() {
+        let x = values(1024);
+        let mut draws = vec![0; x.len()];
+        Stream::new(1, 1).fill(0, &mut draws);
+        for grid in GRIDS {
+            for p in [Normal { mean: 0.3, std: 1.2 }, Normal { mean: -1e38, std: 1e38 }] {
+                for (_, rounding) in Rounding::WORDS {
+                    let places: Vec<Place> = x
+                        .iter()
+                        .zip(&draws)
+                        .map(|(v, d)| {
+                            grid.place(p, *v, |steps| rounding.round(f64::from(steps), *d) as f32)
+                        })
+                        .collect();
+                    let blank = |v: &f32| grid.zeros && (*v == 0.0 || v.is_nan());
+                    let mut expected = x.clone();
+                    for (v, place) in expected.iter_mut().zip(&places) {
+                        let y = grid.value(p, grid.normalised(*place));
+                        *v = if blank(v) { 0.0 } else { y };
+                        assert!(v.is_finite());
+                    }
+                    let codes: Vec<u32> = places
+                        .iter()
+                        .map(|place| {
+                            let sign = u32::from(place.sign != 0);
+                            let at = grid.sign_at[usize::from(place.outlier)];
+                            place.magnitude as u32 | sign << at
+                        })
+                        .collect();
+                    let tags: Vec<u8> = places
+                        .iter()
+                        .zip(&x)
+                        .map(|(place, v)| if blank(v) { ZERO } else { u8::from(place.outlier) })
+                        .collect();
+                    at_every_level(|level| {
+                        for (start, len) in (0..70).map(|len| (len % 3, len)).chain([(0, 1024)]) {
+                            let part = start..start + len;
+                            let mut y = x[part.clone()].to_vec();
+                            smaq_emulate(&grid, p, &mut y, rounding, &draws[part.clone()]);
+                            assert_eq!(bits(&y), bits(&expected[part.clone()]), "{level:?}");
+                            let (mut c, mut t) = (vec![0; len], vec![9; len]);
+                            let input = &x[part.clone()];
+                            let draws = &draws[part.clone()];
+                            smaq_codes(&grid, p, input, rounding, draws, &mut c, &mut t);
+                            assert_eq!(c, codes[part.clone()], "{level:?}");
+                            assert_eq!(t, tags[part.clone()], "{level:?}");
+                            let census = smaq_census(&grid, p, input);
+                            let count = |tag| t.iter().filter(|t| **t == tag).count();
+                            assert_eq!(
+                                (census.outliers, census.zeros),
+                                (count(OUTLIER), count(ZERO))
+                            );
+                            for outlier in [false, true] {
+                                let kind = |i: &usize| places[*i].outlier == outlier;
+                                let own: Vec<usize> = part.clone().filter(kind).collect();
+                                let codes: Vec<u32> = own.iter().map(|i| codes[*i]).collect();
+                                let mut w = vec![0.0; own.len()];
+                                smaq_normalised(&grid, outlier, &codes, &mut w);
+                                smaq_values(&grid, p, &mut w);
+                                for (w, i) in w.iter().zip(own).filter(|(_, i)| !blank(&x[*i])) {
+                                    assert_eq!(w.to_bits(), expected[i].to_bits());
+                                }
+                            }
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_sums_alike_and_right() {
+        let x: Vec<f32> =
+            values(1024).into_iter().map(|v| if v.abs() < 100.0 { v } else { 0.0 }).collect();
+        for skip_zeros in [false, true] {
+            for len in (0..70).chain([1000, 1024]) {
+                let kept: Vec<f64> = x[..len]
+                    .iter()
+                    .filter(|v| !skip_zeros || **v != 0.0)
+                    .map(|v| f64::from(*v))
+                    .collect();
+                let (n, sum) = (kept.len() as f64, kept.iter().sum::<f64>());
+                let squares: f64 = kept.iter().map(|v| (v - sum / n.max(1.0)).powi(2)).sum();
+                let first = moments(&x[..len], skip_zeros);
+                assert_eq!(first.count, n);
+                assert!((first.sum - sum).abs() < 1e-9 && (first.squares - squares).abs() < 1e-9);
+                at_every_level(|_| assert_eq!(moments(&x[..len], skip_zeros), first));
+                let (a, b) = x[..len].split_at(len / 3);
+                let joined = moments(a, skip_zeros).join(moments(b, skip_zeros));
+                assert!((joined.squares - squares).abs() < 1e-9);
+            }
+        }
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(!moments(&[1.0, bad, 0.0], true).squares.is_finite());
+        }
+    }
+
+    #[test]
+    fn streams_are_packed_as_everywhere() {
+        at_every_level(|_| {
+            for bits in 1..=24 {
+                for len in (0..40usize).chain([1024]) {
+                    let codes: Vec<u32> = (0..len as u32)
+                        .map(|i| i.wrapping_mul(0x9E37_79B9) >> (32 - bits))
+                        .collect();
+                    for held in 0..8 {
+                        // A stream that begins with `held` zeros.
+                        let mut out = vec![0; len * 4 + 16];
+                        let mut carry = Carry { bits: 0, held };
+                        let mut bytes = pack_stream(&codes, bits, &mut carry, &mut out);
+                        out[bytes] = carry.bits.to_le_bytes()[0];
+                        bytes += usize::from(carry.held > 0);
+                        let whole = (held as usize + len * bits as usize).div_ceil(8);
+                        assert_eq!(bytes, whole);
+                        let mut expected = vec![0u8; whole];
+                        for (i, code) in codes.iter().enumerate() {
+                            for b in 0..bits as usize {
+                                let at = held as usize + i * bits as usize + b;
+                                expected[at / 8] |= ((code >> b & 1) as u8) << (at % 8);
+                            }
+                        }
+                        assert_eq!(out[..whole], expected, "{bits} bits, {len} codes");
+                        out.resize(whole + 8, 0);
+                        let mut back = vec![0; len];
+                        unpack_stream(&out, held as usize, bits, &mut back);
+                        assert_eq!(back, codes);
+                    }
+                }
+            }
+        });
     }
 }

@@ -93,8 +93,8 @@ versions! {
     /// [`int_blocks`](super::int_blocks).
     fn sixteen_blocks(table: &Sixteen, x: &mut [f32], len: usize, store: ScaleFormat) -> usize {
         match store {
-            ScaleFormat::F32 => blocks(x, len, |b| sixteen_block(b, ScaleFormat::F32, table)),
-            _ => blocks(x, len, |b| sixteen_block(b, store, table)),
+            ScaleFormat::F32 => blocks(x, len, |b: &mut [f32]| sixteen_block(b, ScaleFormat::F32, table)),
+            _ => blocks(x, len, |b: &mut [f32]| sixteen_block(b, store, table)),
         }
     }
 }

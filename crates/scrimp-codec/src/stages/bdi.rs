@@ -3,26 +3,8 @@
 //! A line of 32 or 64 bytes is taken as little-endian values of 8, 4 or 2 bytes. Each is stored as a short signed
 //! difference from one base that the line holds, or from zero.
 //!
-//! Bytes of a chunk:
-//!
-//! | part | bytes |
-//! |---|---|
-//! | the form of each line, 4 bits, the first line in the low half | `ceil(lines / 2)` |
-//! | what each line holds by its form | as below |
-//! | the bytes after the last whole line, as they are | fewer than a line |
-//!
-//! | form | bytes of a value and of a difference | a line of `L` bytes holds |
-//! |---|---|---|
-//! | 0 | all zero | nothing |
-//! | 1 | one value of 8 bytes, repeated | 8 bytes |
-//! | 2, 3, 4 | 8 and 1, 2, 4 | base, a bit for each value, differences |
-//! | 5, 6 | 4 and 1, 2 | base, a bit for each value, differences |
-//! | 7 | 2 and 1 | base, a bit for each value, differences |
-//! | 8 | not compressed | `L` bytes |
-//!
-//! The bit of a value is set where its difference is from the base, and clear where it is from zero. Differences wrap
-//! around at the width of a value. The base is the first value that is too far from zero, 0 if none is. The form with
-//! the fewest bytes is taken, the first of those that are equal.
+//! # Bytes
+//! See [`StageFamily::layout`].
 //!
 //! # Source
 //! Pekhimenko et al. 2012, "Base-Delta-Immediate Compression: Practical Data Compression for On-Chip Caches", PACT.
@@ -43,6 +25,33 @@ const PLAIN: u8 = 8;
 /// Values of a line at most: 64 bytes, two each.
 const MOST_VALUES: usize = 32;
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+Pekhimenko et al. 2012, Base-Delta-Immediate Compression: Practical Data Compression for On-Chip Caches, PACT";
+
+/// The bytes of a chunk, for the book.
+const LAYOUT: &str = "\
+Bytes of a chunk:
+
+| part | bytes |
+|---|---|
+| the form of each line, 4 bits, the first line in the low half | `ceil(lines / 2)` |
+| what each line holds by its form | as below |
+| the bytes after the last whole line, as they are | fewer than a line |
+
+| form | bytes of a value and of a difference | a line of `L` bytes holds |
+|---|---|---|
+| 0 | all zero | nothing |
+| 1 | one value of 8 bytes, repeated | 8 bytes |
+| 2, 3, 4 | 8 and 1, 2, 4 | base, a bit for each value, differences |
+| 5, 6 | 4 and 1, 2 | base, a bit for each value, differences |
+| 7 | 2 and 1 | base, a bit for each value, differences |
+| 8 | not compressed | `L` bytes |
+
+The bit of a value is set where its difference is from the base, and clear where it is from zero. Differences wrap
+around at the width of a value. The base is the first value that is too far from zero, 0 if none is. The form with
+the fewest bytes is taken, the first of those that are equal.";
+
 /// `bdi` and `bdi:64`.
 pub(crate) struct BdiFamily;
 
@@ -57,6 +66,14 @@ impl StageFamily for BdiFamily {
 
     fn members(&self) -> &'static [&'static str] {
         &["bdi", "bdi:64"]
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, word: &str) -> Option<Result<Arc<dyn Stage>, HeadError>> {

@@ -44,6 +44,10 @@ pub trait StageFamily: Sync {
     fn about(&self) -> &'static str;
     /// Members that tables list and tests run, as words; the first is the stage without options.
     fn members(&self) -> &'static [&'static str];
+    /// The papers that it follows, in Markdown.
+    fn source(&self) -> &'static str;
+    /// What the bytes of a chunk mean, and of a model where there is one, in Markdown.
+    fn layout(&self) -> &'static str;
     /// Reads a word: `None` if it is not of this family, an error if it is but cannot be.
     fn parse(&self, word: &str) -> Option<Result<Arc<dyn Stage>, HeadError>>;
 }

@@ -19,28 +19,8 @@
 //! scheme does not round to nearest. Results stay within the codes of the format, and differences never saturate: a
 //! block whose differences do not fit is stored in another form.
 //!
-//! A chunk is a stream of bits, little-endian, of its blocks; the last block may be short. Let `k` be the bits of a
-//! code, `B` the elements of the block, and `z` the code that means zero for an element.
-//!
-//! | field | bits |
-//! |---|---|
-//! | form | 4 |
-//! | form 0, plain: each integer | `e` each |
-//! | form 1, all zero | none |
-//! | form 2, one integer repeated | `e` |
-//! | forms 3 to 15: whether zeros are stored apart | 1 |
-//! | if so: for each element, whether it is not zero | `B` |
-//! | the bases, ascending, then zeros where fewer are needed, less their `sb` low bits | `n (r - sb)` |
-//! | for each element (not zero, where zeros are apart): which base, 0 being zero | `ceil(log2(n + 1))` each |
-//! | ... followed by the difference, less its `sd` low bits | `w` each |
-//!
-//! Integers are stored less their `si` low bits. Without initial shift `e = k`, and integers are taken modulo `2^k`: a
-//! reader adds `z` and drops what is above. With it `e` is `k + 1 - si`, one more where codes have no sign. `r`, the
-//! bits of a base, is `k` without initial shift, one more where codes have no sign, and `e` with one. What a reader
-//! finds plus `z` is clamped to the codes of the format. Let `t` be `k - 1`, or `k - si - sd` if that differs from `k`;
-//! then forms 3 to 7 have `n = 0` and `w = t ... t-4`, forms 8 to 11 `n = 1` and `w = t ... t-3`, forms 12 to 15
-//! `n = 3` and `w = t-1 ... t-4`, as far as `w` is at least 1. The form with the fewest bits is taken, the first of
-//! those that are equal, and zeros are stored apart where that takes fewer bits.
+//! # Bytes
+//! See [`StageFamily::layout`].
 //!
 //! # Source
 //! Formats and downscaling after NNW-BDI (MEMSYS 2020) and its program libbdi; the cache's compression after Pekhimenko
@@ -85,6 +65,35 @@ const MOST_BLOCK: usize = 1024;
 /// The widest codes: differences of the integers fit in 32 bits.
 const MOST_BITS: u32 = 24;
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+NNW-BDI, MEMSYS 2020, and its program libbdi; Pekhimenko et al. 2012, Base-Delta-Immediate Compression, PACT";
+
+/// The bytes of a chunk, for the book.
+const LAYOUT: &str = "\
+A chunk is a stream of bits, little-endian, of its blocks; the last block may be short. Let `k` be the bits of a
+code, `B` the elements of the block, and `z` the code that means zero for an element.
+
+| field | bits |
+|---|---|
+| form | 4 |
+| form 0, plain: each integer | `e` each |
+| form 1, all zero | none |
+| form 2, one integer repeated | `e` |
+| forms 3 to 15: whether zeros are stored apart | 1 |
+| if so: for each element, whether it is not zero | `B` |
+| the bases, ascending, then zeros where fewer are needed, less their `sb` low bits | `n (r - sb)` |
+| for each element (not zero, where zeros are apart): which base, 0 being zero | `ceil(log2(n + 1))` each |
+| ... followed by the difference, less its `sd` low bits | `w` each |
+
+Integers are stored less their `si` low bits. Without initial shift `e = k`, and integers are taken modulo `2^k`: a
+reader adds `z` and drops what is above. With it `e` is `k + 1 - si`, one more where codes have no sign. `r`, the
+bits of a base, is `k` without initial shift, one more where codes have no sign, and `e` with one. What a reader
+finds plus `z` is clamped to the codes of the format. Let `t` be `k - 1`, or `k - si - sd` if that differs from `k`;
+then forms 3 to 7 have `n = 0` and `w = t ... t-4`, forms 8 to 11 `n = 1` and `w = t ... t-3`, forms 12 to 15
+`n = 3` and `w = t-1 ... t-4`, as far as `w` is at least 1. The form with the fewest bits is taken, the first of
+those that are equal, and zeros are stored apart where that takes fewer bits.";
+
 /// `nnw` with its options.
 pub(crate) struct NnwFamily;
 
@@ -99,6 +108,14 @@ impl StageFamily for NnwFamily {
 
     fn members(&self) -> &'static [&'static str] {
         &["nnw", "nnw:first", "nnw:16", "nnw:128:sb1", "nnw:sd1", "nnw:si1:sd1"]
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, word: &str) -> Option<Result<Arc<dyn Stage>, HeadError>> {

@@ -5,24 +5,8 @@
 //! the top, of 8 bits and what is left at the bottom, each with frequencies of its own; what one part says of another
 //! is not used.
 //!
-//! The model holds for each part of a code, from the top, in a stream of bits:
-//!
-//! | field | bits |
-//! |---|---|
-//! | 15 where the part is stored as it is, and no more fields; else `r` | 4 |
-//! | for each value of the part but the last: its frequency less that of the value before, signed | as below |
-//!
-//! Frequencies are of 4096, and the last value has what is left; the value before the first counts as 0. A difference
-//! `d` is written as `m = 2d` for `d >= 0` and `m = -2d - 1` else: `floor(m / 2^r)` ones, a zero, and the `r` low bits
-//! of `m` (Rice). The last byte is padded with zeros.
-//!
-//! A chunk holds for each part, from the top:
-//!
-//! - as it is: the parts of all codes, packed;
-//! - else eight states of 4 bytes and as many words of 2 bytes, little-endian, as a reader asks for. Element `i` belongs
-//!   to state `x` number `i mod 8`. A value `v` has the slots from `c`, the sum of the frequencies before, to `c + f`.
-//!   A reader takes the `v` whose slots have `x mod 4096`, sets `x` to `f floor(x / 4096) + x mod 4096 - c`, and where
-//!   that is below `2^16` to `2^16 x` and the next word. At the end every state is `2^16`.
+//! # Bytes
+//! See [`StageFamily::layout`].
 //!
 //! # Source
 //! Duda 2013, "Asymmetric numeral systems", arXiv:1311.2540; states that take turns: Giesen 2014, "Interleaved entropy
@@ -48,6 +32,34 @@ const AS_IT_IS: u32 = 15;
 const MOST_RICE: u32 = PRECISION;
 const PART_BITS: u32 = 8;
 
+/// The paper, for the book.
+const SOURCE: &str = "\
+Duda 2013, Asymmetric numeral systems, [arXiv:1311.2540](https://arxiv.org/abs/1311.2540); Giesen 2014, Interleaved entropy coders,
+[arXiv:1402.3392](https://arxiv.org/abs/1402.3392); Rice and Plaunt 1971";
+
+/// The bytes of a chunk, for the book.
+const LAYOUT: &str = "\
+Codes of more than 8 bits are cut into parts, from the top of 8 bits each, with what is left at the bottom.
+
+The model holds for each part of a code, from the top, in a stream of bits:
+
+| field | bits |
+|---|---|
+| 15 where the part is stored as it is, and no more fields; else `r` | 4 |
+| for each value of the part but the last: its frequency less that of the value before, signed | as below |
+
+Frequencies are of 4096, and the last value has what is left; the value before the first counts as 0. A difference
+`d` is written as `m = 2d` for `d >= 0` and `m = -2d - 1` else: `floor(m / 2^r)` ones, a zero, and the `r` low bits
+of `m` (Rice). The last byte is padded with zeros.
+
+A chunk holds for each part, from the top:
+
+- as it is: the parts of all codes, packed;
+- else eight states of 4 bytes and as many words of 2 bytes, little-endian, as a reader asks for. Element `i` belongs
+  to state `x` number `i mod 8`. A value `v` has the slots from `c`, the sum of the frequencies before, to `c + f`.
+  A reader takes the `v` whose slots have `x mod 4096`, sets `x` to `f floor(x / 4096) + x mod 4096 - c`, and where
+  that is below `2^16` to `2^16 x` and the next word. At the end every state is `2^16`.";
+
 /// `rans`.
 pub(crate) struct RansFamily;
 
@@ -62,6 +74,14 @@ impl StageFamily for RansFamily {
 
     fn members(&self) -> &'static [&'static str] {
         &["rans"]
+    }
+
+    fn source(&self) -> &'static str {
+        SOURCE
+    }
+
+    fn layout(&self) -> &'static str {
+        LAYOUT
     }
 
     fn parse(&self, word: &str) -> Option<Result<Arc<dyn Stage>, HeadError>> {

@@ -5,6 +5,7 @@
 mod blocks;
 mod formats;
 mod levels;
+mod smaq;
 mod stages;
 mod tables;
 
