@@ -135,7 +135,6 @@ proptest! {
             return Ok(());
         }
         // One group, because groups have steps of their own.
-        let text = scheme.to_string();
         let tensor: Scheme = match scheme.granularity() {
             Some(g) if text.contains(&format!("/{g}")) => {
                 text.replace(&format!("/{g}"), "/tensor").parse().unwrap()

@@ -20,7 +20,6 @@ use super::Codec;
 use super::select::{self, Keys};
 use super::sparse::{Choice, Sparse};
 use crate::formats::HeadError;
-use crate::philox::LANES;
 use crate::{Family, Stream};
 
 /// The paper, for the book.
@@ -155,13 +154,15 @@ impl Keys for Lots<'_> {
     const TIES: bool = true;
 
     fn fill(&self, range: Range<usize>, keys: &mut [u32]) {
+        /// So many draws are made side by side.
+        const VECTOR: usize = 64;
         let mut draws = [0; WINDOW];
         for (i, keys) in keys.chunks_mut(2 * WINDOW).enumerate() {
             let first = range.start + i * 2 * WINDOW;
             // From a whole block of draws on, and some more than are wanted, which is faster than less.
             let start = first / 3 / 4 * 4;
             let end = (first + keys.len()).div_ceil(3);
-            let draws = &mut draws[..(end - start).next_multiple_of(4 * LANES)];
+            let draws = &mut draws[..(end - start).next_multiple_of(VECTOR)];
             self.0.fill(FIRST_LOT + start as u64, draws);
             let lots = draws.iter().flat_map(|d| [d & 255, d >> 8 & 255, d >> 16]);
             for (key, lot) in keys.iter_mut().zip(lots.skip(first - 3 * start)) {
