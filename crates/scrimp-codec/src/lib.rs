@@ -41,8 +41,7 @@ pub mod formats;
 mod granularity;
 mod logarithm;
 mod memory;
-#[doc(hidden)]
-pub mod pack;
+mod pack;
 pub mod philox;
 mod range;
 mod rounding;

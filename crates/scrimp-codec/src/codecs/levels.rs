@@ -745,7 +745,8 @@ impl<R: Rule> Bound<'_, R> {
     ) -> Result<Tally, Refusal> {
         /// Elements of a task in each turn, where there are as many, so that what is loaded is used.
         const NEIGHBOURS: usize = 1024;
-        let per_task = NEIGHBOURS.div_ceil(run);
+        // Runs of a tensor without elements are empty.
+        let per_task = NEIGHBOURS.div_ceil(run.max(1));
         let results: Vec<_> = totals
             .par_chunks_mut(per_task)
             .enumerate()
