@@ -128,7 +128,9 @@ proptest! {
     fn rounding_keeps_the_order_of_values(scheme in any_scheme(), x in prop::collection::vec(any_value(), 2..60)) {
         prop_assume!(scheme.rounding() != Rounding::Stochastic);
         // What is kept of equal values depends on where they stand, or on the lot.
-        prop_assume!(!["top_k", "random_k"].iter().any(|name| scheme.to_string().starts_with(name)));
+        if ["top_k", "random_k"].iter().any(|name| scheme.to_string().starts_with(name)) {
+            return Ok(());
+        }
         // One group, because groups have steps of their own.
         let tensor: Scheme = match scheme.granularity() {
             Some(g) => scheme.to_string().replace(&format!("/{g}"), "/tensor").parse().unwrap(),
