@@ -77,7 +77,7 @@ mod tests {
     fn integers_and_powers_of_two_are_exact() {
         for e in -1000..=1000 {
             let x = f64::from(e);
-            let power = f64::from_bits(((e + 1023) as u64) << 52);
+            let power = f64::from_bits(u64::from((e + 1023i32).cast_unsigned()) << 52);
             assert_eq!((exp2(x), log2(power)), (power, x));
         }
         assert_eq!((exp2(-1e9), exp2(1e9)), (exp2(-1000.0), exp2(1000.0)));

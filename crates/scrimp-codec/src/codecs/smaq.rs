@@ -590,10 +590,6 @@ impl Smaq {
     ///
     /// An emulation of `original` does not know the bits that the bytes will have; it takes as many as there can be,
     /// which is the same, since no magnitude of a tensor needs more than its bytes give it.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "constants, rounded to f32 as the formula is"
-    )]
     fn grid(&self, outlier_bits: u32, emulated: bool) -> SmaqGrid {
         let largest = |bits: u32| ((1u32 << bits) - 1) as f32;
         let main = largest(self.bits[0] - 2);
@@ -1349,6 +1345,11 @@ impl<'a> Reader<'a> {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "expected values are worked out in f64"
+)]
 mod tests {
     use super::*;
     use crate::Scheme;

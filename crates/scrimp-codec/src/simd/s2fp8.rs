@@ -34,6 +34,9 @@ impl PowerLaw {
     }
 }
 
+/// The bits of 1 in `f64`.
+const ONE: u64 = 0x3FF0_0000_0000_0000;
+
 versions! {
     /// [`PowerLaw::forward`] of many values.
     fn s2fp8_forward(law: PowerLaw, x: &[f32], y: &mut [f32]) {
@@ -94,7 +97,6 @@ versions! {
             least = least.min(if usual { a } else { u32::MAX });
             most = most.max(if usual { a } else { 0 });
         }
-        const ONE: u64 = 0x3FF0_0000_0000_0000;
         let (mut exponents, mut products) = ([0u64; LANES], [1.0f64; LANES]);
         let mut wide = [ONE; LANES];
         for chunk in x.chunks(LANES) {

@@ -132,7 +132,7 @@ versions! {
     /// Rounds values of one group; `draws` is as long as `x` where rounding is stochastic.
     fn smaq_emulate(grid: &SmaqGrid, p: Normal, x: &mut [f32], rounding: Rounding, draws: &[u32]) {
         let (grid, len) = (*grid, x.len());
-        by_rounding!(rounding, &draws[..len], emulate_by(grid, p, x))
+        by_rounding!(rounding, &draws[..len], emulate_by(grid, p, x));
     }
 }
 
@@ -163,7 +163,7 @@ versions! {
         grid: &SmaqGrid, p: Normal, x: &[f32], rounding: Rounding, draws: &[u32], codes: &mut [u32], tags: &mut [u8],
     ) {
         let (grid, len) = (*grid, x.len());
-        by_rounding!(rounding, &draws[..len], codes_by(grid, p, x, codes, tags))
+        by_rounding!(rounding, &draws[..len], codes_by(grid, p, x, codes, tags));
     }
 }
 
@@ -366,6 +366,11 @@ versions! {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::cast_sign_loss,
+    clippy::naive_bytecount,
+    reason = "the definitions that loops are compared with"
+)]
 mod tests {
     use super::super::tests::at_every_level;
     use super::*;
