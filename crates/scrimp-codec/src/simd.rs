@@ -807,7 +807,7 @@ pub(crate) mod tests {
         fn codes(&self) -> Codes<'_> {
             match self.bits {
                 ..=8 => Codes::Bytes(&self.bytes),
-                ..=16 => Codes::Pairs(&self.pairs),
+                9..=16 => Codes::Pairs(&self.pairs),
                 _ => Codes::Words(&self.words),
             }
         }
@@ -815,7 +815,7 @@ pub(crate) mod tests {
         fn codes_mut(&mut self) -> CodesMut<'_> {
             match self.bits {
                 ..=8 => CodesMut::Bytes(&mut self.bytes),
-                ..=16 => CodesMut::Pairs(&mut self.pairs),
+                9..=16 => CodesMut::Pairs(&mut self.pairs),
                 _ => CodesMut::Words(&mut self.words),
             }
         }
@@ -823,7 +823,7 @@ pub(crate) mod tests {
         fn to_vec(&self) -> Vec<u32> {
             match self.bits {
                 ..=8 => self.bytes.iter().map(|c| (*c).into()).collect(),
-                ..=16 => self.pairs.iter().map(|c| u16::from_le_bytes(*c).into()).collect(),
+                9..=16 => self.pairs.iter().map(|c| u16::from_le_bytes(*c).into()).collect(),
                 _ => self.words.clone(),
             }
         }
