@@ -91,7 +91,8 @@ impl SmaqGrid {
     #[inline(always)]
     pub fn code(self, place: Place) -> u32 {
         let at = pick_bits(self.sign_at, place.outlier);
-        // Adding 2^23 leaves an integer below it in the mantissa; a saturating cast would not be turned into vector code.
+        // Adding 2^23 leaves an integer below it in the mantissa; a saturating cast would not be turned into vector
+        // code.
         let magnitude = (place.magnitude + 8_388_608.0).to_bits() & 0x007F_FFFF;
         magnitude | place.sign >> 31 << at
     }
@@ -471,7 +472,8 @@ mod tests {
                             assert_eq!(c, codes[part.clone()], "{level:?}");
                             assert_eq!(t, tags[part.clone()], "{level:?}");
                             let census = smaq_census(&grid, p, input);
-                            let count = |tag| t.iter().filter(|t| **t == tag).count();
+                            let count =
+                                |tag| t.iter().map(|t| usize::from(*t == tag)).sum::<usize>();
                             assert_eq!(
                                 (census.outliers, census.zeros),
                                 (count(OUTLIER), count(ZERO))

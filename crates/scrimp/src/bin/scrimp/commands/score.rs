@@ -266,7 +266,9 @@ impl ScoreCommand {
                 tasks.push(Task { file, place, fitted: schemes.iter().map(fit).collect() });
             }
         }
-        let Some(first) = tasks.first() else {
+        let axes = |task: &&Task| readers[task.file].entries()[task.place].shape.len();
+        // The tensor with most axes says best what does not fit.
+        let Some(widest) = tasks.iter().rev().max_by_key(axes) else {
             let reasons: Vec<String> =
                 left_out.iter().map(|left| format!("{} ({})", left.name, left.reason)).collect();
             let reasons: Vec<&str> = reasons.iter().map(String::as_str).collect();
@@ -280,10 +282,10 @@ impl ScoreCommand {
         // A scheme that was asked for by name is meant to be compared.
         if matches!(self.schemes, Some(SchemeList::Named(_))) {
             for (i, scheme) in schemes.iter().enumerate() {
-                if let Err(problem) = &first.fitted[i]
+                if let Err(problem) = &widest.fitted[i]
                     && tasks.iter().all(|task| task.fitted[i].is_err())
                 {
-                    let name = &readers[first.file].entries()[first.place].name;
+                    let name = &readers[widest.file].entries()[widest.place].name;
                     bail!("`{scheme}` fits no tensor of {all_names}; of `{name}`: {problem}");
                 }
             }

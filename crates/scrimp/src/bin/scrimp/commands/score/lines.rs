@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use scrimp::score::{Outcome, Score, Survey, TensorScores};
+use scrimp::score::{LeftOut, Outcome, Score, Survey, TensorScores};
 use scrimp_codec::Scheme;
 use serde::Serialize;
 use serde_json::Value;
@@ -51,6 +51,14 @@ struct DistributionLine<'a> {
     std: f64,
     within_1_std_share: Option<f64>,
     within_2_5_std_share: Option<f64>,
+}
+
+/// A tensor that was not scored, as a line of JSON.
+#[derive(Serialize)]
+struct LeftOutLine<'a> {
+    r#type: &'static str,
+    #[serde(flatten)]
+    left: &'a LeftOut,
 }
 
 /// The figures of a score. JSON has no infinity: what has none is null, and `exact` says whether that is for want of loss.
@@ -139,11 +147,7 @@ pub fn json(ui: &Ui, survey: &Survey) -> anyhow::Result<()> {
         })?;
     }
     for left in &survey.left_out {
-        let mut line = serde_json::to_value(left)?;
-        if let Value::Object(keys) = &mut line {
-            keys.insert("type".to_owned(), "left_out".into());
-        }
-        ui.json(&line)?;
+        ui.json(&LeftOutLine { r#type: "left_out", left })?;
     }
     let totals = survey.totals();
     for (place, score) in totals.scores() {

@@ -38,10 +38,13 @@ impl Text<'_> {
         }
         let values: u64 = self.survey.tensors.iter().map(TensorScores::values).sum();
         ui.say(format_args!(
-            "{} of f32 scored under {} in {:.1} s",
+            "{} of f32 scored under {} in {}",
             decimal_bytes(4 * values),
             ui::count(self.survey.schemes.len(), "scheme"),
-            self.seconds
+            match self.seconds {
+                short if short < 0.1 => "less than 0.1 s".to_owned(),
+                seconds => format!("{seconds:.1} s"),
+            }
         ))?;
         Ok(())
     }
@@ -104,6 +107,7 @@ impl Text<'_> {
         }
         let of = match common {
             1 if all == 1 => "the tensor".to_owned(),
+            1 => format!("the one of {all} tensors that every scheme takes"),
             _ if common == all => format!("all {}", ui::count(all, "tensor")),
             _ => format!("the {common} of {all} tensors that every scheme takes"),
         };
@@ -149,31 +153,17 @@ impl Text<'_> {
             let left: Vec<String> = left.map(|l| format!("{} ({})", l.name, l.reason)).collect();
             ui.say(format_args!("not scored: {}", printable(&few(&left))))?;
         }
-        // Schemes that the same tensors refuse are told together.
-        let mut groups: Vec<(Vec<usize>, Vec<String>, &str)> = Vec::new();
-        for (place, scheme) in self.survey.schemes.iter().enumerate() {
-            let unfit = self.survey.tensors.iter().enumerate().filter_map(|(i, tensor)| {
-                match &tensor.outcomes[place] {
-                    Outcome::Unfit(reason) => Some((i, reason.as_str())),
-                    _ => None,
-                }
-            });
-            let unfit: Vec<(usize, &str)> = unfit.collect();
-            let Some((_, reason)) = unfit.first() else { continue };
-            let tensors: Vec<usize> = unfit.iter().map(|(i, _)| *i).collect();
-            match groups.iter_mut().find(|(known, ..)| *known == tensors) {
-                Some((_, schemes, _)) => schemes.push(scheme.to_string()),
-                None => groups.push((tensors, vec![scheme.to_string()], reason)),
-            }
+        for (tensors, schemes, reason) in self.refusals(|outcome| match outcome {
+            Outcome::Unfit(reason) => Some(reason),
+            _ => None,
+        }) {
+            ui.say(format_args!("not scored: {tensors} under {schemes}: {reason}"))?;
         }
-        for (tensors, schemes, reason) in groups {
-            let names: Vec<String> =
-                tensors.iter().map(|&i| self.name(&self.survey.tensors[i])).collect();
-            ui.say(format_args!(
-                "not scored: {} under {}: {reason}",
-                printable(&few(&names)),
-                few(&schemes)
-            ))?;
+        for (tensors, schemes, reason) in self.refusals(|outcome| match outcome {
+            Outcome::Failed(reason) => Some(reason),
+            _ => None,
+        }) {
+            ui.say(format_args!("failed: {tensors} under {schemes}: {reason}"))?;
         }
         for tensor in &self.survey.tensors {
             let nonfinite = tensor.distribution.nonfinite;
@@ -186,6 +176,29 @@ impl Text<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The tensors that were refused, by which schemes, and why the first of them. Schemes that refuse the same tensors
+    /// are told together.
+    fn refusals(&self, reason: impl Fn(&Outcome) -> Option<&str>) -> Vec<(String, String, String)> {
+        let mut groups: Vec<(Vec<usize>, Vec<String>, String)> = Vec::new();
+        for (place, scheme) in self.survey.schemes.iter().enumerate() {
+            let outcomes = self.survey.tensors.iter().map(|tensor| &tensor.outcomes[place]);
+            let refused = outcomes.enumerate().filter_map(|(i, o)| Some((i, reason(o)?)));
+            let refused: Vec<(usize, &str)> = refused.collect();
+            let Some((_, reason)) = refused.first() else { continue };
+            let tensors: Vec<usize> = refused.iter().map(|(i, _)| *i).collect();
+            match groups.iter_mut().find(|(known, ..)| *known == tensors) {
+                Some((_, schemes, _)) => schemes.push(scheme.to_string()),
+                None => groups.push((tensors, vec![scheme.to_string()], (*reason).to_owned())),
+            }
+        }
+        let tell = |(tensors, schemes, reason): (Vec<usize>, Vec<String>, String)| {
+            let names = tensors.iter().map(|&i| self.name(&self.survey.tensors[i]));
+            let names: Vec<String> = names.collect();
+            (printable(&few(&names)), few(&schemes), reason)
+        };
+        groups.into_iter().map(tell).collect()
     }
 }
 
@@ -208,7 +221,10 @@ fn figures(score: &Score) -> [String; 7] {
         ui::bits(score.bits_per_value()),
         decibels(score),
         dash(loss.cosine().map(|cosine| format!("{cosine:.6}"))),
-        format!("{:.2e}", loss.max_error),
+        match loss.max_error {
+            0.0 => "0".to_owned(),
+            error => format!("{error:.2e}"),
+        },
         dash(loss.max_error_to_amax().map(percent)),
         dash(loss.zeroed_share().map(percent)),
         dash(score.saturated_share().map(percent)),
