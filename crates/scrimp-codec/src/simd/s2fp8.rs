@@ -34,9 +34,6 @@ impl PowerLaw {
     }
 }
 
-/// The bits of 1 in `f64`.
-const ONE: u64 = 0x3FF0_0000_0000_0000;
-
 versions! {
     /// [`PowerLaw::forward`] of many values.
     fn s2fp8_forward(law: PowerLaw, x: &[f32], y: &mut [f32]) {

@@ -367,11 +367,6 @@ versions! {
 }
 
 #[cfg(test)]
-#[expect(
-    clippy::cast_sign_loss,
-    clippy::naive_bytecount,
-    reason = "the definitions that loops are compared with"
-)]
 mod tests {
     use super::super::tests::at_every_level;
     use super::*;
