@@ -931,6 +931,11 @@ impl Bound<'_> {
         if let Err(group) = store.read_all(scales, params) {
             wrong = wrong.join(Wrong(Some((groups.start + group, Fault::Scale))));
         }
+        if !self.format.holds_nan()
+            && let Some(group) = params.iter().position(|p| p.scale.is_nan())
+        {
+            wrong = wrong.join(Wrong(Some((groups.start + group, Fault::Scale))));
+        }
         let format = self.header();
         if format.offset {
             let offsets = &header.offsets.as_chunks::<4>().0[groups.clone()];
