@@ -185,7 +185,13 @@ impl ScoreCommand {
             .into_iter()
             .filter_map(|(path, what)| Some((path?, what)))
             .collect();
-            let text = Text { survey: &survey, readers: &readers, full: self.full, seconds };
+            let text = Text {
+                survey: &survey,
+                readers: &readers,
+                full: self.full,
+                folds_vectors: self.tensors.is_empty(),
+                seconds,
+            };
             text.print(ui, &made)?;
             if self.html.is_none() {
                 self.next(ui)?;
