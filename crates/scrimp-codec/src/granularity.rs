@@ -153,7 +153,35 @@ pub(crate) struct Run {
 
 /// About how many elements one task works on: small enough to stay in the second-level cache between the pass
 /// that finds the range and the pass that rounds.
-const BAND_ELEMS: usize = 32 * 1024;
+pub(crate) const BAND_ELEMS: usize = 32 * 1024;
+
+/// About how many elements a piece has, which is read twice or thrice: they and their codes fit the first-level cache.
+const PIECE_ELEMS: usize = 8 * 1024;
+
+/// Consecutive elements whose groups are consecutive too: element `i` of the batch belongs to group `group + i / run`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Batch {
+    /// The first element, counted from that of the tensor.
+    pub start: usize,
+    pub len: usize,
+    pub group: usize,
+    pub run: usize,
+}
+
+/// How a tensor is cut into equal parts of whole groups; only the last may be smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub elems: usize,
+    pub groups: usize,
+}
+
+impl Piece {
+    /// The groups of the piece of that number.
+    pub fn groups_of(self, index: usize, layout: Layout) -> ops::Range<usize> {
+        let first = index * self.groups;
+        first..(first + self.groups).min(layout.groups()).max(first)
+    }
+}
 
 impl Layout {
     pub fn elems(self) -> usize {
@@ -302,6 +330,88 @@ impl Layout {
         Run { group, start: at, len }
     }
 
+    /// The length of groups that follow each other through the whole tensor; `None` where lines cut them short.
+    pub fn flat(self) -> Option<usize> {
+        match self {
+            Self::Rows { elems, row, block } => {
+                (row >= elems || row.is_multiple_of(block)).then_some(block)
+            }
+            _ => None,
+        }
+    }
+
+    /// The elements of a line, whose groups are consecutive, and of each group in it.
+    pub fn line(self) -> (usize, usize) {
+        match (self, self.flat()) {
+            (_, Some(block)) => (self.elems(), block),
+            (Self::Rows { row, block, .. }, _) => (row, block),
+            (Self::Axis { groups, run, .. }, _) => (groups * run, run),
+            (Self::Tiles { width, cols, .. }, _) => (width, cols),
+        }
+    }
+
+    /// The first group of a line.
+    fn group_of_line(self, line: usize) -> usize {
+        match self {
+            Self::Rows { row, block, .. } => line * row.div_ceil(block),
+            Self::Axis { .. } => 0,
+            Self::Tiles { height, width, rows, cols, .. } => {
+                let strip = line / height * height.div_ceil(rows) + line % height / rows;
+                strip * width.div_ceil(cols)
+            }
+        }
+    }
+
+    /// Calls `visit` for consecutive batches of any elements. A group that they cut short at its beginning is a batch
+    /// of its own.
+    pub fn batches(self, elems: ops::Range<usize>, mut visit: impl FnMut(Batch)) {
+        let (width, run) = self.line();
+        let mut start = elems.start;
+        while start < elems.end {
+            let (line, column) = (start / width, start % width);
+            let group = self.group_of_line(line) + column / run;
+            let missing = column % run;
+            let end = if missing > 0 { start + run - missing } else { usize::MAX };
+            let end = end.min((line + 1) * width).min(elems.end);
+            visit(Batch { start, len: end - start, group, run });
+            start = end;
+        }
+    }
+
+    /// The groups of consecutive elements of rows.
+    pub fn groups_of(self, elems: ops::Range<usize>) -> ops::Range<usize> {
+        let (width, run) = self.line();
+        let group = |elem: usize| self.group_of_line(elem / width) + elem % width / run;
+        if elems.is_empty() { 0..0 } else { group(elems.start)..group(elems.end - 1) + 1 }
+    }
+
+    /// Cuts the tensor into pieces of whole groups, so that neither the codes of so many bits nor what groups store in
+    /// so many bits share a byte. `None` where groups are too long or lie too far apart.
+    pub fn pieces(self, bits: u32, group_bits: u32) -> Option<Piece> {
+        let elems = self.elems();
+        let (width, run) = self.line();
+        let unit = match self {
+            _ if elems == 0 => return None,
+            _ if self.flat().is_some() => Piece { elems: run, groups: 1 },
+            Self::Rows { .. } => Piece { elems: width, groups: width.div_ceil(run) },
+            Self::Tiles { height, width, rows, .. }
+                if height.is_multiple_of(rows) || elems == height * width =>
+            {
+                Piece { elems: rows * width, groups: width.div_ceil(run) }
+            }
+            _ => return None,
+        };
+        let ends_on_bytes = |count: usize, bits: u32| (count % 8 * bits as usize).is_multiple_of(8);
+        let step = [1, 2, 4, 8].into_iter().find(|step| {
+            ends_on_bytes(step * unit.elems, bits) && ends_on_bytes(step * unit.groups, group_bits)
+        })?;
+        let count = (PIECE_ELEMS / unit.elems.max(1)).max(1).next_multiple_of(step);
+        // A single piece has no neighbour.
+        let count = if unit.elems >= elems { 1 } else { count };
+        let piece = Piece { elems: count.checked_mul(unit.elems)?, groups: count * unit.groups };
+        (piece.elems <= 8 * BAND_ELEMS || matches!(self, Self::Tiles { .. })).then_some(piece)
+    }
+
     /// Calls `visit` for every run of a band, in storage order.
     pub fn runs(self, band: &Band, mut visit: impl FnMut(Run)) {
         let len = band.elems.len();
@@ -426,6 +536,25 @@ mod tests {
                     let middle = layout.run_at(at + run.len / 2);
                     assert_eq!((middle.group, middle.start + middle.len), (run.group, end));
                     at = end;
+                }
+                for (from, to) in
+                    [(0, got.len()), (1, got.len() - 1), (got.len() / 3, got.len() / 2)]
+                {
+                    let mut batched = Vec::new();
+                    layout.batches(from..to.max(from), |b| {
+                        assert_eq!(b.start, from + batched.len());
+                        batched.extend((0..b.len).map(|i| b.group + i / b.run));
+                    });
+                    assert_eq!(batched, got[from..to.max(from)], "{granularity} of {shape:?}");
+                }
+                if let Some(piece) = layout.pieces(3, 5) {
+                    let starts = (0..got.len()).step_by(piece.elems);
+                    for (i, start) in starts.enumerate() {
+                        let end = (start + piece.elems).min(got.len());
+                        let groups = i * piece.groups..(i + 1) * piece.groups;
+                        assert!(got[start..end].iter().all(|g| groups.contains(g)));
+                        assert_eq!((start * 3 % 8, i * piece.groups * 5 % 8), (0, 0));
+                    }
                 }
                 assert_eq!(
                     layout.groups(),

@@ -103,8 +103,10 @@ pub(crate) fn pack_bytes(codes: &[u8], bits: u32, out: &mut [u8]) {
         3 => pack_eight::<3>(codes, out),
         4 => {
             let (pairs, last) = codes.as_chunks::<2>();
-            for (b, [low, high]) in out.iter_mut().zip(pairs) {
-                *b = low & 15 | high << 4;
+            for (b, pair) in out.iter_mut().zip(pairs) {
+                // As one number, so that a loop over vectors has no bytes to sort.
+                let pair = u16::from_le_bytes(*pair);
+                *b = (pair & 15 | pair >> 4 & 0xF0).to_le_bytes()[0];
             }
             if let ([code], Some(b)) = (last, out.last_mut()) {
                 *b = code & 15;

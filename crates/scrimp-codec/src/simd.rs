@@ -346,7 +346,7 @@ impl Block for IntBlock {
     }
 }
 
-/// Rounds one block to a float grid; refuses one that is not finite.
+/// Rounds one block to a float grid; refuses one that is not finite or comes near the top of `f32`.
 #[derive(Clone, Copy)]
 struct FloatBlock {
     store: ScaleFormat,
@@ -357,13 +357,13 @@ impl Block for FloatBlock {
     #[inline(always)]
     fn work(self, b: &mut [f32]) -> bool {
         let amax = block_amax(b);
-        if amax >= INFINITY {
+        if amax > 0x7D00_0000 {
             return false;
         }
         let max = f32::from_bits(self.grid.max);
         let scale = if amax == 0 { 1.0 } else { self.store.store(f32::from_bits(amax) / max) };
         for v in b {
-            *v = rescale(self.grid.nearest(*v / scale), scale);
+            *v = self.grid.nearest(*v / scale) * scale;
         }
         true
     }

@@ -128,11 +128,13 @@ proptest! {
     fn rounding_keeps_the_order_of_values(scheme in any_scheme(), x in prop::collection::vec(any_value(), 2..60)) {
         prop_assume!(scheme.rounding() != Rounding::Stochastic);
         // Where zeros are exact, values near them still move toward the mean, and so past zero.
-        prop_assume!(!scheme.to_string().contains("/zeros/") && !scheme.to_string().ends_with("/zeros"));
-        // What is kept of equal values depends on where they stand, or on the lot.
-        prop_assume!(!["top_k", "random_k"].iter().any(|name| scheme.to_string().starts_with(name)));
-        // One group, because groups have steps of their own.
         let text = scheme.to_string();
+        // What is kept of equal values depends on where they stand, or on the lot.
+        let chooses = ["top_k", "random_k"].iter().any(|name| text.starts_with(name));
+        if chooses || text.split('/').any(|word| word == "zeros") {
+            return Ok(());
+        }
+        // One group, because groups have steps of their own.
         let tensor: Scheme = match scheme.granularity() {
             Some(g) if text.contains(&format!("/{g}")) => {
                 text.replace(&format!("/{g}"), "/tensor").parse().unwrap()
@@ -197,11 +199,14 @@ proptest! {
 
     #[test]
     fn damaged_bytes_decode_to_finite_values_or_fail(
-        scheme in any_scheme(), (shape, x) in any_tensor(), damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        scheme in any_scheme(), (shape, x) in any_tensor(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
     ) {
         let mut bytes = Vec::new();
         scheme.encode(&x, &shape, &Stream::new(0, 0), &mut bytes).unwrap();
-        prop_assume!(!bytes.is_empty());
+        if bytes.is_empty() {
+            return Ok(());
+        }
         for (at, byte) in damage {
             let at = at.index(bytes.len());
             bytes[at] = byte;

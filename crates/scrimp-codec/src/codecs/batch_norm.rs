@@ -10,9 +10,9 @@ use crate::{Scheme, ShapeError, Stream};
 /// `gamma` and `beta` are the layer's parameters, which both sides have: they are not in the bytes. Any scheme may lie
 /// below; the statistics of SmaQ are those of the normalised values.
 ///
-/// Removing is `(y - beta) / gamma` and applying `x gamma + beta`, each operation rounded to `f32`, clamped to the finite
-/// ones. A channel with `gamma = 0` is stored as zeros and decodes as `beta`. NaN and infinity stay what they are,
-/// for the scheme to refuse or to count.
+/// Removing is `(y - beta) / gamma` and applying `x gamma + beta`, each operation rounded to `f32`, clamped to the
+/// finite ones. A channel with `gamma = 0` is stored as zeros and decodes as `beta`. NaN and infinity stay what they
+/// are, for the scheme to refuse or to count.
 ///
 /// # Shapes
 /// `[N, C, ...]` with as many channels *C* as `gamma` and `beta` have; the scalar form takes any shape.
@@ -53,8 +53,8 @@ impl BatchNormAware {
         })
     }
 
-    /// The mean gamma and the mean beta for all channels alike (`bn_scalar`). As [`new`](Self::new), and `None` if there
-    /// are no channels.
+    /// The mean gamma and the mean beta for all channels alike (`bn_scalar`). As [`new`](Self::new), and `None` if
+    /// there are no channels.
     #[expect(clippy::cast_possible_truncation, reason = "the mean of finite f32 lies among them")]
     pub fn scalar(gamma: &[f32], beta: &[f32]) -> Option<Self> {
         let of_channels = Self::new(gamma, beta).filter(|_| !gamma.is_empty())?;

@@ -1,5 +1,6 @@
-//! Whole blocks at once: where every group is a block of the same length that ends on a byte, its scale is found and its
-//! codes are packed in one go, for formats that have a loop for it. The bytes are those of the general way.
+//! Whole blocks whose scales are e4m3fn under one of the tensor: where every group is a block of the same length that
+//! ends on a byte, its scale is found and its codes are packed in one go, for formats that have a loop for it. The bytes
+//! are those of the general way.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,7 +15,6 @@ use crate::{Rounding, ScaleFormat, pack, simd};
 pub(super) struct Blocks<'a> {
     format: &'a dyn Format,
     terms: &'a Terms,
-    store: ScaleFormat,
     len: usize,
 }
 
@@ -27,14 +27,13 @@ impl<'a> Blocks<'a> {
         let header = format.header();
         let plain = header.zero_bits == 0 && !header.offset;
         match (layout, terms.scale) {
-            (Layout::Rows { row, block, .. }, Some(store))
+            (Layout::Rows { row, block, .. }, Some(ScaleFormat::E4m3fn))
                 if plain
-                    && store != ScaleFormat::Double
                     && !layout.spans_bands()
                     && row.checked_rem(block) == Some(0)
                     && block % 8 == 0 =>
             {
-                Some(Self { format, terms, store, len: block })
+                Some(Self { format, terms, len: block })
             }
             _ => None,
         }
@@ -47,17 +46,12 @@ impl<'a> Blocks<'a> {
     /// Whether a format has a loop for blocks can only be seen by asking it, which a slice of nothing does cheaply.
     fn has_loop(&self) -> bool {
         self.terms.rounding == Rounding::NearestEven
-            && if self.store == ScaleFormat::E4m3fn {
-                self.format.encode_scaled(&[], &[], self.len, &mut [])
-            } else {
-                self.format.encode_blocks(&[], self.len, self.store, &mut [], &mut [])
-            }
+            && self.format.encode_scaled(&[], &[], self.len, &mut [])
     }
 
-    /// Rounds all blocks, where their scales depend on each other; `false`, with `x` as it was, if that cannot be done in
-    /// this way.
+    /// Rounds all blocks; `false`, with `x` as it was, if that cannot be done in this way.
     pub fn emulate(&self, x: &mut [f32], bands: &[Band]) -> bool {
-        if self.store != ScaleFormat::E4m3fn || !self.has_loop() {
+        if !self.has_loop() {
             return false;
         }
         let Some((amax, ranges)) = self.ranges(x, bands) else { return false };
@@ -92,19 +86,7 @@ impl<'a> Blocks<'a> {
         let start = out.len();
         out.resize(start + scales + codes, 0);
         let (scales, packed) = out[start..].split_at_mut(scales);
-        let done = if self.store == ScaleFormat::E4m3fn {
-            self.encode_nested(x, bands, scales, packed)
-        } else {
-            let scales =
-                split(scales, bands, |band| self.store.bytes(band.groups.len()).unwrap_or(0));
-            let packed = split(packed, bands, |band| self.code_bytes(band.elems.len()));
-            let parts = scales.into_iter().zip(packed).collect();
-            let done = each_band(parts, bands, |(scales, packed), band| {
-                let x = &x[band.elems.clone()];
-                self.format.encode_blocks(x, self.len, self.store, scales, packed)
-            });
-            done.into_iter().all(|done| done)
-        };
+        let done = self.encode_nested(x, bands, scales, packed);
         if !done {
             out.truncate(start);
         }
@@ -166,32 +148,23 @@ impl<'a> Blocks<'a> {
             &packed[..self.code_bytes(band.elems.len())]
         };
         let outs = split(out, bands, |band| band.elems.len());
-        let done = if self.store == ScaleFormat::E4m3fn {
-            let Some((global, codes)) = nested_e4m3fn::read_global(scales) else { return false };
-            each_band(outs, bands, |out, band| {
-                let out = out.chunks_mut(SCALES * self.len);
-                let codes = codes[band.groups.clone()].chunks(SCALES);
-                let packed = packed(band).chunks(self.code_bytes(SCALES * self.len));
-                let mut scales = [0.0; SCALES];
-                let mut done = true;
-                for ((out, codes), packed) in out.zip(codes).zip(packed) {
-                    for (scale, code) in scales.iter_mut().zip(codes) {
-                        let read = nested_e4m3fn::read(*code, global);
-                        done &= read.is_some();
-                        *scale = read.unwrap_or(0.0);
-                    }
-                    done &=
-                        self.format.decode_scaled(&scales[..codes.len()], packed, self.len, out);
+        let Some((global, codes)) = nested_e4m3fn::read_global(scales) else { return false };
+        let done = each_band(outs, bands, |out, band| {
+            let out = out.chunks_mut(SCALES * self.len);
+            let codes = codes[band.groups.clone()].chunks(SCALES);
+            let packed = packed(band).chunks(self.code_bytes(SCALES * self.len));
+            let mut scales = [0.0; SCALES];
+            let mut done = true;
+            for ((out, codes), packed) in out.zip(codes).zip(packed) {
+                for (scale, code) in scales.iter_mut().zip(codes) {
+                    let read = nested_e4m3fn::read(*code, global);
+                    done &= read.is_some();
+                    *scale = read.unwrap_or(0.0);
                 }
-                done
-            })
-        } else {
-            let bytes = |groups| self.store.bytes(groups).unwrap_or(0);
-            each_band(outs, bands, |out, band| {
-                let scales = &scales[bytes(band.groups.start)..][..bytes(band.groups.len())];
-                self.format.decode_blocks(scales, packed(band), self.len, self.store, out)
-            })
-        };
+                done &= self.format.decode_scaled(&scales[..codes.len()], packed, self.len, out);
+            }
+            done
+        });
         done.into_iter().all(|done| done)
     }
 }

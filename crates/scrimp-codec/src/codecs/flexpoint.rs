@@ -437,16 +437,15 @@ impl Codec for Flexpoint {
         let bytes = |band: &Band| pack::packed_len(band.elems.len(), self.bits).unwrap_or(0);
         each_band(split(&mut out[start..], &bands, bytes), &bands, |packed, band| {
             let x = &x[band.elems.clone()];
-            let mut packer = Packer::new(self.bits, packed);
+            let mut packer = Packer::<u32>::new(self.bits, packed);
             let mut draws = Draws::new(terms.rounding, stream);
-            draws.pieces(band.elems.start, 0, x.len(), |at, draws| {
-                packer.push(at.len(), |done, codes| {
-                    let x = &x[at.start + done..at.start + done + codes.len()];
-                    let draws = draws.get(done..done + codes.len()).unwrap_or(&[]);
+            for (i, x) in x.chunks(WINDOW).enumerate() {
+                let draws = draws.window(band.elems.start + i * WINDOW, x.len());
+                packer.push(x.len(), |codes| {
                     self.encode_run(x, scale, terms.rounding, draws, codes);
                 });
-            });
-            packer.flush();
+            }
+            packer.finish();
         });
         Ok(tally)
     }

@@ -14,7 +14,12 @@
 //! Elias 1974, "Efficient Storage and Retrieval by Content and Address of Static Files", and Fano 1971: at most about half a
 //! bit for each index above the least possible.
 
+use rayon::prelude::*;
+
 use crate::pack;
+
+/// Indices that are packed at a time.
+const WINDOW: usize = 4096;
 
 /// The coding of `k` of `n` places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,9 +76,17 @@ impl Places {
             Coding::Split(low) => {
                 let (lower, upper) = out.split_at_mut(self.parts()[0]);
                 if low > 0 {
-                    // Codes are cut to their width when they are packed.
-                    let codes: Vec<u32> = indices.iter().map(|i| lowest(*i)).collect();
-                    pack::pack(&codes, low, lower);
+                    // Whole bytes of codes, which are cut to their width when they are packed.
+                    let bytes = WINDOW / 8 * low as usize;
+                    indices.par_chunks(WINDOW).zip(lower.par_chunks_mut(bytes)).for_each(
+                        |(indices, lower)| {
+                            let mut codes = [0; WINDOW];
+                            for (code, i) in codes.iter_mut().zip(indices) {
+                                *code = lowest(*i);
+                            }
+                            pack::pack(&codes[..indices.len()], low, lower);
+                        },
+                    );
                 }
                 for (j, i) in indices.iter().enumerate() {
                     let at = (i >> low) + j;
@@ -98,13 +111,15 @@ impl Places {
             }
         }
         if let Coding::Split(low) = self.coding {
-            let mut codes = vec![0; self.k];
-            if low > 0 {
-                pack::unpack(lower, low, 0, &mut codes);
-            }
-            for (j, (i, code)) in indices.iter_mut().zip(codes).enumerate() {
-                *i = (*i - j) << low | code as usize;
-            }
+            indices.par_chunks_mut(WINDOW).enumerate().for_each(|(part, indices)| {
+                let mut codes = [0; WINDOW];
+                if low > 0 {
+                    pack::unpack(lower, low, part * WINDOW, &mut codes[..indices.len()]);
+                }
+                for (j, (i, code)) in (part * WINDOW..).zip(indices.iter_mut().zip(codes)) {
+                    *i = (*i - j) << low | code as usize;
+                }
+            });
         }
         if let Some([before, after]) = indices.array_windows().find(|[a, b]| a >= b) {
             return Err(format!("index {after} comes after index {before}"));

@@ -1,7 +1,8 @@
 //! `random_k:P%`, `random_k:K`: elements that are drawn by lot are kept, all others become zero.
 //!
-//! Each element draws a lot, and those with the largest are kept. The lot of element *i* is byte *i mod 3* (the lowest is
-//! 0) of the draw of number 2^62 + *floor(i / 3)* of the [`Stream`]. Among equal lots the draw of number *i* decides, and
+//! Each element draws a lot, and those with the largest are kept. The lot of element *i* of the
+//! [`Stream`] is byte *floor(i / 64) mod 3*, where 0 is the lowest, of the draw of number *2^62 + 64 floor(i / 192) + i mod
+//! 64*. Among equal lots the draw of number *i* decides, and
 //! then the order of the elements: 32 bits in all, where most elements cost a third of a draw. `unbiased` multiplies the kept values by `n / k`, so that the tensor is right on average.
 //! Workers whose streams are equal keep the same elements.
 //!
@@ -143,38 +144,29 @@ fn drawn(n: usize, k: usize, stream: &Stream) -> Vec<usize> {
 /// The lots of a stream as keys.
 struct Lots<'a>(&'a Stream);
 
-/// The first element whose draws make the lots of three elements each.
+/// The number of the first draw whose bytes are lots.
 const FIRST_LOT: u64 = 1 << 62;
 
-/// Draws that are held at a time.
-const WINDOW: usize = 342;
+/// Draws whose bytes are the lots of three times as many elements.
+const DRAWS: usize = 64;
 
 impl Keys for Lots<'_> {
     const BITS: u32 = 8;
     const TIES: bool = true;
 
     fn fill(&self, range: Range<usize>, keys: &mut [u32]) {
-        let mut draws = [0; WINDOW];
+        let (mut draws, mut lots) = ([0; DRAWS], [0; 3 * DRAWS]);
         let (mut at, mut keys) = (range.start, keys);
         while !keys.is_empty() {
-            // Whole draws from here on; the first may have been used in part.
-            let skip = at % 3;
-            let draws = &mut draws[..(skip + keys.len()).div_ceil(3).min(WINDOW)];
-            self.0.fill(FIRST_LOT + (at / 3) as u64, draws);
-            let (now, later) = keys.split_at_mut(keys.len().min(3 * draws.len() - skip));
-            if skip == 0 {
-                let (triples, rest) = now.as_chunks_mut::<3>();
-                for (lots, draw) in triples.iter_mut().zip(&*draws) {
-                    *lots = [draw & 255, draw >> 8 & 255, draw >> 16];
-                }
-                for (i, lot) in rest.iter_mut().enumerate() {
-                    *lot = draws[draws.len() - 1] >> (8 * i) & 255;
-                }
-            } else {
-                for (i, lot) in (skip..).zip(&mut *now) {
-                    *lot = draws[i / 3] >> (8 * (i % 3)) & 255;
+            let (block, skip) = (at / lots.len(), at % lots.len());
+            self.0.fill(FIRST_LOT + (block * DRAWS) as u64, &mut draws);
+            for (j, lots) in lots.chunks_exact_mut(DRAWS).enumerate() {
+                for (lot, draw) in lots.iter_mut().zip(&draws) {
+                    *lot = draw >> (8 * j) & 255;
                 }
             }
+            let (now, later) = keys.split_at_mut(keys.len().min(lots.len() - skip));
+            now.copy_from_slice(&lots[skip..skip + now.len()]);
             (at, keys) = (at + now.len(), later);
         }
     }
@@ -215,7 +207,9 @@ mod tests {
         assert_eq!(back.iter().filter(|v| **v != 0.0).count(), 100);
         assert!(back.iter().zip(&x).all(|(b, x)| *b == 0.0 || b == x));
         // They are those with the largest lots.
-        let lot = |i: u64| (stream.draw((1 << 62) + i / 3) >> (8 * (i % 3)) & 255, stream.draw(i));
+        let byte =
+            |i: u64| stream.draw((1 << 62) + i / 192 * 64 + i % 64) >> (i / 64 % 3 * 8) & 255;
+        let lot = |i: u64| (byte(i), stream.draw(i));
         let lots: Vec<_> = (0..1000).map(lot).collect();
         let kept = |i: usize| back[i] != 0.0;
         let least = (0..1000).filter(|i| kept(*i)).map(|i| lots[i]).min().unwrap();

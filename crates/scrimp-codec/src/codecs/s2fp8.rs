@@ -9,15 +9,16 @@
 //! # Arithmetic
 //!
 //! Over the values of a group that are neither zero nor infinite nor NaN, `mu` is the mean of `log2 |x|` and `m` the
-//! logarithm of the largest magnitude. `alpha = 15 / (m - mu)`, clamped to 2^-6..2^6, and `beta = -alpha mu`, so that the mean
-//! logarithm becomes 0 and the largest 15. Where all magnitudes are equal `alpha = 1`, and where there is none also `beta =
-//! 0`. Both are stored as `f32`, and used as stored.
+//! logarithm of the largest magnitude. `alpha = 15 / (m - mu)`, clamped to 2^-6..2^6, and `beta = -alpha mu`, so that
+//! the mean logarithm becomes 0 and the largest 15. Where all magnitudes are equal `alpha = 1`, and where there is
+//! none also `beta = 0`. Both are stored as `f32`, and used as stored.
 //!
 //! `Y = 2^(alpha log2 |x| + beta)` is computed in `f64` and rounded to `f32`, and `e5m2` encodes it with the sign of
-//! `x`: infinity saturates there unless `nonfinite:propagate`, NaN has a code, zeros keep their sign. A code of the value
-//! *y* decodes as `2^((log2 |y| - beta) / alpha)` with the sign of *y*, in `f64` rounded to `f32`, at most the largest. Sums of
-//! logarithms belong to blocks of 1024 values, as the sum of the exponents and the logarithms of 16 products of mantissas, and
-//! are joined in the order of storage. The logarithm and the power are this crate's own, with the same bits on every machine.
+//! `x`: infinity saturates there unless `nonfinite:propagate`, NaN has a code, zeros keep their sign. A code of the
+//! value *y* decodes as `2^((log2 |y| - beta) / alpha)` with the sign of *y*, in `f64` rounded to `f32`, at most the
+//! largest. Sums of logarithms belong to blocks of 1024 values, as the sum of the exponents and the logarithms of 16
+//! products of mantissas, and are joined in the order of storage. The logarithm and the power are this crate's own,
+//! with the same bits on every machine.
 //!
 //! # Bytes
 //! See [`Family::layout`].

@@ -11,13 +11,18 @@
 //!
 //! All little-endian. Groups are numbered in storage order of their first elements (tiles: row-major).
 
+use std::ops;
 use std::sync::Arc;
 
-use super::bands::{Draws, Packer, Refusal, WINDOW, each_band, split};
+use super::bands::{
+    Draws, Even, Join, Packer, Refusal, Scratch, Seen, Unit, WINDOW, each_band, each_piece,
+    is_long, split,
+};
 use super::blocks::Blocks;
 use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Staged, Tally, Terms};
-use crate::formats::{Card, Format, HeadError, Header, Params, Scaling};
-use crate::granularity::{Band, Layout};
+use crate::blank::{self, Blank};
+use crate::formats::{Card, CodesMut, Format, Groups, HeadError, Header, Params, Scaling};
+use crate::granularity::{BAND_ELEMS, Layout, Piece};
 use crate::stages::{self, Alphabet};
 use crate::{
     Granularity, Memory, NonFinite, Range, Rounding, ScaleFormat, ShapeError, Stream, pack, simd,
@@ -210,9 +215,9 @@ struct Bound<'a> {
 }
 
 /// What was found out about a tensor before its first element is rounded.
-#[derive(Default)]
 struct Fitted {
-    params: Vec<Params>,
+    /// The parameters of every group.
+    groups: Scratch,
     /// The bytes of scales that are stored under others; empty for all others.
     nested: Vec<u8>,
     tally: Tally,
@@ -225,10 +230,30 @@ struct Parts {
     scales: usize,
     offsets: usize,
     zeros: usize,
+    zero_bits: usize,
     codes: usize,
 }
 
 impl Parts {
+    /// The room for scales, offsets and zero points, with what each group takes of them in bits, and that for codes.
+    fn cut<'a>(&self, blank: Blank<'a>) -> ([(Blank<'a>, usize); 3], Blank<'a>) {
+        let (scales, rest) = blank.split_at(self.scales);
+        let (offsets, rest) = rest.split_at(self.offsets);
+        let (zeros, codes) = rest.split_at(self.zeros);
+        let each = |bytes: usize| 8 * bytes / self.groups.max(1);
+        let header =
+            [(scales, each(self.scales)), (offsets, each(self.offsets)), (zeros, self.zero_bits)];
+        (header, codes)
+    }
+
+    /// What groups have stored, and the packed codes.
+    fn stored<'a>(&self, bytes: &'a [u8]) -> (Stored<'a>, &'a [u8]) {
+        let (scales, rest) = bytes.split_at(self.scales);
+        let (offsets, rest) = rest.split_at(self.offsets);
+        let (zeros, packed) = rest.split_at(self.zeros);
+        (Stored { scales, offsets, zeros }, packed)
+    }
+
     fn total(&self) -> Option<usize> {
         self.scales.checked_add(self.offsets)?.checked_add(self.zeros)?.checked_add(self.codes)
     }
@@ -256,6 +281,7 @@ impl Bound<'_> {
             scales: scales.ok_or_else(too_large)?,
             offsets: groups.checked_mul(if header.offset { 4 } else { 0 }).ok_or_else(too_large)?,
             zeros: pack::packed_len(groups, header.zero_bits).ok_or_else(too_large)?,
+            zero_bits: header.zero_bits as usize,
             codes: pack::packed_len(layout.elems(), self.format.bits()).ok_or_else(too_large)?,
         };
         parts.total().ok_or_else(too_large)?;
@@ -302,138 +328,313 @@ impl Bound<'_> {
         Ok((Range::of_finite(x), tally))
     }
 
-    fn fit(&self, range: Range) -> Params {
+    fn only_amax(&self) -> bool {
+        self.terms.scale.is_none() || self.format.wants_only_amax()
+    }
+
+    /// What groups store beside a scale, in bits.
+    fn group_bits(&self) -> u32 {
+        self.header().zero_bits
+    }
+
+    /// The pieces that can be worked on by themselves, and `None` where groups have to be known first.
+    fn pieces(&self, layout: Layout, memory: Option<&Memory>) -> Option<Piece> {
         match self.terms.scale {
-            Some(store) => self.format.fit(range.or_zero(), store),
-            None => Params::UNIT,
+            None => Some(Piece { elems: BAND_ELEMS, groups: 0 }),
+            Some(store) if store.is_nested() || memory.is_some() => None,
+            Some(_) => layout.pieces(self.format.bits(), self.group_bits()),
         }
     }
 
-    /// The parameters of every group, and what scales that are stored under others take as bytes.
+    /// Joins the ranges of elements, which come in spans, to those of their groups, of which the first is given.
+    fn look(
+        &self,
+        x: Stretch,
+        layout: Layout,
+        spans: impl Iterator<Item = ops::Range<usize>> + Clone,
+        first: usize,
+        ranges: &mut [Range],
+    ) -> Seen {
+        let only_amax = self.only_amax();
+        for span in spans.clone() {
+            layout.batches(span, |b| {
+                let x = x.part(b.start, b.len);
+                simd::join_ranges(x, b.run, only_amax, &mut ranges[b.group - first..]);
+            });
+        }
+        let mut finite = true;
+        for range in &*ranges {
+            finite &= range.min.is_finite() & range.max.is_finite();
+        }
+        if finite {
+            return Seen::default();
+        }
+        ranges.fill(Range::EMPTY);
+        let mut seen = Seen::default();
+        for span in spans {
+            layout.batches(span, |b| {
+                let x = x.part(b.start, b.len);
+                let runs = x.chunks(b.run).zip(&mut ranges[b.group - first..]);
+                for (i, (x, range)) in runs.enumerate() {
+                    match self.scan(x, b.start + i * b.run) {
+                        Ok((own, tally)) => {
+                            *range = range.join(own);
+                            seen.tally = seen.tally.join(tally);
+                        }
+                        // The first is told, and within a span elements are in order.
+                        Err(refusal) => {
+                            let refusal = Some(refusal);
+                            seen =
+                                std::mem::take(&mut seen).join(Seen { refusal, ..Seen::default() });
+                        }
+                    }
+                }
+            });
+        }
+        seen
+    }
+
+    /// The parameters of every group, where they have to be known before an element is rounded.
     fn fit_all(
         &self,
         x: &[f32],
         layout: Layout,
-        bands: &[Band],
         memory: Option<&mut Memory>,
     ) -> Result<Fitted, Refusal> {
-        let (ranges, tally) = self.ranges(x, layout, bands)?;
-        let mut params: Vec<Params> = match memory {
-            Some(Memory::Scales { scales }) if self.terms.scale.is_some() => {
+        let mut groups = Scratch::new(layout.groups());
+        let x = Stretch { values: x, start: 0 };
+        let tally = self.ranges(x, layout, &mut groups.ranges).result()?;
+        let Scratch { ranges, params } = &mut groups;
+        match (memory, self.terms.scale) {
+            (Some(Memory::Scales { scales }), Some(_)) => {
                 scales.resize(ranges.len(), None);
-                let fit = |(range, old): (Range, &mut Option<f32>)| {
-                    let params = self.format.fit_again(range.or_zero(), *old);
+                for ((range, old), params) in ranges.iter().zip(scales).zip(&mut *params) {
+                    *params = self.format.fit_again(range.or_zero(), *old);
                     *old = Some(params.scale);
-                    params
-                };
-                ranges.iter().copied().zip(scales).map(fit).collect()
+                }
             }
-            _ => ranges.iter().map(|r| self.fit(*r)).collect(),
-        };
+            (_, Some(store)) => self.format.fit_groups(ranges, store, params),
+            (_, None) => {}
+        }
         let nested = match self.terms.scale {
             Some(store) if store.is_nested() => {
                 let mut amax = 0f32;
-                for (p, range) in params.iter_mut().zip(&ranges) {
+                for (p, range) in params.iter_mut().zip(&*ranges) {
                     let of_group = range.or_zero().amax();
                     if of_group == 0.0 && store == ScaleFormat::E4m3fn {
                         p.scale = 0.0;
                     }
                     amax = amax.max(of_group);
                 }
-                store.nest(amax, self.format.top(), &mut params)
+                store.nest(amax, self.format.top(), params)
             }
             _ => Vec::new(),
         };
-        Ok(Fitted { params, nested, tally })
+        Ok(Fitted { groups, nested, tally })
     }
 
     /// The range of every group.
-    fn ranges(
-        &self,
-        x: &[f32],
-        layout: Layout,
-        bands: &[Band],
-    ) -> Result<(Vec<Range>, Tally), Refusal> {
-        if self.takes_anything() {
-            return Ok((vec![Range::EMPTY; layout.groups()], Tally::default()));
+    fn ranges(&self, x: Stretch, layout: Layout, ranges: &mut [Range]) -> Seen {
+        let elems = layout.elems();
+        if elems == 0 || self.takes_anything() {
+            return Seen::default();
         }
-        let mut tally = Tally::default();
-        let mut ranges = vec![Range::EMPTY; layout.groups()];
-        if layout.spans_bands() {
-            let parts = each_band(vec![(); bands.len()], bands, |(), band| {
-                let mut ranges = vec![Range::EMPTY; band.groups.len()];
-                self.scan_band(&x[band.elems.clone()], band, layout, 0, &mut ranges)
-                    .map(|tally| (ranges, tally))
-            });
-            // In the order of the bands, so that the first refusal is the one that is told.
-            for (part, band) in parts.into_iter().zip(bands) {
-                let (part, seen) = part?;
-                tally = tally.join(seen);
-                for (range, other) in ranges[band.groups.clone()].iter_mut().zip(part) {
-                    *range = range.join(other);
+        let long = is_long(elems);
+        let one = |span: ops::Range<usize>| std::iter::once(span);
+        match layout {
+            Layout::Rows { row, block, .. } if block > BAND_ELEMS => {
+                let per_row = row.div_ceil(block);
+                let all = Even { of: ranges, per: 1 };
+                each_piece(0..layout.groups(), all, long, &|group, slot| {
+                    let start = group / per_row * row + group % per_row * block;
+                    let end = (start + block).min((group / per_row + 1) * row);
+                    let bands = (end - start).div_ceil(BAND_ELEMS);
+                    let found: Found = each_piece(0..bands, (), long, &|band, ()| {
+                        let start = start + band * BAND_ELEMS;
+                        let mut range = [Range::EMPTY];
+                        let span = one(start..end.min(start + BAND_ELEMS));
+                        let seen = self.look(x, layout, span, group, &mut range);
+                        Found { range: range[0], seen }
+                    });
+                    slot.of[0] = found.range;
+                    found.seen
+                })
+            }
+            Layout::Axis { groups, run, .. } => {
+                let (width, lines) = (groups * run, elems / (groups * run));
+                if width > BAND_ELEMS {
+                    // Long lines: each piece is a stretch of all of them.
+                    let per = (BAND_ELEMS / run).max(1);
+                    let all = Even { of: ranges, per };
+                    return each_piece(0..groups.div_ceil(per), all, long, &|i, slots| {
+                        let first = i * per;
+                        let (start, end) = (first * run, (first + slots.of.len()) * run);
+                        let spans = (0..lines).map(|line| line * width + start..line * width + end);
+                        self.look(x, layout, spans, first, slots.of)
+                    });
+                }
+                // Short lines: each piece is some of them, with ranges of its own, far fewer than elements.
+                let count = (lines / 8).clamp(1, 32);
+                let per = lines.div_ceil(count);
+                let mut own = Scratch::new(count * groups);
+                let all = Even { of: &mut own.ranges[..], per: groups };
+                let seen = each_piece(0..count, all, long, &|i, slots| {
+                    let span = i * per * width..((i + 1) * per).min(lines) * width;
+                    self.look(x, layout, one(span.start.min(span.end)..span.end), 0, slots.of)
+                });
+                for own in own.ranges.chunks_exact(groups) {
+                    ranges.iter_mut().zip(own).for_each(|(range, own)| *range = range.join(*own));
+                }
+                seen
+            }
+            _ => {
+                let bands = layout.bands();
+                let slots = split(ranges, &bands, |band| band.groups.len());
+                let seen = each_band(slots, &bands, |slots, band| {
+                    self.look(x, layout, one(band.elems.clone()), band.groups.start, slots)
+                });
+                seen.into_iter().fold(Seen::default(), Seen::join)
+            }
+        }
+    }
+
+    /// The parameters of the groups of a piece: so many from the first on.
+    fn fit_piece(&self, x: Stretch, layout: Layout, groups: ops::Range<usize>) -> (Scratch, Seen) {
+        let Some(store) = self.terms.scale else {
+            let mut seen = Seen::default();
+            let finite = |x: &[f32]| simd::amax_bits(x) < f32::INFINITY.to_bits();
+            if !self.takes_anything() && !finite(x.values) {
+                match self.scan(x.values, x.start) {
+                    Ok((_, tally)) => seen.tally = tally,
+                    Err(refusal) => seen.refusal = Some(refusal),
                 }
             }
-        } else {
-            let slots = split(&mut ranges, bands, |band| band.groups.len());
-            for seen in each_band(slots, bands, |ranges, band| {
-                self.scan_band(&x[band.elems.clone()], band, layout, 0, ranges)
-            }) {
-                tally = tally.join(seen?);
-            }
+            return (Scratch::new(0), seen);
+        };
+        let mut fitted = Scratch::new(groups.len());
+        let span = std::iter::once(x.start..x.start + x.values.len());
+        let seen = self.look(x, layout, span, groups.start, &mut fitted.ranges);
+        if seen.refusal.is_none() {
+            self.format.fit_groups(&fitted.ranges, store, &mut fitted.params);
         }
-        Ok((ranges, tally))
+        (fitted, seen)
     }
 
-    /// Joins the ranges of the elements of a band, from element `from` on, to those of its groups.
-    fn scan_band(
+    /// Calls `work` for windows of elements with their groups. `params` are those of the groups from `first` on. A window
+    /// has up to `limit` elements.
+    fn windows(
         &self,
-        x: &[f32],
-        band: &Band,
         layout: Layout,
-        from: usize,
-        ranges: &mut [Range],
-    ) -> Result<Tally, Refusal> {
-        let mut result = Ok(Tally::default());
-        layout.runs(band, |run| {
-            let Ok(tally) = result else { return };
-            if run.start < from {
-                return;
+        at: ops::Range<usize>,
+        params: &[Params],
+        first: usize,
+        limit: usize,
+        mut work: impl FnMut(ops::Range<usize>, Groups),
+    ) {
+        /// Lines that are shorter are not worth a call each.
+        const SHORT: usize = 256;
+        let (width, run) = layout.line();
+        if self.terms.scale.is_none() {
+            let mut start = at.start;
+            while start < at.end {
+                let end = at.end.min(start.saturating_add(limit));
+                work(start..end, Groups::one(&Params::UNIT, end - start));
+                start = end;
             }
-            let part = &x[run.start..run.start + run.len];
-            result = self.scan(part, band.elems.start + run.start).map(|(range, seen)| {
-                let slot = &mut ranges[run.group - band.groups.start];
-                *slot = slot.join(range);
-                tally.join(seen)
+        } else if width < SHORT && width < at.len() {
+            let mut own = [Params::UNIT; WINDOW];
+            for start in at.clone().step_by(WINDOW) {
+                let end = at.end.min(start + WINDOW);
+                layout.batches(start..end, |b| {
+                    let own = &mut own[b.start - start..b.start - start + b.len];
+                    for (own, params) in own.chunks_mut(b.run).zip(&params[b.group - first..]) {
+                        own.fill(*params);
+                    }
+                });
+                work(start..end, Groups { params: &own[..end - start], len: 1 });
+            }
+        } else {
+            layout.batches(at, |b| {
+                let whole = if run < limit { limit / run * run } else { limit };
+                let mut done = 0;
+                while done < b.len {
+                    // A window has whole groups, or a part of one.
+                    let left = if run < limit { b.len } else { run - done % run };
+                    let len = whole.min(left).min(b.len - done);
+                    let group = b.group + done / run - first;
+                    let params = &params[group..group + len.div_ceil(run)];
+                    let start = b.start + done;
+                    work(start..start + len, Groups { params, len: run });
+                    done += len;
+                }
             });
-        });
-        result
+        }
     }
 
-    /// Rounds the elements of a band, given the parameters of its groups.
-    fn round_band(
+    /// How many elements a window has where it needs no packing.
+    fn limit(&self) -> usize {
+        let held = self.terms.rounding == Rounding::Stochastic || self.scales_may_be_zero();
+        if held { WINDOW } else { usize::MAX }
+    }
+
+    /// Whether a scale may be so much smaller than the largest that it is stored as 0.
+    fn scales_may_be_zero(&self) -> bool {
+        self.terms.scale == Some(ScaleFormat::E4m3fn)
+    }
+
+    /// The groups of a window, with 1 for each scale of 0: nothing can be divided by that one, and its elements, for
+    /// which `zero` is called, are zeros under any.
+    fn divisible<'b>(
+        &self,
+        groups: Groups<'b>,
+        elems: usize,
+        own: &'b mut [Params; WINDOW],
+        mut zero: impl FnMut(ops::Range<usize>),
+    ) -> Groups<'b> {
+        if !self.scales_may_be_zero() || groups.params.iter().all(|p| p.scale != 0.0) {
+            return groups;
+        }
+        let own = &mut own[..groups.params.len()];
+        own.copy_from_slice(groups.params);
+        for (i, params) in own.iter_mut().enumerate().filter(|(_, p)| p.scale == 0.0) {
+            *params = Params::UNIT;
+            zero(i * groups.len..((i + 1) * groups.len).min(elems));
+        }
+        Groups { params: own, ..groups }
+    }
+
+    /// [`Format::encode_groups`], where scales may be 0 too.
+    fn encode_window(&self, x: &[f32], groups: Groups, draws: &[u32], codes: CodesMut) {
+        let rounding = self.terms.rounding;
+        if !self.scales_may_be_zero() {
+            return self.format.encode_groups(x, groups, rounding, draws, codes);
+        }
+        let (mut own, mut values) = ([Params::UNIT; WINDOW], [0.0; WINDOW]);
+        let values = &mut values[..x.len()];
+        values.copy_from_slice(x);
+        let groups =
+            self.divisible(groups, x.len(), &mut own, |zeros| to_zeros(&mut values[zeros]));
+        self.format.encode_groups(values, groups, rounding, draws, codes);
+    }
+
+    /// Rounds elements whose groups are known.
+    fn round(
         &self,
         x: &mut [f32],
-        band: &Band,
         layout: Layout,
-        from: usize,
-        params: impl Fn(usize) -> Params,
+        at: ops::Range<usize>,
+        params: &[Params],
+        first: usize,
         stream: &Stream,
     ) {
-        let mut draws = Draws::new(self.terms.rounding, stream);
-        layout.runs(band, |run| {
-            if run.start < from {
-                return;
-            }
-            let mut params = params(run.group);
-            if params.scale == 0.0 {
-                // Nothing can be divided by it: the elements are zeros, under any scale.
-                x[run.start..run.start + run.len].iter_mut().for_each(|v| *v = 0f32.copysign(*v));
-                params = Params::UNIT;
-            }
-            draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
-                let x = &mut x[at];
-                self.format.quantize_run(x, &params, self.terms.rounding, draws);
-            });
+        let rounding = self.terms.rounding;
+        let mut draws = Draws::new(rounding, stream);
+        let mut own = [Params::UNIT; WINDOW];
+        self.windows(layout, at.clone(), params, first, self.limit(), |window, groups| {
+            let draws = draws.window(window.start, window.len());
+            let x = &mut x[window.start - at.start..window.end - at.start];
+            let groups = self.divisible(groups, x.len(), &mut own, |zeros| to_zeros(&mut x[zeros]));
+            self.format.quantize_groups(x, groups, rounding, draws);
         });
     }
 
@@ -443,204 +644,366 @@ impl Bound<'_> {
             return Ok(Tally::default());
         }
         let layout = self.parts(shape)?.layout;
-        let bands = layout.bands();
-        let refused = |r: Refusal| r.by(scheme);
+        let elems = layout.elems();
         if memory.is_none()
             && let Some(blocks) = Blocks::of(self.format, self.terms, layout)
-            && blocks.emulate(x, &bands)
+            && blocks.emulate(x, &layout.bands())
         {
             return Ok(Tally::default());
         }
-        // Groups inside a band are rounded while they are still in the cache.
-        let fused = self.terms.scale.is_some_and(|store| !store.is_nested())
-            && !layout.spans_bands()
-            && memory.is_none();
-        let Fitted { params, tally, .. } = if fused {
-            Fitted::default()
-        } else {
-            self.fit_all(x, layout, &bands, memory).map_err(refused)?
-        };
-        let slices = split(x, &bands, |band| band.elems.len());
-        let tallies = each_band(slices, &bands, |x, band| {
-            if fused {
-                return self.emulate_band(x, band, layout, stream);
-            }
-            self.round_band(x, band, layout, 0, |group| params[group], stream);
-            Ok(Tally::default())
-        });
-        tallies.into_iter().try_fold(tally, |sum, seen| Ok(sum.join(seen.map_err(refused)?)))
+        // Groups inside a piece are rounded while they are still in the cache.
+        if let Some(piece) = self.pieces(layout, memory.as_deref()) {
+            let (count, all) = (elems.div_ceil(piece.elems), Even { of: x, per: piece.elems });
+            let seen = each_piece(0..count, all, is_long(elems), &|i, x| {
+                self.emulate_piece(x.of, layout, i, piece, stream)
+            });
+            return seen.result().map_err(|r| r.by(scheme));
+        }
+        let fitted = self.fit_all(x, layout, memory).map_err(|r| r.by(scheme))?;
+        let params = &fitted.groups.params[..];
+        let all = Even { of: x, per: BAND_ELEMS };
+        let Seen { .. } =
+            each_piece(0..elems.div_ceil(BAND_ELEMS), all, is_long(elems), &|i, x| {
+                let at = i * BAND_ELEMS..i * BAND_ELEMS + x.of.len();
+                self.round(x.of, layout, at, params, 0, stream);
+                Seen::default()
+            });
+        Ok(fitted.tally)
     }
 
-    /// Fits and rounds a band of whole groups.
-    fn emulate_band(
+    /// Fits and rounds a piece.
+    fn emulate_piece(
         &self,
         x: &mut [f32],
-        band: &Band,
         layout: Layout,
+        index: usize,
+        piece: Piece,
         stream: &Stream,
-    ) -> Result<Tally, Refusal> {
+    ) -> Seen {
+        let mut start = index * piece.elems;
+        let mut groups = piece.groups_of(index, layout);
         let mut done = 0;
-        if let (Layout::Rows { row, block, .. }, Some(store)) = (layout, self.terms.scale)
-            && row % block == 0
-        {
-            done = self.format.quantize_blocks(x, block, store, self.terms.rounding);
+        if let (Some(len), Some(store)) = (layout.flat(), self.terms.scale) {
+            done = self.format.quantize_blocks(x, len, store, self.terms.rounding);
             if done == x.len() {
-                return Ok(Tally::default());
+                return Seen::default();
             }
+            groups.start += done / len;
         }
-        let mut ranges = vec![Range::EMPTY; band.groups.len()];
-        let tally = self.scan_band(x, band, layout, done, &mut ranges)?;
-        let params: Vec<Params> = ranges.into_iter().map(|r| self.fit(r)).collect();
-        self.round_band(x, band, layout, done, |group| params[group - band.groups.start], stream);
-        Ok(tally)
+        start += done;
+        let x = &mut x[done..];
+        let (fitted, seen) = self.fit_piece(Stretch { values: x, start }, layout, groups.clone());
+        if seen.refusal.is_none() {
+            let at = start..start + x.len();
+            self.round(x, layout, at, &fitted.params, groups.start, stream);
+        }
+        seen
     }
 
     fn encode(&self, job: Job, x: &[f32], out: &mut Vec<u8>) -> Result<Tally, EncodeError> {
         let Job { shape, stream, memory, scheme, .. } = job;
         let parts = self.parts(shape)?;
-        let layout = parts.layout;
-        let bands = layout.bands();
+        let (layout, bits) = (parts.layout, self.format.bits());
+        let elems = layout.elems();
+        let total = parts.total().unwrap_or(0);
         if memory.is_none()
             && let Some(blocks) = Blocks::of(self.format, self.terms, layout)
-            && blocks.encode(x, &bands, parts.scales, parts.codes, out)
+            && blocks.encode(x, &layout.bands(), parts.scales, parts.codes, out)
         {
             return Ok(Tally::default());
         }
-        let Fitted { params, nested, tally } =
-            self.fit_all(x, layout, &bands, memory).map_err(|r| r.by(scheme))?;
-
-        let start = out.len();
-        out.resize(start + parts.scales + parts.offsets + parts.zeros + parts.codes, 0);
-        let (scales, rest) = out[start..].split_at_mut(parts.scales);
-        let (offsets, rest) = rest.split_at_mut(parts.offsets);
-        let (zeros, packed) = rest.split_at_mut(parts.zeros);
-        match self.terms.scale {
-            Some(store) if store.is_nested() => scales.copy_from_slice(&nested),
-            Some(store) => store.write_all(&params, scales),
-            None => {}
-        }
-        for (bytes, p) in offsets.as_chunks_mut::<4>().0.iter_mut().zip(&params) {
-            *bytes = p.offset.to_le_bytes();
-        }
-        let header = self.header();
-        if header.zero_bits > 0 {
-            let codes: Vec<u32> = params.iter().map(|p| p.zero.cast_unsigned()).collect();
-            pack::pack(&codes, header.zero_bits, zeros);
-        }
-
-        // Eight codes end on a byte, whatever their width; bands that start elsewhere are packed one after another.
-        let bits = self.format.bits();
-        if bands.iter().all(|band| band.elems.start % 8 == 0) {
-            let bytes = |band: &Band| pack::packed_len(band.elems.len(), bits).unwrap_or(0);
-            each_band(split(packed, &bands, bytes), &bands, |packed, band| {
-                let mut packer = Packer::new(bits, packed);
-                self.encode_band(x, band, layout, &params, stream, &mut packer);
-                packer.flush();
+        if let Some(piece) = self.pieces(layout, memory.as_deref()) {
+            let seen = blank::append(out, total, |blank| {
+                let (header, packed) = parts.cut(blank);
+                let header = header.map(|(of, bits)| Even { of, per: piece.groups * bits / 8 });
+                let [scales, offsets, zeros] = header;
+                let packed = Even { of: packed, per: piece.elems * bits as usize / 8 };
+                let x = Even { of: x, per: piece.elems };
+                let all = ((x, packed), (scales, (offsets, zeros)));
+                let count = elems.div_ceil(piece.elems);
+                each_piece(0..count, all, is_long(elems), &|i, ((x, packed), header)| {
+                    let (scales, (offsets, zeros)) = header;
+                    let header = [scales, offsets, zeros].map(|part| part.of.zeroed());
+                    self.encode_piece(x.of, layout, i, piece, stream, header, packed.of.zeroed())
+                })
+                .result()
             });
-        } else {
-            let mut packer = Packer::new(bits, packed);
-            for band in &bands {
-                self.encode_band(x, band, layout, &params, stream, &mut packer);
-            }
-            packer.flush();
+            return seen.map_err(|r| r.by(scheme));
         }
-        Ok(tally)
+        let Fitted { groups, nested, tally } =
+            self.fit_all(x, layout, memory).map_err(|r| r.by(scheme))?;
+        let params = &groups.params[..];
+        blank::append(out, total, |blank| {
+            let (header, packed) = parts.cut(blank);
+            let header = header.map(|(part, _)| part.zeroed());
+            if self.terms.scale.is_some_and(ScaleFormat::is_nested) {
+                header[0].copy_from_slice(&nested);
+            }
+            self.write_header(params, header);
+            // Eight codes end on a byte, whatever their width.
+            let packed = Even { of: packed, per: BAND_ELEMS / 8 * bits as usize };
+            let all = (Even { of: x, per: BAND_ELEMS }, packed);
+            let count = elems.div_ceil(BAND_ELEMS);
+            let Seen { .. } = each_piece(0..count, all, is_long(elems), &|i, (x, packed)| {
+                let x = Stretch { values: x.of, start: i * BAND_ELEMS };
+                self.encode_codes(x, layout, params, 0, stream, packed.of.zeroed());
+                Seen::default()
+            });
+            Ok(tally)
+        })
     }
 
-    fn encode_band(
+    /// Fits and encodes a piece; the header is the bytes of its scales, offsets and zero points.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a piece has its place, its values and its bytes"
+    )]
+    fn encode_piece(
         &self,
         x: &[f32],
-        band: &Band,
         layout: Layout,
-        params: &[Params],
+        index: usize,
+        piece: Piece,
         stream: &Stream,
-        packer: &mut Packer,
-    ) {
-        let x = &x[band.elems.clone()];
-        let mut draws = Draws::new(self.terms.rounding, stream);
-        layout.runs(band, |run| {
-            let params = &params[run.group];
-            if params.scale == 0.0 {
-                return packer.push(run.len, |done, codes| {
-                    for (v, code) in x[run.start + done..].iter().zip(codes) {
-                        let zero = 0f32.copysign(*v);
-                        *code = self.format.encode(zero, &Params::UNIT, self.terms.rounding, 0);
+        header: [&mut [u8]; 3],
+        packed: &mut [u8],
+    ) -> Seen {
+        let start = index * piece.elems;
+        let groups = piece.groups_of(index, layout);
+        if let (Some(len), Some(store)) = (layout.flat(), self.terms.scale)
+            && self.terms.rounding == Rounding::NearestEven
+            && x.len().is_multiple_of(len)
+            && self.format.encode_blocks(x, len, store, &mut *header[0], packed)
+        {
+            return Seen::default();
+        }
+        let x = Stretch { values: x, start };
+        let (fitted, seen) = self.fit_piece(x, layout, groups.clone());
+        if seen.refusal.is_none() {
+            self.write_header(&fitted.params, header);
+            self.encode_codes(x, layout, &fitted.params, groups.start, stream, packed);
+        }
+        seen
+    }
+
+    /// Writes what groups store beside their codes, but for scales that are stored under others.
+    fn write_header(&self, params: &[Params], [scales, offsets, zeros]: [&mut [u8]; 3]) {
+        if let Some(store) = self.terms.scale.filter(|store| !store.is_nested()) {
+            store.write_all(params, scales);
+        }
+        for (bytes, p) in offsets.as_chunks_mut::<4>().0.iter_mut().zip(params) {
+            *bytes = p.offset.to_le_bytes();
+        }
+        let bits = self.group_bits();
+        if bits > 0 {
+            let mut packer = Packer::<u32>::new(bits, zeros);
+            for params in params.chunks(WINDOW) {
+                packer.push(params.len(), |codes| {
+                    for (code, p) in codes.iter_mut().zip(params) {
+                        *code = p.zero.cast_unsigned();
                     }
                 });
             }
-            draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
-                packer.push(at.len(), |done, codes| {
-                    let from = at.start + done..at.start + done + codes.len();
-                    let draws = draws.get(done..done + codes.len()).unwrap_or(&[]);
-                    self.format.encode_run(&x[from], params, self.terms.rounding, draws, codes);
-                });
-            });
-        });
+            packer.finish();
+        }
     }
 
-    /// The parameters of every group, and the packed codes.
-    fn read_params<'a>(
+    /// The codes of elements whose groups are known.
+    fn encode_codes(
         &self,
-        parts: &Parts,
-        bytes: &'a [u8],
-    ) -> Result<(Vec<Params>, &'a [u8]), DecodeError> {
-        let (scales, rest) = bytes.split_at(parts.scales);
-        let (offsets, rest) = rest.split_at(parts.offsets);
-        let (zeros, packed) = rest.split_at(parts.zeros);
-        let mut params = vec![Params::UNIT; parts.groups];
-        if let Some(store) = self.terms.scale {
-            store.read_all(scales, &mut params).map_err(|group| DecodeError::Scale { group })?;
+        x: Stretch,
+        layout: Layout,
+        params: &[Params],
+        first: usize,
+        stream: &Stream,
+        packed: &mut [u8],
+    ) {
+        match self.format.bits() {
+            ..=8 => self.encode_units::<u8>(x, layout, params, first, stream, packed),
+            9..=16 => self.encode_units::<[u8; 2]>(x, layout, params, first, stream, packed),
+            _ => self.encode_units::<u32>(x, layout, params, first, stream, packed),
         }
-        for (group, (p, bytes)) in params.iter_mut().zip(offsets.as_chunks::<4>().0).enumerate() {
-            p.offset = f32::from_le_bytes(*bytes);
-            if !p.offset.is_finite() {
-                return Err(DecodeError::Offset { group });
+    }
+
+    fn encode_units<U: Unit>(
+        &self,
+        x: Stretch,
+        layout: Layout,
+        params: &[Params],
+        first: usize,
+        stream: &Stream,
+        packed: &mut [u8],
+    ) {
+        let (bits, rounding) = (self.format.bits(), self.terms.rounding);
+        let at = x.start..x.start + x.values.len();
+        if self.header().scaling == Scaling::Never {
+            for (v, bytes) in x.values.iter().zip(packed.as_chunks_mut().0) {
+                *bytes = v.to_le_bytes();
             }
+            return;
         }
-        let header = self.header();
-        if header.zero_bits > 0 {
-            let mut codes = vec![0; parts.groups];
-            pack::unpack(zeros, header.zero_bits, 0, &mut codes);
-            for (p, zero) in params.iter_mut().zip(codes) {
-                p.zero = zero.cast_signed();
-            }
+        let mut draws = Draws::new(rounding, stream);
+        let whole = (bits == U::BITS).then(|| U::of_bytes_mut(packed)).flatten();
+        if let Some(codes) = whole {
+            self.windows(layout, at, params, first, self.limit(), |window, groups| {
+                let draws = draws.window(window.start, window.len());
+                let codes = &mut codes[window.start - x.start..window.end - x.start];
+                let x = x.part(window.start, window.len());
+                self.encode_window(x, groups, draws, U::codes_mut(codes));
+            });
+            return;
         }
-        Ok((params, packed))
+        let mut packer = Packer::<U>::new(bits, packed);
+        self.windows(layout, at, params, first, WINDOW, |window, groups| {
+            let draws = draws.window(window.start, window.len());
+            let x = x.part(window.start, window.len());
+            packer.push(x.len(), |codes| {
+                self.encode_window(x, groups, draws, U::codes_mut(codes));
+            });
+        });
+        packer.finish();
     }
 
     fn decode(&self, bytes: &[u8], shape: &[usize], out: &mut [f32]) -> Result<(), DecodeError> {
         let parts = self.parts(shape)?;
         let layout = parts.layout;
-        let (scales, rest) = bytes.split_at(parts.scales);
+        let elems = layout.elems();
+        let (header, packed) = parts.stored(bytes);
         if let Some(blocks) = Blocks::of(self.format, self.terms, layout)
-            && blocks.decode(scales, rest, &layout.bands(), out)
+            && blocks.decode(header.scales, packed, &layout.bands(), out)
         {
             return Ok(());
         }
-        let (params, packed) = self.read_params(&parts, bytes)?;
-        let bands = layout.bands();
-        let bits = self.format.bits();
-        each_band(split(out, &bands, |band| band.elems.len()), &bands, |out, band| {
-            // Codes are unpacked a window at a time, whatever the lengths of runs.
-            let mut codes = [0; WINDOW];
-            let mut window = 0..0;
-            layout.runs(band, |run| {
-                let params = &params[run.group];
-                let (mut at, end) = (run.start, run.start + run.len);
-                while at < end {
-                    if !window.contains(&at) {
-                        window = at..(at + WINDOW).min(out.len());
-                        let codes = &mut codes[..window.len()];
-                        pack::unpack(packed, bits, band.elems.start + at, codes);
-                    }
-                    let next = end.min(window.end);
-                    let codes = &codes[at - window.start..next - window.start];
-                    self.format.decode_run(codes, params, &mut out[at..next]);
-                    at = next;
+        // Only where the elements of a piece have few groups are these read with it.
+        let near = matches!(layout, Layout::Rows { .. })
+            && !self.terms.scale.is_some_and(ScaleFormat::is_nested);
+        let mut all = Scratch::new(if near { 0 } else { parts.groups });
+        if !near {
+            self.read_groups(&header, 0..parts.groups, &mut all.params).result()?;
+        }
+        let all = &all.params[..];
+        let pieces = self.pieces(layout, None).filter(|_| near);
+        let piece = pieces.unwrap_or(Piece { elems: BAND_ELEMS, groups: 0 });
+        let (count, out) = (elems.div_ceil(piece.elems), Even { of: out, per: piece.elems });
+        let wrong: Wrong = each_piece(0..count, out, is_long(elems), &|i, out| {
+            let at = i * piece.elems..i * piece.elems + out.of.len();
+            if !near || self.terms.scale.is_none() {
+                self.decode_codes(packed, layout, at, all, 0, out.of);
+                return Wrong::default();
+            }
+            let groups = layout.groups_of(at.clone());
+            if let (Some(len), Some(store), Some(_)) = (layout.flat(), self.terms.scale, pieces) {
+                let bits = self.format.bits() as usize;
+                let packed = &packed[at.start * bits / 8..];
+                let packed = &packed[..(out.of.len() * bits).div_ceil(8)];
+                let scales = header.scales_of(groups.clone(), parts.groups);
+                if out.of.len().is_multiple_of(len)
+                    && self.format.decode_blocks(scales, packed, len, store, out.of)
+                {
+                    return Wrong::default();
                 }
-            });
+            }
+            let mut own = Scratch::new(groups.len());
+            let wrong = self.read_groups(&header, groups.clone(), &mut own.params);
+            if wrong.0.is_none() {
+                self.decode_codes(packed, layout, at, &own.params, groups.start, out.of);
+            }
+            wrong
         });
-        Ok(())
+        wrong.result()
+    }
+
+    /// What some groups have stored; all of them where scales are stored under others.
+    fn read_groups(
+        &self,
+        header: &Stored,
+        groups: ops::Range<usize>,
+        params: &mut [Params],
+    ) -> Wrong {
+        let mut wrong = Wrong::default();
+        let Some(store) = self.terms.scale else { return wrong };
+        let scales = if store.is_nested() {
+            header.scales
+        } else {
+            let width = store.bytes(1).unwrap_or(0);
+            &header.scales[groups.start * width..groups.end * width]
+        };
+        if let Err(group) = store.read_all(scales, params) {
+            wrong = wrong.join(Wrong(Some((groups.start + group, Fault::Scale))));
+        }
+        let format = self.header();
+        if format.offset {
+            let offsets = &header.offsets.as_chunks::<4>().0[groups.clone()];
+            for (i, (p, bytes)) in params.iter_mut().zip(offsets).enumerate() {
+                p.offset = f32::from_le_bytes(*bytes);
+                if !p.offset.is_finite() {
+                    wrong = wrong.join(Wrong(Some((groups.start + i, Fault::Offset))));
+                }
+            }
+        }
+        if format.zero_bits > 0 {
+            let mut codes = [0; WINDOW];
+            for (i, params) in params.chunks_mut(WINDOW).enumerate() {
+                let codes = &mut codes[..params.len()];
+                pack::unpack(header.zeros, format.zero_bits, groups.start + i * WINDOW, codes);
+                for (p, zero) in params.iter_mut().zip(codes) {
+                    p.zero = zero.cast_signed();
+                }
+            }
+        }
+        wrong
+    }
+
+    /// The values of elements whose groups are known.
+    fn decode_codes(
+        &self,
+        packed: &[u8],
+        layout: Layout,
+        at: ops::Range<usize>,
+        params: &[Params],
+        first: usize,
+        out: &mut [f32],
+    ) {
+        match self.format.bits() {
+            ..=8 => self.decode_units::<u8>(packed, layout, at, params, first, out),
+            9..=16 => self.decode_units::<[u8; 2]>(packed, layout, at, params, first, out),
+            _ => self.decode_units::<u32>(packed, layout, at, params, first, out),
+        }
+    }
+
+    fn decode_units<U: Unit>(
+        &self,
+        packed: &[u8],
+        layout: Layout,
+        at: ops::Range<usize>,
+        params: &[Params],
+        first: usize,
+        out: &mut [f32],
+    ) {
+        let (bits, begin) = (self.format.bits(), at.start);
+        if self.header().scaling == Scaling::Never {
+            for (v, bytes) in out.iter_mut().zip(&packed.as_chunks().0[at]) {
+                *v = f32::from_le_bytes(*bytes);
+            }
+            return;
+        }
+        if let Some(codes) = (bits == U::BITS).then(|| U::of_bytes(packed)).flatten() {
+            self.windows(layout, at, params, first, usize::MAX, |window, groups| {
+                let out = &mut out[window.start - begin..window.end - begin];
+                self.format.decode_groups(U::codes(&codes[window]), groups, out);
+            });
+            return;
+        }
+        let mut codes = [U::default(); WINDOW + 8];
+        self.windows(layout, at, params, first, WINDOW, |window, groups| {
+            // Eight codes begin at a byte, whatever their width.
+            let before = window.start % 8;
+            let bytes = &packed[window.start / 8 * bits as usize..];
+            let codes = &mut codes[..before + window.len()];
+            U::unpack(bytes, bits, codes);
+            let out = &mut out[window.start - begin..window.end - begin];
+            self.format.decode_groups(U::codes(&codes[before..]), groups, out);
+        });
     }
 
     fn saturated(
@@ -656,7 +1019,10 @@ impl Bound<'_> {
             _ => 1.0,
         };
         let parts = self.parts(shape)?;
-        let (params, _) = self.read_params(&parts, bytes)?;
+        let mut all = Scratch::new(parts.groups);
+        let params = &mut all.params[..];
+        self.read_groups(&parts.stored(bytes).0, 0..parts.groups, params).result()?;
+        let params = &*params;
         let bands = parts.layout.bands();
         let counts = each_band(vec![(); bands.len()], &bands, |(), band| {
             let x = &x[band.elems.clone()];
@@ -700,5 +1066,86 @@ impl Ends {
         let next_low = values().filter(|(v, _)| *v > low.0).min_by(|l, r| l.0.total_cmp(&r.0))?;
         let next_high = values().filter(|(v, _)| *v < high.0).max_by(|l, r| l.0.total_cmp(&r.0))?;
         Some(Self { low: [low.1, next_low.1], high: [high.1, next_high.1] })
+    }
+}
+
+/// Makes each value the zero that has its sign.
+fn to_zeros(x: &mut [f32]) {
+    for v in x {
+        *v = 0f32.copysign(*v);
+    }
+}
+
+/// The bytes that groups have stored.
+struct Stored<'a> {
+    scales: &'a [u8],
+    offsets: &'a [u8],
+    zeros: &'a [u8],
+}
+
+impl Stored<'_> {
+    /// The scales of some of so many groups, each of which has as many bytes.
+    fn scales_of(&self, groups: ops::Range<usize>, count: usize) -> &[u8] {
+        let width = self.scales.len() / count.max(1);
+        &self.scales[groups.start * width..groups.end * width]
+    }
+}
+
+/// Consecutive values and the index of the first of them.
+#[derive(Clone, Copy)]
+struct Stretch<'a> {
+    values: &'a [f32],
+    start: usize,
+}
+
+impl<'a> Stretch<'a> {
+    /// So many values from index `start` on.
+    fn part(self, start: usize, len: usize) -> &'a [f32] {
+        &self.values[start - self.start..start - self.start + len]
+    }
+}
+
+/// The range of a part of a group.
+struct Found {
+    range: Range,
+    seen: Seen,
+}
+
+impl Default for Found {
+    fn default() -> Self {
+        Self { range: Range::EMPTY, seen: Seen::default() }
+    }
+}
+
+impl Join for Found {
+    fn join(self, other: Self) -> Self {
+        Self { range: self.range.join(other.range), seen: self.seen.join(other.seen) }
+    }
+}
+
+/// What a group has stored and cannot have.
+#[derive(Clone, Copy)]
+enum Fault {
+    Scale,
+    Offset,
+}
+
+/// The first group whose parameters are wrong.
+#[derive(Default)]
+struct Wrong(Option<(usize, Fault)>);
+
+impl Wrong {
+    fn result(self) -> Result<(), DecodeError> {
+        match self.0 {
+            None => Ok(()),
+            Some((group, Fault::Scale)) => Err(DecodeError::Scale { group }),
+            Some((group, Fault::Offset)) => Err(DecodeError::Offset { group }),
+        }
+    }
+}
+
+impl Join for Wrong {
+    fn join(self, other: Self) -> Self {
+        Self([self.0, other.0].into_iter().flatten().min_by_key(|(group, _)| *group))
     }
 }

@@ -87,17 +87,29 @@ pub(super) fn largest<K: Keys>(n: usize, k: usize, keys: &K) -> Vec<usize> {
     } else {
         *open.select_nth_unstable(wanted - 1).1
     };
-    let accepted = |(i, part): (usize, &Vec<Candidate>)| -> Vec<usize> {
-        part.iter()
-            .filter(|c| {
-                let key = !c.key;
-                u64::from(c.key) >= end || key < last.0 || (key == last.0 && order(i, c) <= last)
-            })
-            .map(|c| i * PART + c.offset as usize)
-            .collect()
+    let accepts = |part: usize, c: &Candidate| {
+        let key = !c.key;
+        u64::from(c.key) >= end || key < last.0 || (key == last.0 && order(part, c) <= last)
     };
-    let parts: Vec<Vec<usize>> = found.par_iter().enumerate().map(accepted).collect();
-    parts.concat()
+    let counts: Vec<usize> = found
+        .par_iter()
+        .enumerate()
+        .map(|(i, part)| part.iter().filter(|c| accepts(i, c)).count())
+        .collect();
+    let mut indices = vec![0; counts.iter().sum()];
+    let mut rest = &mut indices[..];
+    let mut rooms = Vec::with_capacity(counts.len());
+    for count in counts {
+        let (room, others) = rest.split_at_mut(count);
+        rooms.push(room);
+        rest = others;
+    }
+    rooms.into_par_iter().zip(&found).enumerate().for_each(|(i, (room, part))| {
+        for (index, c) in room.iter_mut().zip(part.iter().filter(|c| accepts(i, c))) {
+            *index = i * PART + c.offset as usize;
+        }
+    });
+    indices
 }
 
 /// The search between the keys that are likely; `None` where they were wrong.

@@ -1,5 +1,5 @@
-//! SmaQ: values become distances from the mean in standard deviations, in a short code near the mean and in a longer one
-//! beyond.
+//! SmaQ: values become distances from the mean in standard deviations, in a short code near the mean and in a longer
+//! one beyond.
 //!
 //! # Grammar
 //!
@@ -33,24 +33,26 @@
 //! | main | `abs(z) <= t1`, `z = (x - mean) / std` | `q = round(z r1)` | `mean + std w`, `w = min(q / r1, t1)` |
 //! | outlier | else | `q = round(sign(z) (abs(z) - t1) r2)` | `mean + std w`, `abs(w) = t1 + abs(q) / r2` |
 //!
-//! with `abs(q)` clamped to the largest magnitude and the sign of `w` that of `z`. What overflows becomes the largest `f32`.
+//! with `abs(q)` clamped to the largest magnitude and the sign of `w` that of `z`. What overflows becomes the largest
+//! `f32`.
 //!
 //! # Bytes
 //! See [`Family::layout`].
 //!
 //! # The originals' defects
 //!
-//! The original promises to clamp beyond `t2` and does not: a value 5 standard deviations out gets code 168 for a field of
-//! 6 bits, which its bytes could not hold. With `original` there is a field for it: the outliers of a tensor are as wide as
-//! its largest needs (no narrower than *O* - 1 and at most 24 bits, where magnitudes are clamped), the width is stored, and
-//! the size says what that costs. It trained with `stochastic`; `toward-zero` is its other rounding. The original also
-//! limited the standard deviation where it divides but not where it multiplies; that is not offered.
+//! The original promises to clamp beyond `t2` and does not: a value 5 standard deviations out gets code 168 for a
+//! field of 6 bits, which its bytes could not hold. With `original` there is a field for it: the outliers of a tensor
+//! are as wide as its largest needs (no narrower than *O* - 1 and at most 24 bits, where magnitudes are clamped), the
+//! width is stored, and the size says what that costs. It trained with `stochastic`; `toward-zero` is its other
+//! rounding. The original also limited the standard deviation where it divides but not where it multiplies; that is
+//! not offered.
 //!
 //! # Source
-//! Nicholas et al. 2021, "SmaQ: Smart Quantization for DNN Training by Exploiting Value Clustering", IEEE CAL; the layout
-//! of the bytes is ours, since the original only emulates. Differs: nearest is the default rounding, mean and standard
-//! deviation are counted in the size, values beyond `t2` are clamped, and `zeros`, which the original maps to noise
-//! around zero (harmful for feature maps after a ReLU and for second moments), is ours.
+//! Shoghi et al. 2021, "SmaQ: Smart Quantization for DNN Training by Exploiting Value Clustering", IEEE CAL; the
+//! layout of the bytes is ours, since the original only emulates. Differs: nearest is the default rounding, mean and
+//! standard deviation are counted in the size, values beyond `t2` are clamped, and `zeros`, which the original maps to
+//! noise around zero (harmful for feature maps after a ReLU and for second moments), is ours.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -71,7 +73,7 @@ use crate::{Granularity, NonFinite, Range, Rounding, ShapeError, Stream, simd};
 
 /// The paper, for the book.
 const SOURCE: &str = "\
-Nicholas et al. 2021, SmaQ: Smart Quantization for DNN Training by Exploiting Value Clustering, IEEE Computer Architecture
+Shoghi et al. 2021, SmaQ: Smart Quantization for DNN Training by Exploiting Value Clustering, IEEE Computer Architecture
 Letters; the layout of the bytes is ours, since the original only emulates";
 
 /// The bytes of a tensor, for the book.
@@ -590,10 +592,6 @@ impl Smaq {
     ///
     /// An emulation of `original` does not know the bits that the bytes will have; it takes as many as there can be,
     /// which is the same, since no magnitude of a tensor needs more than its bytes give it.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "constants, rounded to f32 as the formula is"
-    )]
     fn grid(&self, outlier_bits: u32, emulated: bool) -> SmaqGrid {
         let largest = |bits: u32| ((1u32 << bits) - 1) as f32;
         let main = largest(self.bits[0] - 2);
@@ -707,7 +705,7 @@ impl Smaq {
             // Blocks from the middle of the counter on: rounding draws from its start.
             let [low, high, ..] = stream.words(1 << 63 | (group as u64) << 16 | j);
             let random = u128::from(u64::from(low) | u64::from(high) << 32);
-            let pick = usize::try_from(random * (last as u128 + 1) >> 64).unwrap_or(last);
+            let pick = usize::try_from((random * (last as u128 + 1)) >> 64).unwrap_or(last);
             if !chosen.insert(pick) {
                 chosen.insert(last);
             }
@@ -790,8 +788,8 @@ struct Writer<'a> {
     normals: &'a [Normal],
 }
 
-/// A stretch of one stream that a task writes: the bytes that begin in it. The bits before the first of them share a byte
-/// with the stretch before, and are put there when all are done.
+/// A stretch of one stream that a task writes: the bytes that begin in it. The bits before the first of them share a
+/// byte with the stretch before, and are put there when all are done.
 struct Stretch<'a> {
     out: &'a mut [u8],
     at: usize,
@@ -1215,8 +1213,8 @@ impl<'a> Reader<'a> {
         (0..self.parts.elems.div_ceil(BLOCK)).try_for_each(|b| self.span(b).map(|_| ()))
     }
 
-    /// Reads codes of `bits` bits from code number `first` on of the stream that takes the bytes `part`, and whose codes
-    /// are of `each` bits.
+    /// Reads codes of `bits` bits from code number `first` on of the stream that takes the bytes `part`, and whose
+    /// codes are of `each` bits.
     fn read(&self, part: ops::Range<usize>, first: usize, each: u32, bits: u32, codes: &mut [u32]) {
         let from = first as u64 * u64::from(each);
         let start = part.start + usize::try_from(from / 8).unwrap_or(0);
@@ -1349,6 +1347,11 @@ impl<'a> Reader<'a> {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "expected values are made from small numbers"
+)]
 mod tests {
     use super::*;
     use crate::Scheme;

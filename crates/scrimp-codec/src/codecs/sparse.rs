@@ -37,6 +37,9 @@ use crate::{Granularity, Memory, NonFinite, Rounding, ShapeError, Stream};
 /// Elements that one task works on.
 const PART: usize = 64 * 1024;
 
+/// Kept values for which a second thread is worth its while.
+const LEAST: usize = 4096;
+
 /// How many elements are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Share {
@@ -130,11 +133,11 @@ impl Values {
         }
     }
 
-    fn write(self, x: f32, out: &mut Vec<u8>) {
+    fn write(self, x: f32, out: &mut [u8]) {
         match self {
-            Self::F32 => out.extend(x.to_le_bytes()),
-            Self::F16 => out.extend(f16::from_f32(x).to_le_bytes()),
-            Self::Bf16 => out.extend(bf16::from_f32(x).to_le_bytes()),
+            Self::F32 => out.copy_from_slice(&x.to_le_bytes()),
+            Self::F16 => out.copy_from_slice(&f16::from_f32(x).to_le_bytes()),
+            Self::Bf16 => out.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
         }
     }
 
@@ -175,6 +178,8 @@ pub(super) trait Choice: Clone + Debug + Send + Sync + 'static {
         let _ = (n, k);
         1.0
     }
+    /// Whether an element that is not finite is kept before all that are.
+    const MEETS_ALL: bool = false;
     /// The indices of `k` elements, ascending.
     fn indices(&self, x: &[f32], k: usize, stream: &Stream) -> Vec<usize>;
     /// Bytes that say which elements they are.
@@ -247,6 +252,14 @@ impl<C: Choice> Sparse<C> {
     /// The elements to keep; what is lost goes to the residual, if there is one.
     fn keep(&self, x: &[f32], job: Job) -> Result<(Kept, Tally), EncodeError> {
         let Job { terms, stream, memory, scheme, .. } = job;
+        let k = self.share.of(x.len());
+        if C::MEETS_ALL && memory.is_none() {
+            // Were there NaN or infinity, it would be among those that are kept.
+            let kept = self.choose(x, k, stream);
+            if kept.indices.iter().all(|i| x[*i].is_finite()) {
+                return Ok((kept, Tally::default()));
+            }
+        }
         let (x, tally) = Self::checked(x, terms, scheme)?;
         let residual = match memory {
             None => None,
@@ -264,7 +277,6 @@ impl<C: Choice> Sparse<C> {
                 return Err(EncodeError::Memory { scheme: scheme.to_owned(), expected });
             }
         };
-        let k = self.share.of(x.len());
         let Some(residual) = residual else {
             return Ok((self.choose(&x, k, stream), tally));
         };
@@ -286,7 +298,7 @@ impl<C: Choice> Sparse<C> {
         let store = self.values();
         #[expect(clippy::cast_possible_truncation, reason = "the rounding is what is asked for")]
         let value = |i: &usize| store.store(finite((f64::from(x[*i]) * factor) as f32));
-        Kept { values: indices.par_iter().map(value).collect(), indices }
+        Kept { values: indices.par_iter().with_min_len(LEAST).map(value).collect(), indices }
     }
 }
 
@@ -402,14 +414,15 @@ impl<C: Choice> Codec for Sparse<C> {
             return Ok(tally);
         }
         let (n, k) = (x.len(), kept.indices.len());
-        let places = self.choice.bytes(n, k);
-        out.reserve(k * self.values().width() + places);
-        for value in &kept.values {
-            self.values().write(*value, out);
-        }
-        let start = out.len();
-        out.resize(start + places, 0);
-        self.choice.write(n, &kept.indices, stream, &mut out[start..]);
+        let (width, start) = (self.values().width(), out.len());
+        out.resize(start + k * width + self.choice.bytes(n, k), 0);
+        let (values, places) = out[start..].split_at_mut(k * width);
+        values
+            .par_chunks_exact_mut(width)
+            .zip(&kept.values)
+            .with_min_len(LEAST)
+            .for_each(|(bytes, value)| self.values().write(*value, bytes));
+        self.choice.write(n, &kept.indices, stream, places);
         Ok(tally)
     }
 
@@ -427,7 +440,9 @@ impl<C: Choice> Codec for Sparse<C> {
         let k = self.share.of(out.len());
         let width = self.values().width();
         let (stored, places) = bytes.split_at(k * width);
-        let values: Vec<f32> = stored.chunks_exact(width).map(|b| self.values().read(b)).collect();
+        let read = |bytes: &[u8]| self.values().read(bytes);
+        let values: Vec<f32> =
+            stored.par_chunks_exact(width).with_min_len(LEAST).map(read).collect();
         if let Some(j) = values.iter().position(|v| !v.is_finite()) {
             return Err(corrupt(format!("value {j} is {}", values[j])));
         }

@@ -89,6 +89,8 @@ impl Choice for TopK {
     const ABOUT: &'static str = "the largest magnitudes, and zeros";
     const WORDS: &'static [&'static str] = &["values:f16", "values:bf16", "feedback"];
 
+    const MEETS_ALL: bool = true;
+
     fn indices(&self, x: &[f32], k: usize, _: &Stream) -> Vec<usize> {
         select::largest(x.len(), k, &Magnitudes(x))
     }

@@ -143,6 +143,12 @@ impl Integer {
         }
     }
 
+    /// What the largest magnitude of a symmetric group is divided by.
+    fn divisor(&self) -> f32 {
+        let (_, high) = self.codes();
+        (if self.variant == Variant::Symmetric { high } else { high + 1 }) as f32
+    }
+
     fn prefix(&self) -> &'static str {
         if self.signed() { "int" } else { "uint" }
     }
@@ -160,10 +166,22 @@ impl Integer {
         let mut fast = true;
         for p in groups.params {
             // No branch, so that this is a loop over vectors.
-            fast &= (p.scale > 0.0) & (p.scale < LARGE) & (p.offset.abs() < LARGE);
+            fast &= p.scale > 0.0;
+            fast &= p.scale < LARGE;
+            fast &= p.offset.abs() < LARGE;
         }
         fast
     }
+}
+
+/// The parameters of a symmetric group.
+#[inline(always)]
+fn symmetric(range: Range, divisor: f32, store: ScaleFormat) -> Params {
+    let amax = range.amax();
+    if amax == 0.0 {
+        return Params::UNIT;
+    }
+    Params { scale: store.store(amax / divisor), ..Params::UNIT }
 }
 
 impl Format for Integer {
@@ -278,17 +296,7 @@ impl Format for Integer {
             })
         };
         match self.variant {
-            Variant::Symmetric | Variant::Full => {
-                let amax = range.amax();
-                if amax == 0.0 {
-                    return Params::UNIT;
-                }
-                let divisor = match self.variant {
-                    Variant::Symmetric => steps / 2.0 - 1.0,
-                    _ => steps / 2.0,
-                };
-                Params { scale: store.store(amax / divisor), ..Params::UNIT }
-            }
+            Variant::Symmetric | Variant::Full => symmetric(range, self.divisor(), store),
             Variant::Affine => {
                 let (low, high) = (range.min.min(0.0), range.max.max(0.0));
                 if low == high {
@@ -321,6 +329,17 @@ impl Format for Integer {
 
     fn wants_only_amax(&self) -> bool {
         self.signed()
+    }
+
+    fn fit_groups(&self, ranges: &[Range], store: ScaleFormat, params: &mut [Params]) {
+        let divisor = self.divisor();
+        for (range, params) in ranges.iter().zip(params) {
+            *params = if self.signed() {
+                symmetric(range.or_zero(), divisor, store)
+            } else {
+                self.fit(range.or_zero(), store)
+            };
+        }
     }
 
     fn encode(&self, x: f32, params: &Params, rounding: Rounding, draw: u32) -> u32 {
@@ -429,8 +448,7 @@ impl Format for Integer {
             return 0;
         }
         let (low, high) = self.codes();
-        let divisor = if self.variant == Variant::Symmetric { high } else { high + 1 };
-        simd::int_blocks(x, len, store, [low as f32, high as f32, divisor as f32])
+        simd::int_blocks(x, len, store, [low as f32, high as f32, self.divisor()])
     }
 }
 

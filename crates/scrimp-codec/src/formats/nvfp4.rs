@@ -13,7 +13,9 @@
 use std::sync::Arc;
 
 use super::shared_exponent::{Element, WINDOW, Window};
-use super::{Card, Format, HeadError, Header, Minifloat, Params, Scaling, Top};
+use super::{
+    Card, Codes, CodesMut, Format, Groups, HeadError, Header, Minifloat, Params, Scaling, Top,
+};
 use crate::codecs::{Codec, Scaled};
 use crate::families::Family;
 use crate::{Granularity, Range, Rounding, ScaleFormat, simd};
@@ -111,34 +113,23 @@ impl Format for Nvfp4 {
         self.element.format.decode(code, params)
     }
 
-    fn quantize_run(&self, x: &mut [f32], params: &Params, rounding: Rounding, draws: &[u32]) {
-        match self.element.grid {
-            Some(grid) => simd::float_run(&grid, x, params.scale, rounding, draws),
-            None => super::quantize_by_definition(self, x, params, rounding, draws),
-        }
+    fn quantize_groups(&self, x: &mut [f32], groups: Groups, rounding: Rounding, draws: &[u32]) {
+        self.element.format.quantize_groups(x, groups, rounding, draws);
     }
 
-    fn encode_run(
+    fn encode_groups(
         &self,
         x: &[f32],
-        params: &Params,
+        groups: Groups,
         rounding: Rounding,
         draws: &[u32],
-        codes: &mut [u32],
+        codes: CodesMut,
     ) {
-        match self.element.grid {
-            Some(grid) if rounding == Rounding::NearestEven => {
-                simd::float_encode(&grid, self.element.codes, x, params.scale, codes);
-            }
-            _ => super::encode_by_definition(self, x, params, rounding, draws, codes),
-        }
+        self.element.format.encode_groups(x, groups, rounding, draws, codes);
     }
 
-    fn decode_run(&self, codes: &[u32], params: &Params, out: &mut [f32]) {
-        match self.element.grid {
-            Some(grid) => simd::float_decode(&grid, self.element.codes, codes, params.scale, out),
-            None => super::decode_by_definition(self, codes, params, out),
-        }
+    fn decode_groups(&self, codes: Codes, groups: Groups, out: &mut [f32]) {
+        self.element.format.decode_groups(codes, groups, out);
     }
 
     fn quantize_scaled(&self, scales: &[f32], x: &mut [f32], len: usize) -> bool {

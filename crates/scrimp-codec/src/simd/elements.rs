@@ -392,7 +392,9 @@ impl Rule for Floor {
 /// - for `v >= 0` it rounds up if `f + u >= 1`, that is `2^24 f >= 2^24 - draw`;
 /// - for `v < 0` it is `-ceil(|v| - u)`, whose magnitude rounds up if `f > u`, that is `2^24 f > draw`.
 ///
-/// Both sides are exact in `f32`: one is scaled by a power of two, the other is an integer of at most 24 bits.
+/// Both sides are exact in `f32`: one is scaled by a power of two, the other is an integer of at most 24 bits. As neither
+/// is negative, they may be compared by their bits, where `>` is `>=` with the next number. (The fraction of infinity is
+/// NaN; what is added to infinity does not matter.)
 ///
 /// In the bits of a float, `f` is an integer `F` of `shift` bits over `2^shift`. As `F` is an integer, the draw may be cut
 /// off to `d = floor(draw / 2^(24-shift))`: the first condition is `F + d >= 2^shift`, the second `F > d`, that is
@@ -401,11 +403,12 @@ impl Rule for Stochastic {
     const DRAWS: bool = true;
     #[inline(always)]
     fn magnitude(a: f32, negative: bool, draw: u32) -> f32 {
-        const ONE: f32 = 16_777_216.0;
+        const ONE: u32 = 1 << 24;
         let whole = a.trunc();
-        let fraction = (a - whole) * ONE;
-        let draw = draw.cast_signed() as f32;
-        whole + up(if negative { fraction > draw } else { fraction >= ONE - draw })
+        let fraction = (a - whole) * ONE as f32;
+        let limit = if negative { draw } else { ONE - draw };
+        let limit = (limit.cast_signed() as f32).to_bits() + u32::from(negative);
+        whole + up(fraction.to_bits() >= limit)
     }
     #[inline(always)]
     fn carry(grid: FloatGrid, _: u32, negative: bool, draw: u32) -> u32 {
@@ -727,11 +730,72 @@ impl FloatGrid {
     }
 }
 
-/// Rounds to a float grid times the scale of the group; where `UNIT`, that is one.
-#[derive(Clone, Copy)]
-struct FloatRound<R, const UNIT: bool>(FloatGrid, PhantomData<R>);
+/// How values are multiplied by the scales of all groups.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scaling {
+    /// They are one: dividing and multiplying by them changes nothing.
+    Unit,
+    /// They are so small that no product overflows.
+    Small,
+    /// What was finite has to be kept finite.
+    Large,
+}
 
-impl<R: Rule, const UNIT: bool> Op<f32, f32> for FloatRound<R, UNIT> {
+impl Scaling {
+    fn of(groups: Groups, grid: &FloatGrid) -> Self {
+        let limit = f32::MAX / 2.0 / f32::from_bits(grid.max);
+        let (mut unit, mut small) = (true, true);
+        for p in groups.params {
+            unit &= p.scale == 1.0;
+            small &= p.scale <= limit;
+        }
+        match (unit, small) {
+            (true, _) => Self::Unit,
+            (_, true) => Self::Small,
+            _ => Self::Large,
+        }
+    }
+}
+
+/// Calls a generic function with the number of a way of scaling.
+macro_rules! by_scaling {
+    ($scaling:expr, $number:ident => $call:expr) => {
+        match $scaling {
+            Scaling::Unit => {
+                const $number: u8 = UNIT;
+                $call
+            }
+            Scaling::Small => {
+                const $number: u8 = SMALL;
+                $call
+            }
+            Scaling::Large => {
+                const $number: u8 = LARGE;
+                $call
+            }
+        }
+    };
+}
+
+const UNIT: u8 = Scaling::Unit as u8;
+const SMALL: u8 = Scaling::Small as u8;
+const LARGE: u8 = Scaling::Large as u8;
+
+/// A value of the grid times the scale. Infinity and NaN stay what they are.
+#[inline(always)]
+fn scaled<const SCALING: u8>(r: f32, scale: f32) -> f32 {
+    match SCALING {
+        UNIT => r,
+        SMALL => r * scale,
+        _ => rescale(r, scale),
+    }
+}
+
+/// Rounds to a float grid times the scale of the group.
+#[derive(Clone, Copy)]
+struct FloatRound<R, const SCALING: u8>(FloatGrid, PhantomData<R>);
+
+impl<R: Rule, const SCALING: u8> Op<f32, f32> for FloatRound<R, SCALING> {
     const DRAWS: bool = R::DRAWS;
     type Group = f32;
     #[inline(always)]
@@ -740,13 +804,8 @@ impl<R: Rule, const UNIT: bool> Op<f32, f32> for FloatRound<R, UNIT> {
     }
     #[inline(always)]
     fn one(self, scale: f32, x: f32, draw: u32) -> f32 {
-        if UNIT {
-            // Dividing and multiplying by one changes nothing; a clamp would make an infinity finite, and a scaled
-            // value can only be infinite if it was before.
-            self.0.round::<R>(x, draw)
-        } else {
-            rescale(self.0.round::<R>(x / scale, draw), scale)
-        }
+        let v = if SCALING == UNIT { x } else { x / scale };
+        scaled::<SCALING>(self.0.round::<R>(v, draw), scale)
     }
 }
 
@@ -813,9 +872,9 @@ impl<R: Rule, C: Code> Op<f32, C> for FloatEncode<R> {
 
 /// The values of codes times the scale of the group.
 #[derive(Clone, Copy)]
-struct FloatDecode(FloatGrid, FloatCodes);
+struct FloatDecode<const SCALING: u8>(FloatGrid, FloatCodes);
 
-impl<C: Code> Op<C, f32> for FloatDecode {
+impl<C: Code, const SCALING: u8> Op<C, f32> for FloatDecode<SCALING> {
     type Group = f32;
     #[inline(always)]
     fn group(self, params: &Params) -> f32 {
@@ -834,7 +893,7 @@ impl<C: Code> Op<C, f32> for FloatDecode {
         let infinite = a > codes.max && codes.has_infinity && a == codes.infinity;
         let r = if infinite { INFINITY } else { r };
         let sign = (code & sign_bit) << codes.sign_shift;
-        rescale(f32::from_bits(r | sign), scale)
+        scaled::<SCALING>(f32::from_bits(r | sign), scale)
     }
 }
 
@@ -846,12 +905,10 @@ pub(crate) fn float_groups(
     rounding: Rounding,
     draws: &[u32],
 ) {
-    let unit = groups.params.iter().all(|p| p.scale == 1.0);
-    by_rule!(rounding, R => if unit {
-        map_in_place(FloatRound::<R, true>(*grid, PhantomData), groups, x, draws);
-    } else {
-        map_in_place(FloatRound::<R, false>(*grid, PhantomData), groups, x, draws);
-    });
+    let scaling = Scaling::of(groups, grid);
+    by_rule!(rounding, R => by_scaling!(scaling, S => {
+        map_in_place(FloatRound::<R, S>(*grid, PhantomData), groups, x, draws);
+    }));
 }
 
 /// The codes of values over their group's scale.
@@ -882,10 +939,12 @@ pub(crate) fn float_decode_groups(
     codes: Codes,
     out: &mut [f32],
 ) {
-    let op = FloatDecode(*grid, float);
-    match codes {
-        Codes::Bytes(x) => map(op, groups, x, &[], out),
-        Codes::Pairs(x) => map(op, groups, x, &[], out),
-        Codes::Words(x) => map(op, groups, x, &[], out),
-    }
+    by_scaling!(Scaling::of(groups, grid), S => {
+        let op = FloatDecode::<S>(*grid, float);
+        match codes {
+            Codes::Bytes(x) => map(op, groups, x, &[], out),
+            Codes::Pairs(x) => map(op, groups, x, &[], out),
+            Codes::Words(x) => map(op, groups, x, &[], out),
+        }
+    });
 }

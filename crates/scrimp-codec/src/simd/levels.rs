@@ -11,25 +11,13 @@ use super::{clamp, level};
 /// Accumulators of a sum.
 const SUM_LANES: usize = 16;
 
-/// The sum of what `term` makes of each value, and how many values `counts` is true for.
+/// How many values `counts` is true for.
 #[inline(always)]
-fn sum_and_count(x: &[f32], term: impl Fn(f32) -> f32, counts: impl Fn(f32) -> bool) -> (f64, u32) {
-    let (mut lanes, mut numbers) = ([0.0; SUM_LANES], [0; SUM_LANES]);
-    let (chunks, rest) = x.as_chunks::<SUM_LANES>();
-    for chunk in chunks {
-        for l in 0..SUM_LANES {
-            lanes[l] += f64::from(term(chunk[l]));
-            numbers[l] += u32::from(counts(chunk[l]));
-        }
-    }
-    for (l, v) in rest.iter().enumerate() {
-        lanes[l] += f64::from(term(*v));
-        numbers[l] += u32::from(counts(*v));
-    }
-    (fold(lanes), numbers.iter().sum())
+fn count(x: &[f32], counts: impl Fn(f32) -> bool) -> u32 {
+    x.iter().map(|v| u32::from(counts(*v))).sum()
 }
 
-/// As [`sum_and_count`], of terms in `f64`.
+/// The sum of what `term` makes of each value.
 #[inline(always)]
 fn sum(x: &[f32], term: impl Fn(f32) -> f64) -> f64 {
     let mut lanes = [0.0; SUM_LANES];
@@ -67,7 +55,8 @@ versions! {
 versions! {
     /// The sum of the magnitudes above `cut`, and how many there are.
     fn magnitudes_above(x: &[f32], cut: f32) -> (f64, u32) {
-        sum_and_count(x, |v| if v.abs() > cut { v.abs() } else { 0.0 }, |v| v.abs() > cut)
+        let sum = sum(x, |v| f64::from(if v.abs() > cut { v.abs() } else { 0.0 }));
+        (sum, count(x, |v| v.abs() > cut))
     }
 }
 
@@ -75,8 +64,8 @@ versions! {
     /// The sum of the values from zero on, that of all others, and how many these others are.
     fn sides(x: &[f32]) -> (f64, f64, u32) {
         let above = sum(x, |v| f64::from(if is_negative(v) { 0.0 } else { v }));
-        let (below, count) = sum_and_count(x, |v| if is_negative(v) { v } else { 0.0 }, is_negative);
-        (above, below, count)
+        let below = sum(x, |v| f64::from(if is_negative(v) { v } else { 0.0 }));
+        (above, below, count(x, is_negative))
     }
 }
 

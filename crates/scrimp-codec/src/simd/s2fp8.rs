@@ -77,7 +77,8 @@ impl Logs {
 
 /// Products run in so many lanes, which are added up from the first to the last.
 const LANES: usize = 16;
-/// The most elements that [`s2fp8_logs`] takes at a time: products of 64 mantissas below 2 are far from the end of `f64`.
+/// The most elements that [`s2fp8_logs`] takes at a time: products of 64 mantissas below 2 are far from the end of
+/// `f64`.
 pub(crate) const BLOCK: usize = 1024;
 
 versions! {
@@ -85,6 +86,7 @@ versions! {
     ///
     /// Their sum is that of the exponents and of the logarithm of the product of the mantissas in each lane.
     fn s2fp8_logs(x: &[f32]) -> Logs {
+        const ONE: u64 = 0x3FF0_0000_0000_0000;
         let (mut count, mut zeros, mut least, mut most) = (0u32, 0u32, u32::MAX, 0u32);
         for v in x {
             let a = v.to_bits() & !SIGN;
@@ -94,7 +96,6 @@ versions! {
             least = least.min(if usual { a } else { u32::MAX });
             most = most.max(if usual { a } else { 0 });
         }
-        const ONE: u64 = 0x3FF0_0000_0000_0000;
         let (mut exponents, mut products) = ([0u64; LANES], [1.0f64; LANES]);
         let mut wide = [ONE; LANES];
         for chunk in x.chunks(LANES) {

@@ -91,7 +91,8 @@ impl SmaqGrid {
     #[inline(always)]
     pub fn code(self, place: Place) -> u32 {
         let at = pick_bits(self.sign_at, place.outlier);
-        // Adding 2^23 leaves an integer below it in the mantissa; a saturating cast would not be turned into vector code.
+        // Adding 2^23 leaves an integer below it in the mantissa; a saturating cast would not be turned into vector
+        // code.
         let magnitude = (place.magnitude + 8_388_608.0).to_bits() & 0x007F_FFFF;
         magnitude | place.sign >> 31 << at
     }
@@ -132,7 +133,7 @@ versions! {
     /// Rounds values of one group; `draws` is as long as `x` where rounding is stochastic.
     fn smaq_emulate(grid: &SmaqGrid, p: Normal, x: &mut [f32], rounding: Rounding, draws: &[u32]) {
         let (grid, len) = (*grid, x.len());
-        by_rounding!(rounding, &draws[..len], emulate_by(grid, p, x))
+        by_rounding!(rounding, &draws[..len], emulate_by(grid, p, x));
     }
 }
 
@@ -163,7 +164,7 @@ versions! {
         grid: &SmaqGrid, p: Normal, x: &[f32], rounding: Rounding, draws: &[u32], codes: &mut [u32], tags: &mut [u8],
     ) {
         let (grid, len) = (*grid, x.len());
-        by_rounding!(rounding, &draws[..len], codes_by(grid, p, x, codes, tags))
+        by_rounding!(rounding, &draws[..len], codes_by(grid, p, x, codes, tags));
     }
 }
 
@@ -466,7 +467,8 @@ mod tests {
                             assert_eq!(c, codes[part.clone()], "{level:?}");
                             assert_eq!(t, tags[part.clone()], "{level:?}");
                             let census = smaq_census(&grid, p, input);
-                            let count = |tag| t.iter().filter(|t| **t == tag).count();
+                            let count =
+                                |tag| t.iter().map(|t| usize::from(*t == tag)).sum::<usize>();
                             assert_eq!(
                                 (census.outliers, census.zeros),
                                 (count(OUTLIER), count(ZERO))

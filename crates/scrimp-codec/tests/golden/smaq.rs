@@ -23,7 +23,7 @@ fn smaq_input(kind: &str, i: u32) -> f32 {
     match kind {
         "relu" if bell > 0.0 => bell,
         "relu" => 0.0,
-        "tails" if h % 97 == 0 => bell * 8.0,
+        "tails" if h.is_multiple_of(97) => bell * 8.0,
         "shifted" => bell * 0.001 + 5.0,
         _ => bell,
     }
