@@ -101,7 +101,8 @@ fn options() -> Result<Options, String> {
             }
             _ => {}
         }
-        let value = args.next().ok_or_else(|| format!("`{name}` is no option, or lacks its value"))?;
+        let value =
+            args.next().ok_or_else(|| format!("`{name}` is no option, or lacks its value"))?;
         let parts = value.split(',');
         match name.as_str() {
             "--schemes" => options.schemes = parts.map(parse).collect::<Result<_, _>>()?,
@@ -115,7 +116,11 @@ fn options() -> Result<Options, String> {
             }
             "--threads" => options.threads = parts.map(number).collect::<Result<_, _>>()?,
             "--rounds" => options.rounds = number(&value)?,
-            _ => return Err(format!("`{name}` is no option: --schemes, --size, --threads, --rounds, --best")),
+            _ => {
+                return Err(format!(
+                    "`{name}` is no option: --schemes, --size, --threads, --rounds, --best"
+                ));
+            }
         }
     }
     if options.schemes.is_empty() {

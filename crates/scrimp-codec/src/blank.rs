@@ -2,7 +2,10 @@
 //!
 //! Filling it with zeros first would take as long as a third of the work on it, and so each thread does that for the
 //! few bytes that it is about to write, which then are in its cache.
-#![expect(unsafe_code, reason = "the length of a vector is set over bytes that were counted as they were written")]
+#![expect(
+    unsafe_code,
+    reason = "the length of a vector is set over bytes that were counted as they were written"
+)]
 
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering};

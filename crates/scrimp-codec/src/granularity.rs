@@ -356,7 +356,10 @@ impl Layout {
     }
 
     /// Calls `visit` for every run of a band, in storage order.
-    #[allow(dead_code, reason = "codecs that are not made of codes under scales go from run to run")]
+    #[allow(
+        dead_code,
+        reason = "codecs that are not made of codes under scales go from run to run"
+    )]
     pub fn runs(self, band: &Band, mut visit: impl FnMut(Run)) {
         let len = band.elems.len();
         match self {
@@ -465,7 +468,9 @@ mod tests {
                     });
                 }
                 assert_eq!(got, expected, "{granularity} of {shape:?}");
-                for (from, to) in [(0, got.len()), (1, got.len() - 1), (got.len() / 3, got.len() / 2)] {
+                for (from, to) in
+                    [(0, got.len()), (1, got.len() - 1), (got.len() / 3, got.len() / 2)]
+                {
                     let mut batched = Vec::new();
                     layout.batches(from..to.max(from), |b| {
                         assert_eq!(b.start, from + batched.len());

@@ -40,8 +40,7 @@ pub mod families;
 pub mod formats;
 mod granularity;
 mod memory;
-#[doc(hidden)]
-pub mod pack;
+mod pack;
 pub mod philox;
 mod range;
 mod rounding;

@@ -277,7 +277,10 @@ fn squeeze_eight_pairs<const BITS: u32>([a, b]: &[[[u8; 2]; 4]; 2]) -> [u8; 16] 
     (u128::from(a) | u128::from(b) << (4 * BITS)).to_le_bytes()
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "what is above the four codes of a half is ignored")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "what is above the four codes of a half is ignored"
+)]
 #[inline(always)]
 fn spread_eight_pairs<const BITS: u32>(bytes: &[u8]) -> [[[u8; 2]; 4]; 2] {
     let w = u128::from_le_bytes(padded(bytes));
@@ -299,7 +302,9 @@ fn pack_eight_pairs<const BITS: u32>(codes: &[[u8; 2]], out: &mut [u8]) {
         at += bytes;
     }
     let mut eight = [[[0; 2]; 4]; 2];
-    for (to, from) in eight.as_flattened_mut().iter_mut().zip(four.as_flattened().iter().chain(rest)) {
+    for (to, from) in
+        eight.as_flattened_mut().iter_mut().zip(four.as_flattened().iter().chain(rest))
+    {
         *to = *from;
     }
     let end = &mut out[at..];
@@ -359,16 +364,21 @@ mod tests {
                 if bits <= 8 {
                     // Bits above the width are ignored here too.
                     let above = if bits == 8 { 0 } else { 0xFFu8 << bits };
-                    let single: Vec<u8> = codes.iter().map(|c| c.to_le_bytes()[0] | above).collect();
+                    let single: Vec<u8> =
+                        codes.iter().map(|c| c.to_le_bytes()[0] | above).collect();
                     let mut again = vec![7; bytes.len()];
                     pack_bytes(&single, bits, &mut again);
                     assert_eq!(again, bytes, "{bits} bits");
                     let mut back = vec![7; codes.len()];
                     unpack_bytes(&bytes, bits, &mut back);
-                    assert!(back.iter().zip(&codes).all(|(b, c)| u32::from(*b) == *c), "{bits} bits");
+                    assert!(
+                        back.iter().zip(&codes).all(|(b, c)| u32::from(*b) == *c),
+                        "{bits} bits"
+                    );
                 } else if bits <= 16 {
                     let above = if bits == 16 { 0 } else { u32::MAX << bits };
-                    let two = |c: &u32| [(c | above).to_le_bytes()[0], (c | above).to_le_bytes()[1]];
+                    let two =
+                        |c: &u32| [(c | above).to_le_bytes()[0], (c | above).to_le_bytes()[1]];
                     let pairs: Vec<[u8; 2]> = codes.iter().map(two).collect();
                     let mut again = vec![7; bytes.len()];
                     pack_pairs(&pairs, bits, &mut again);
@@ -385,50 +395,5 @@ mod tests {
                 }
             }
         }
-    }
-}
-#[doc(hidden)]
-pub fn tmp_bench() {
-    use std::hint::black_box;
-    use std::time::Instant;
-    const N: usize = 8192;
-    fn best(mut f: impl FnMut()) -> f64 {
-        let mut best = f64::MAX;
-        for _ in 0..300 {
-            let t = Instant::now();
-            for _ in 0..10 { f(); }
-            best = best.min(t.elapsed().as_secs_f64() / 10.0);
-        }
-        N as f64 * 4e-9 / best
-    }
-    let codes = vec![1u8; N];
-    let mut back = vec![1u8; N];
-    for bits in 1..=8 {
-        let mut out = vec![0u8; N / 8 * bits];
-        let p = best(|| pack_bytes(black_box(&codes), bits as u32, black_box(&mut out)));
-        let u = best(|| unpack_bytes(black_box(&out), bits as u32, black_box(&mut back)));
-        println!("{bits} pack {p:.1} unpack {u:.1}");
-    }
-    let codes = vec![[1u8; 2]; N];
-    let mut back = vec![[1u8; 2]; N];
-    for bits in 9..=16 {
-        let mut out = vec![0u8; N / 8 * bits];
-        let p = best(|| pack_pairs(black_box(&codes), bits as u32, black_box(&mut out)));
-        let u = best(|| unpack_pairs(black_box(&out), bits as u32, black_box(&mut back)));
-        println!("{bits} pack {p:.1} unpack {u:.1}");
-    }
-    let x: Vec<f32> = (0..N).map(|i| (i * 7919 % 1024) as f32 - 500.0).collect();
-    let mut r = vec![crate::Range::EMPTY; N];
-    let mut params = vec![crate::Params::UNIT; N];
-    let scheme: crate::Scheme = "int4".parse().unwrap();
-    let scheme2: crate::Scheme = "e4m3fn".parse().unwrap();
-    for len in [1, 16, 32, 49, 128, 1024] {
-        let a = best(|| crate::simd::join_ranges(black_box(&x), len, true, black_box(&mut r)));
-        let b = best(|| crate::simd::join_ranges(black_box(&x), len, false, black_box(&mut r)));
-        let n = N.div_ceil(len);
-        let f = best(|| scheme.format().unwrap().fit_groups(black_box(&r[..n]), crate::ScaleFormat::F32, black_box(&mut params)));
-        let g = best(|| scheme2.format().unwrap().fit_groups(black_box(&r[..n]), crate::ScaleFormat::F32, black_box(&mut params)));
-        let h = best(|| scheme2.format().unwrap().fit_groups(black_box(&r[..n]), crate::ScaleFormat::F16, black_box(&mut params)));
-        println!("{len} amax {a:.1} minmax {b:.1} fit int4 {f:.1} e4m3 {g:.1} f16 {h:.1}");
     }
 }

@@ -9,13 +9,16 @@
 )]
 #![cfg_attr(
     target_arch = "x86_64",
-    expect(unsafe_code, reason = "a wrapper compiled for an instruction set is called after that set was detected")
+    expect(
+        unsafe_code,
+        reason = "a wrapper compiled for an instruction set is called after that set was detected"
+    )
 )]
 
 use std::sync::OnceLock;
 
-use crate::philox::Stream;
 use crate::formats::{Codes, CodesMut, Groups, Params};
+use crate::philox::Stream;
 use crate::{Rounding, ScaleFormat};
 
 /// An instruction set.
@@ -86,8 +89,8 @@ macro_rules! versions {
 pub(crate) mod elements;
 
 pub(crate) use elements::{
-    Integers, float_decode_groups, float_encode_groups, float_groups, int_decode, int_encode,
-    int_groups, join_ranges,
+    Integers, fit_blocks, float_decode_groups, float_encode_groups, float_groups, int_decode,
+    int_encode, int_groups, join_ranges,
 };
 
 const SIGN: u32 = 0x8000_0000;
@@ -383,9 +386,8 @@ pub(crate) mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::Range;
-    use crate::Scheme;
     use crate::formats::quantize_by_definition;
+    use crate::{Range, Scheme, pack};
 
     thread_local! {
         /// The level that a test asks for on its thread.
@@ -393,7 +395,7 @@ pub(crate) mod tests {
     }
 
     /// Runs a test at every level that this machine has.
-    fn at_every_level(test: impl Fn(Level)) {
+    pub(crate) fn at_every_level(mut test: impl FnMut(Level)) {
         let best = level();
         let levels = [
             Level::Portable,
@@ -588,8 +590,11 @@ pub(crate) mod tests {
                     let codes: Vec<u32> = (0..x.len())
                         .map(|i| format.encode(x[i], params(i), rounding, draws[i]))
                         .collect();
-                    let values: Vec<f32> =
-                        codes.iter().enumerate().map(|(i, c)| format.decode(*c, params(i))).collect();
+                    let values: Vec<f32> = codes
+                        .iter()
+                        .enumerate()
+                        .map(|(i, c)| format.decode(*c, params(i)))
+                        .collect();
                     at_every_level(|level| {
                         let told = format!("{format:?} {len} {rounding:?} {level:?}");
                         let mut rounded = x.clone();
@@ -668,6 +673,71 @@ pub(crate) mod tests {
                         assert_eq!(bits(&fast[done..]), bits(&x[done..]));
                     });
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_encodes_blocks_as_the_definition() {
+        let x: Vec<f32> = values(6000).into_iter().filter(|v| v.abs() < 1e36).collect();
+        for scheme in formats() {
+            let format = scheme.format().unwrap();
+            for &store in format.scales() {
+                for len in [5, 16, 32, 48, 64, 128, 1024] {
+                    let x = &x[..x.len() / len * len];
+                    let mut scales = vec![0; store.bytes(x.len() / len).unwrap()];
+                    let mut packed = vec![0; pack::packed_len(x.len(), format.bits()).unwrap()];
+                    if !format.encode_blocks(x, len, store, &mut scales, &mut packed) {
+                        continue;
+                    }
+                    let mut params = Vec::new();
+                    let mut codes = Vec::new();
+                    for block in x.chunks(len) {
+                        let range = Range::of_finite(block);
+                        let p = format.fit(Range { min: -range.amax(), max: range.amax() }, store);
+                        let encode = |v: &f32| format.encode(*v, &p, Rounding::NearestEven, 0);
+                        codes.extend(block.iter().map(encode));
+                        params.push(p);
+                    }
+                    let (mut told, mut written) = (vec![0; scales.len()], vec![0; packed.len()]);
+                    store.write_all(&params, &mut told);
+                    pack::pack(&codes, format.bits(), &mut written);
+                    at_every_level(|level| {
+                        scales.fill(7);
+                        packed.fill(7);
+                        assert!(format.encode_blocks(x, len, store, &mut scales, &mut packed));
+                        let what = format!("{format:?} {store:?} {len} {level:?}");
+                        assert_eq!((&scales, &packed), (&told, &written), "{what}");
+                    });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn stochastic_rounding_is_exact_where_it_is_closest() {
+        // Fractions at and around those at which the draw decides, of both signs and many sizes.
+        let mut x = vec![0.0f32, -0.0, f32::MIN_POSITIVE, -1e-45, 1e-45, 0.5, -0.5, 1.0, -1.0];
+        for whole in [0.0, 1.0, 2.0, 3.0, 100.0] {
+            for fraction in [1.0, 2.0, 3.0, 8_388_607.0, 8_388_608.0, 16_777_214.0, 16_777_215.0] {
+                let v: f32 = whole + fraction / 16_777_216.0;
+                x.extend([v, v.next_up(), v.next_down()]);
+            }
+        }
+        x.extend(x.clone().iter().map(|v| -v));
+        let draws = [0, 1, 2, 3, (1 << 23) - 1, 1 << 23, (1 << 24) - 2, (1 << 24) - 1];
+        for scheme in formats() {
+            let format = scheme.format().unwrap();
+            let params = Params::UNIT;
+            for draw in draws {
+                let mut expected = x.clone();
+                let all = vec![draw; x.len()];
+                quantize_by_definition(format, &mut expected, &params, Rounding::Stochastic, &all);
+                at_every_level(|level| {
+                    let mut fast = x.clone();
+                    format.quantize_run(&mut fast, &params, Rounding::Stochastic, &all);
+                    assert_eq!(bits(&fast), bits(&expected), "{format:?} {draw} {level:?}");
+                });
             }
         }
     }

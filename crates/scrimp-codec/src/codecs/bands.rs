@@ -227,7 +227,10 @@ impl<'a> Draws<'a> {
 
     /// Calls `visit` for pieces of a run with the draws of their elements; a single piece without draws where
     /// rounding is not stochastic. Runs come in ascending order.
-    #[allow(dead_code, reason = "codecs that are not made of codes under scales go from run to run")]
+    #[allow(
+        dead_code,
+        reason = "codecs that are not made of codes under scales go from run to run"
+    )]
     pub fn pieces(
         &mut self,
         band: usize,

@@ -15,8 +15,8 @@ use std::ops;
 use std::sync::Arc;
 
 use super::bands::{
-    Draws, Even, Join, Packer, Refusal, Scratch, Seen, Unit, WINDOW, each_band, each_piece, is_long,
-    split,
+    Draws, Even, Join, Packer, Refusal, Scratch, Seen, Unit, WINDOW, each_band, each_piece,
+    is_long, split,
 };
 use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Tally, Terms};
 use crate::blank::{self, Blank};
@@ -303,7 +303,8 @@ impl Bound<'_> {
                         // The first is told, and within a span elements are in order.
                         Err(refusal) => {
                             let refusal = Some(refusal);
-                            seen = std::mem::take(&mut seen).join(Seen { refusal, ..Seen::default() });
+                            seen =
+                                std::mem::take(&mut seen).join(Seen { refusal, ..Seen::default() });
                         }
                     }
                 }
@@ -520,11 +521,12 @@ impl Bound<'_> {
         let fitted = self.fit_all(x, layout, memory).map_err(|r| r.by(scheme))?;
         let params = &fitted.groups.params[..];
         let all = Even { of: x, per: BAND_ELEMS };
-        let Seen { .. } = each_piece(0..elems.div_ceil(BAND_ELEMS), all, is_long(elems), &|i, x| {
-            let at = i * BAND_ELEMS..i * BAND_ELEMS + x.of.len();
-            self.round(x.of, layout, at, params, 0, stream);
-            Seen::default()
-        });
+        let Seen { .. } =
+            each_piece(0..elems.div_ceil(BAND_ELEMS), all, is_long(elems), &|i, x| {
+                let at = i * BAND_ELEMS..i * BAND_ELEMS + x.of.len();
+                self.round(x.of, layout, at, params, 0, stream);
+                Seen::default()
+            });
         Ok(fitted.tally)
     }
 
@@ -605,7 +607,10 @@ impl Bound<'_> {
     }
 
     /// Fits and encodes a piece; the header is the bytes of its scales, offsets and zero points.
-    #[expect(clippy::too_many_arguments, reason = "a piece has its place, its values and its bytes")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a piece has its place, its values and its bytes"
+    )]
     fn encode_piece(
         &self,
         x: &[f32],
@@ -922,5 +927,188 @@ impl Wrong {
 impl Join for Wrong {
     fn join(self, other: Self) -> Self {
         Self([self.0, other.0].into_iter().flatten().min_by_key(|(group, _)| *group))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Rounding, Scheme};
+
+    /// A tensor's bytes and values, element by element and group by group.
+    fn by_definition(
+        scheme: &Scheme,
+        x: &[f32],
+        shape: &[usize],
+        stream: &Stream,
+    ) -> (Vec<u8>, Vec<f32>) {
+        let (format, terms) = (scheme.format().unwrap(), scheme.terms());
+        let layout = match terms.scale {
+            Some(_) => terms.layout(shape).unwrap(),
+            None => Granularity::Tensor.layout(shape).unwrap(),
+        };
+        let mut group_of = vec![0; x.len()];
+        for band in layout.bands() {
+            layout.runs(&band, |run| {
+                let start = band.elems.start + run.start;
+                group_of[start..start + run.len].fill(run.group);
+            });
+        }
+        let mut ranges = vec![Range::EMPTY; layout.groups()];
+        for (v, group) in x.iter().zip(&group_of) {
+            ranges[*group] = ranges[*group].join(Range { min: *v, max: *v });
+        }
+        let params: Vec<Params> = match terms.scale {
+            Some(store) => ranges.iter().map(|r| format.fit(r.or_zero(), store)).collect(),
+            None => vec![Params::UNIT; ranges.len()],
+        };
+        let mut bytes = Vec::new();
+        if let Some(store) = terms.scale {
+            bytes = vec![0; store.bytes(params.len()).unwrap()];
+            store.write_all(&params, &mut bytes);
+        }
+        let header = format.header();
+        if header.offset {
+            bytes.extend(params.iter().flat_map(|p| p.offset.to_le_bytes()));
+        }
+        let mut append = |codes: &[u32], bits: u32| {
+            let mut packed = vec![0; pack::packed_len(codes.len(), bits).unwrap()];
+            pack::pack(codes, bits, &mut packed);
+            bytes.extend(packed);
+        };
+        if header.zero_bits > 0 {
+            let zeros: Vec<u32> = params.iter().map(|p| p.zero.cast_unsigned()).collect();
+            append(&zeros, header.zero_bits);
+        }
+        let code = |(i, v): (usize, &f32)| {
+            format.encode(*v, &params[group_of[i]], terms.rounding, stream.draw(i as u64))
+        };
+        let codes: Vec<u32> = x.iter().enumerate().map(code).collect();
+        append(&codes, format.bits());
+        let value = |(i, c): (usize, &u32)| format.decode(*c, &params[group_of[i]]);
+        (bytes, codes.iter().enumerate().map(value).collect())
+    }
+
+    fn cases() -> Vec<(Scheme, Vec<usize>)> {
+        let shapes: [&[usize]; 8] = [
+            &[3, 70_000],
+            &[70_000, 3],
+            &[257, 129],
+            &[5, 7, 300, 3],
+            &[1, 100_000],
+            &[64, 2048],
+            &[40, 1, 2000],
+            &[9, 0, 5],
+        ];
+        let words = [
+            "",
+            "/tensor",
+            "/channel",
+            "/axis:1",
+            "/row",
+            "/group:1",
+            "/group:32",
+            "/group:50",
+            "/group:1000000",
+            "/flat:64",
+            "/flat:7",
+            "/flat:50000",
+            "/tile:2x3",
+            "/tile:16x64",
+        ];
+        let formats = [
+            "int8",
+            "uint4",
+            "int3",
+            "e4m3fn",
+            "uint5/qml",
+            "e2m1fn",
+            "int12",
+            "bf16",
+            "tf32",
+            "uint11",
+        ];
+        let mut cases = Vec::new();
+        for (i, shape) in shapes.iter().enumerate() {
+            for (j, word) in words.iter().enumerate() {
+                for k in [0, 1, 2] {
+                    let format = formats[(3 * i + 5 * j + 3 * k) % formats.len()];
+                    let (_, rounding) = Rounding::WORDS[(i + j + k) % 5];
+                    let text = format!("{format}{word}/{}", rounding.word());
+                    let scheme: Scheme = text.parse().unwrap_or_else(|e| panic!("{e}"));
+                    cases.push((scheme, shape.to_vec()));
+                }
+            }
+        }
+        cases
+    }
+
+    fn values(shape: &[usize]) -> Vec<f32> {
+        let stream = Stream::named(3, "values");
+        let value = |i: usize| (stream.uniform(i as u64) - 0.4) * (1.0 + (i / 1000 % 7) as f32);
+        (0..shape.iter().product()).map(value).collect()
+    }
+
+    fn bits(x: &[f32]) -> Vec<u32> {
+        x.iter().map(|v| v.to_bits()).collect()
+    }
+
+    #[test]
+    fn tensors_of_many_pieces_are_encoded_as_the_definition_says() {
+        let stream = Stream::named(1, "w").at_step(5);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        for (scheme, shape) in cases() {
+            let x = values(&shape);
+            let (expected, rounded) = by_definition(&scheme, &x, &shape, &stream);
+            pool.install(|| {
+                let mut bytes = vec![9];
+                scheme.encode(&x, &shape, &stream, &mut bytes).unwrap();
+                assert!(bytes[1..] == expected, "{scheme} {shape:?}");
+                let mut back = vec![7.0; x.len()];
+                scheme.decode(&expected, &shape, &mut back).unwrap();
+                assert!(bits(&back) == bits(&rounded), "{scheme} {shape:?}");
+                let mut emulated = x.clone();
+                scheme.emulate(&mut emulated, &shape, &stream).unwrap();
+                assert!(bits(&emulated) == bits(&rounded), "{scheme} {shape:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_told_or_counted_in_every_piece() {
+        let stream = Stream::new(0, 0);
+        for (scheme, shape) in cases() {
+            let mut x = values(&shape);
+            if x.is_empty() {
+                continue;
+            }
+            let places = [x.len() / 3, x.len() / 2, x.len() - 1];
+            for place in places {
+                x[place] = f32::NAN;
+            }
+            x[0] = f32::INFINITY;
+            let holds = [scheme.codec().holds_infinity(), scheme.codec().holds_nan()];
+            let first =
+                holds.iter().zip([0, places[0]]).find(|(held, _)| !**held).map(|(_, at)| at);
+            let mut bytes = vec![9];
+            let result = scheme.encode(&x, &shape, &stream, &mut bytes);
+            match (result, first) {
+                (Err(EncodeError::NonFinite { index, .. }), Some(at)) => {
+                    assert_eq!((index, &bytes[..]), (at, &[9][..]), "{scheme} {shape:?}");
+                }
+                (result, at) => assert!(result.is_ok() && at.is_none(), "{scheme} {shape:?}"),
+            }
+            assert_eq!(scheme.emulate(&mut x.clone(), &shape, &stream).is_err(), first.is_some());
+            let counting: Scheme = format!("{scheme}/nonfinite:saturate").parse().unwrap();
+            let count = |held: bool, count: u64| if held { 0 } else { count };
+            let expected = Tally { nans: count(holds[1], 3), infinities: count(holds[0], 1) };
+            bytes.truncate(1);
+            let tally = counting.encode(&x, &shape, &stream, &mut bytes).unwrap();
+            assert_eq!(tally, expected, "{scheme} {shape:?}");
+            let mut back = x.clone();
+            counting.decode(&bytes[1..], &shape, &mut back).unwrap();
+            let tally = counting.emulate(&mut x, &shape, &stream).unwrap();
+            assert_eq!((tally, bits(&x)), (expected, bits(&back)), "{scheme} {shape:?}");
+        }
     }
 }

@@ -15,9 +15,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::{
-    Card, Codes, CodesMut, Format, Groups, HeadError, Header, Params, Scaling, finite,
-};
+use super::{Card, Codes, CodesMut, Format, Groups, HeadError, Header, Params, Scaling, finite};
 use crate::codecs::{Codec, Scaled};
 use crate::families::Family;
 use crate::{Range, Rounding, ScaleFormat, simd};
@@ -641,6 +639,25 @@ impl Format for Minifloat {
             }
             None => super::decode_by_runs(self, codes, groups, out),
         }
+    }
+
+    fn encode_blocks(
+        &self,
+        x: &[f32],
+        len: usize,
+        store: ScaleFormat,
+        scales: &mut [u8],
+        packed: &mut [u8],
+    ) -> bool {
+        let Some(grid) = self.fast() else { return false };
+        let codes = self.fast_codes();
+        super::encode_blocks_by(self.bits(), x, len, store, scales, packed, |x, params, out| {
+            let fitted = simd::fit_blocks(x, len, f32::from_bits(grid.max), store, params);
+            let (groups, out) = (Groups { params, len }, CodesMut::Bytes(out));
+            let rounding = Rounding::NearestEven;
+            simd::float_encode_groups(&grid, codes, groups, x, rounding, &[], out);
+            fitted
+        })
     }
 
     fn quantize_blocks(
