@@ -283,7 +283,8 @@ impl Bound<'_> {
         }
         let mut finite = true;
         for range in &*ranges {
-            finite &= range.min.is_finite() & range.max.is_finite();
+            finite &= range.min.is_finite();
+            finite &= range.max.is_finite();
         }
         if finite {
             return Seen::default();
@@ -671,8 +672,8 @@ impl Bound<'_> {
         packed: &mut [u8],
     ) {
         match self.format.bits() {
-            ..=8 => self.encode_units::<u8>(x, layout, params, first, stream, packed),
-            ..=16 => self.encode_units::<[u8; 2]>(x, layout, params, first, stream, packed),
+            0..=8 => self.encode_units::<u8>(x, layout, params, first, stream, packed),
+            9..=16 => self.encode_units::<[u8; 2]>(x, layout, params, first, stream, packed),
             _ => self.encode_units::<u32>(x, layout, params, first, stream, packed),
         }
     }
@@ -814,8 +815,8 @@ impl Bound<'_> {
         out: &mut [f32],
     ) {
         match self.format.bits() {
-            ..=8 => self.decode_units::<u8>(packed, layout, at, params, first, out),
-            ..=16 => self.decode_units::<[u8; 2]>(packed, layout, at, params, first, out),
+            0..=8 => self.decode_units::<u8>(packed, layout, at, params, first, out),
+            9..=16 => self.decode_units::<[u8; 2]>(packed, layout, at, params, first, out),
             _ => self.decode_units::<u32>(packed, layout, at, params, first, out),
         }
     }
