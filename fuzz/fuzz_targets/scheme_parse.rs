@@ -8,8 +8,8 @@ fuzz_target!(|text: &str| match text.parse::<Scheme>() {
     Ok(scheme) => {
         let printed = scheme.to_string();
         assert_eq!(printed.parse::<Scheme>().as_ref(), Ok(&scheme), "{printed}");
-        let _ = scheme.packed_bytes(&[3, 4, 5]);
-        let _ = scheme.packed_bytes(&[0, 1, usize::MAX, usize::MAX]);
+        let _ = scheme.size(&[3, 4, 5]);
+        let _ = scheme.size(&[0, 1, usize::MAX, usize::MAX]);
     }
     Err(error) => assert!(!error.to_string().is_empty()),
 });

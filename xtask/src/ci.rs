@@ -6,6 +6,7 @@ use std::{fs, path::Path, time::Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    book,
     command::{self, cargo},
     readme,
     setup::{self, Tool},
@@ -38,6 +39,7 @@ const STEPS: &[Step] = &[
         tools: &[],
         run: schema,
     },
+    Step { name: "book", about: "the book is current", tools: &[], run: book::check },
     Step { name: "readme", about: "commands of README.md", tools: &[], run: readme::run },
 ];
 
@@ -165,16 +167,10 @@ fn schema(root: &Path) -> Result<()> {
         bail!(
             "{STORED} differs from what the program prints, first in line {}; \
              renew it with `{line} > {STORED}`",
-            first_different_line(&stored, &output.stdout)
+            command::first_different_line(&stored, &output.stdout)
         );
     }
     Ok(())
-}
-
-/// The number, from 1, of the first line in which two texts that differ do so.
-fn first_different_line(left: &[u8], right: &[u8]) -> usize {
-    let same = left.iter().zip(right).take_while(|(left, right)| left == right);
-    1 + same.filter(|(byte, _)| **byte == b'\n').count()
 }
 
 #[cfg(test)]
@@ -199,13 +195,5 @@ mod tests {
         for step in STEPS {
             assert!(message.contains(step.name), "{message}");
         }
-    }
-
-    #[test]
-    fn the_first_different_line_counts_from_one() {
-        assert_eq!(first_different_line(b"a\nb\nc", b"a\nb\nd"), 3);
-        assert_eq!(first_different_line(b"x", b"y"), 1);
-        assert_eq!(first_different_line(b"a\n", b"a\nb\n"), 2);
-        assert_eq!(first_different_line(b"", b"a"), 1);
     }
 }

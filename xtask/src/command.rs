@@ -103,6 +103,12 @@ pub fn human(time: Duration) -> String {
     format!("{} min {:02} s", time.as_secs() / 60, time.as_secs() % 60)
 }
 
+/// The number, from 1, of the first line in which two texts that differ do so.
+pub fn first_different_line(left: &[u8], right: &[u8]) -> usize {
+    let same = left.iter().zip(right).take_while(|(left, right)| left == right);
+    1 + same.filter(|(byte, _)| **byte == b'\n').count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,5 +132,13 @@ mod tests {
     fn times_are_short_to_read() {
         assert_eq!(human(Duration::from_millis(3240)), "3.2 s");
         assert_eq!(human(Duration::from_secs(247)), "4 min 07 s");
+    }
+
+    #[test]
+    fn the_first_different_line_counts_from_one() {
+        assert_eq!(first_different_line(b"a\nb\nc", b"a\nb\nd"), 3);
+        assert_eq!(first_different_line(b"x", b"y"), 1);
+        assert_eq!(first_different_line(b"a\n", b"a\nb\n"), 2);
+        assert_eq!(first_different_line(b"", b"a"), 1);
     }
 }

@@ -1,5 +1,6 @@
 //! The project's one door for checks: `cargo xtask ci` runs what CI runs.
 
+mod book;
 mod ci;
 mod command;
 mod readme;
@@ -23,6 +24,12 @@ const TASKS: &[Task] = &[
         usage: "ci [--list] [STEP...]",
         about: "run all checks, or the named ones; `--list` names them",
         run: ci::run,
+    },
+    Task {
+        name: "book",
+        usage: "book",
+        about: "renew the parts of the book that are generated",
+        run: book::run,
     },
     Task {
         name: "setup",

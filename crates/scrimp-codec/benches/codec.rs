@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use scrimp_codec::{FAMILIES, Scheme, Stream};
 
-const USUAL: [&str; 20] = [
+const USUAL: [&str; 32] = [
     "int8",
     "e4m3fn",
     "bf16",
@@ -40,6 +40,18 @@ const USUAL: [&str; 20] = [
     "e3m2fn",
     "int8/stochastic",
     "e5m2/stochastic",
+    "cfloat8_1_4_3",
+    "nf4",
+    "mxfp4",
+    "mxfp8_e4m3",
+    "mxint8",
+    "nvfp4",
+    "msfp12",
+    "binary/channel",
+    "ternary",
+    "smaq:6,8",
+    "s2fp8",
+    "int8/rans",
 ];
 
 const SMALL: usize = 1 << 16;

@@ -43,6 +43,14 @@ pub enum ShapeError {
         /// The tensor's shape.
         shape: Vec<usize>,
     },
+    /// The shape has other channels than the parameters that go with them.
+    #[error("shape {shape:?} has no {channels} channels on axis 1, for which there are parameters")]
+    Channels {
+        /// How many channels there are parameters for.
+        channels: usize,
+        /// The tensor's shape.
+        shape: Vec<usize>,
+    },
     /// The number of elements or bytes does not fit the address space.
     #[error("a tensor of shape {shape:?} is too large for this machine's address space")]
     TooLarge {
@@ -194,8 +202,38 @@ impl Layout {
         }
     }
 
+    /// How many elements a group has.
+    pub fn group_len(self, group: usize) -> usize {
+        match self {
+            Self::Rows { row, block, .. } => block.min(row - group % row.div_ceil(block) * block),
+            Self::Axis { elems, groups, .. } => elems / groups,
+            Self::Tiles { height, width, rows, cols, .. } => {
+                let (down, across) = (height.div_ceil(rows), width.div_ceil(cols));
+                let (y, x) = (group / across % down * rows, group % across * cols);
+                rows.min(height - y) * cols.min(width - x)
+            }
+        }
+    }
+
+    /// The `i`th element of a group, in storage order.
+    pub fn element(self, group: usize, i: usize) -> usize {
+        match self {
+            Self::Rows { row, block, .. } => {
+                let per_row = row.div_ceil(block);
+                group / per_row * row + group % per_row * block + i
+            }
+            Self::Axis { groups, run, .. } => (i / run * groups + group) * run + i % run,
+            Self::Tiles { height, width, rows, cols, .. } => {
+                let (down, across) = (height.div_ceil(rows), width.div_ceil(cols));
+                let (y, x) = (group / across % down * rows, group % across * cols);
+                let across_here = cols.min(width - x);
+                let line = group / across / down * height + y + i / across_here;
+                line * width + x + i % across_here
+            }
+        }
+    }
+
     /// Whether a group's elements may lie in several bands, so that its range must be known before the first is rounded.
-    #[allow(dead_code, reason = "codecs that are not made of codes under scales work on bands")]
     pub fn spans_bands(self) -> bool {
         match self {
             Self::Rows { block, .. } => block > BAND_ELEMS,
@@ -271,6 +309,25 @@ impl Layout {
                     .collect()
             }
         }
+    }
+
+    /// The run that element `at` begins or lies in, cut to what comes from there on; `start` is `at`.
+    pub fn run_at(self, at: usize) -> Run {
+        let (group, len) = match self {
+            Self::Rows { row, block, .. } => {
+                let (column, per_row) = (at % row, row.div_ceil(block));
+                let group = at / row * per_row + column / block;
+                (group, (block - column % block).min(row - column))
+            }
+            Self::Axis { groups, run, .. } => (at / run % groups, run - at % run),
+            Self::Tiles { height, width, rows, cols, .. } => {
+                let (matrix, y, x) = (at / (height * width), at / width % height, at % width);
+                let strip = matrix * height.div_ceil(rows) + y / rows;
+                let group = strip * width.div_ceil(cols) + x / cols;
+                (group, (cols - x % cols).min(width - x))
+            }
+        };
+        Run { group, start: at, len }
     }
 
     /// The length of groups that follow each other through the whole tensor; `None` where lines cut them short.
@@ -356,10 +413,6 @@ impl Layout {
     }
 
     /// Calls `visit` for every run of a band, in storage order.
-    #[allow(
-        dead_code,
-        reason = "codecs that are not made of codes under scales go from run to run"
-    )]
     pub fn runs(self, band: &Band, mut visit: impl FnMut(Run)) {
         let len = band.elems.len();
         match self {
@@ -468,6 +521,22 @@ mod tests {
                     });
                 }
                 assert_eq!(got, expected, "{granularity} of {shape:?}");
+                let mut lens = vec![0; layout.groups()];
+                for (i, &group) in expected.iter().enumerate() {
+                    assert_eq!(layout.element(group, lens[group]), i);
+                    lens[group] += 1;
+                }
+                assert!((0..lens.len()).all(|g| layout.group_len(g) == lens[g]));
+                let mut at = 0;
+                while at < expected.len() {
+                    let run = layout.run_at(at);
+                    assert_eq!(run.start, at);
+                    let end = at + run.len;
+                    assert!(expected[at..end].iter().all(|g| *g == run.group));
+                    let middle = layout.run_at(at + run.len / 2);
+                    assert_eq!((middle.group, middle.start + middle.len), (run.group, end));
+                    at = end;
+                }
                 for (from, to) in
                     [(0, got.len()), (1, got.len() - 1), (got.len() / 3, got.len() / 2)]
                 {

@@ -345,6 +345,23 @@ mod tests {
     }
 
     #[test]
+    fn codes_in_bytes_are_packed_as_any_others() {
+        for bits in 1..=8 {
+            for len in (0..80u32).step_by(8) {
+                let codes: Vec<u32> =
+                    (0..len).map(|i| i.wrapping_mul(0x9E37_79B9) >> (32 - bits)).collect();
+                let narrow: Vec<u8> = codes.iter().map(|c| c.to_le_bytes()[0]).collect();
+                let mut out = vec![0; codes.len() / 8 * bits as usize];
+                pack_bytes(&narrow, bits, &mut out);
+                assert_eq!(out, packed(&codes, bits), "{bits} bits");
+                let mut back = vec![0; codes.len()];
+                unpack_bytes(&out, bits, &mut back);
+                assert_eq!(back, narrow, "{bits} bits");
+            }
+        }
+    }
+
+    #[test]
     fn every_width_and_length_comes_back_and_sits_at_its_bits() {
         for bits in 1..=32 {
             for len in 0..40u32 {

@@ -39,6 +39,22 @@ impl Stream {
         Self { step, ..self }
     }
 
+    /// The stream as bytes: seed, tensor id and step, little-endian.
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&self.key[0].to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.key[1].to_le_bytes());
+        bytes[8..].copy_from_slice(&self.step.to_le_bytes());
+        bytes
+    }
+
+    /// The stream that [`to_bytes`](Self::to_bytes) wrote; any bytes are one.
+    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
+        let [seed, tensor, low, high] =
+            [0, 4, 8, 12].map(|at| std::array::from_fn(|i| bytes[at + i])).map(u32::from_le_bytes);
+        Self { key: [seed, tensor], step: u64::from(low) | u64::from(high) << 32 }
+    }
+
     /// The four 32-bit words of one block.
     pub fn words(&self, block: u64) -> [u32; 4] {
         philox([low(self.step), high(self.step), low(block), high(block)], self.key)

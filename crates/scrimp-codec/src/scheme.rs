@@ -3,12 +3,16 @@
 //! ```text
 //! scheme      = head *( "/" word )
 //! head        = a format's name: f32, e4m3fn, int8, uint4, fp:e3m4, qml:m2, ...
-//! word        = granularity | scale | rounding | special | a word of the format (full, qml, deepspeed, sat, ieee)
-//! granularity = "tensor" | "channel" | "axis:" N | "row" | "group:" N | "flat:" N | "tile:" R "x" C | "matrix"
-//! scale       = "scale:" ( "f32" | "f16" | "bf16" | "pow2" )
+//! word        = granularity | scale | rounding | special | stage | a word of the format (full, qml, deepspeed, sat, ieee)
+//! granularity = "tensor" | "channel" | "axis:" N | "row" | "group:" N | "block:" N | "flat:" N | "tile:" R "x" C | "matrix"
+//! scale       = "scale:" ( "f32" | "f16" | "bf16" | "pow2" | "e4m3fn" | "floor" | "ceil" | "even" | "rceil" )
 //! rounding    = "rne" | "half-away" | "toward-zero" | "floor" | "stochastic"
 //! special     = "nonfinite:" ( "error" | "saturate" | "propagate" )
+//! stage       = a word of [`STAGES`](crate::STAGES): nnw, bdi, rans
 //! ```
+//!
+//! `block:N` is another word for `group:N`. Which ways to store a scale there are depends on the format: `floor`, `ceil`,
+//! `even` and `rceil` are rules of the microscaling formats.
 //!
 //! `matrix` goes with `row`, `group` and `tile`: all axes but the first count as one, so that the rows of a convolution's
 //! weight are whole filters. Weights get it by themselves ([`Scheme::for_weight`]).
@@ -26,6 +30,7 @@ use crate::codecs::{Codec, Job, Scaled, Size, Terms};
 use crate::families::FAMILIES;
 use crate::formats::{Card, Float32, Format, HeadError, Scaling};
 use crate::granularity::elems;
+use crate::stages::STAGES;
 use crate::{
     DecodeError, EncodeError, Granularity, Memory, Rounding, ScaleFormat, ShapeError, Stream, Tally,
 };
@@ -90,14 +95,21 @@ impl std::error::Error for SchemeError {}
 impl Scheme {
     /// The scheme that stores `f32` as it is.
     pub fn float32() -> Self {
+        Self::of(Scaled::of(Float32))
+    }
+
+    /// A codec as it is without a common word, be it in the registry or not.
+    pub fn of(codec: Arc<dyn Codec>) -> Self {
+        let defaults = codec.defaults();
+        let scaled = defaults.scaling == Scaling::Always;
         let terms = Terms {
-            granularity: Granularity::Tensor,
+            granularity: defaults.granularity,
             matrix: false,
-            scale: None,
-            rounding: Rounding::NearestEven,
-            nonfinite: NonFinite::Error,
+            scale: defaults.scales.first().copied().filter(|_| scaled),
+            rounding: defaults.rounding.unwrap_or_default(),
+            nonfinite: NonFinite::default(),
         };
-        Self::build(Scaled::of(Float32), terms)
+        Self::build(codec, terms)
     }
 
     /// Whether the tensor stays as it is.
@@ -187,7 +199,7 @@ impl Scheme {
     /// # Errors
     /// If the scheme does not fit the shape.
     pub fn groups(&self, shape: &[usize]) -> Result<usize, ShapeError> {
-        Ok(if self.has_groups() { self.terms.layout(shape)?.groups() } else { 0 })
+        Ok(if self.has_groups() { self.codec.groups(&self.terms, shape)? } else { 0 })
     }
 
     /// What a new tensor of this shape is remembered by, for schemes that depend on what was encoded before.
@@ -196,6 +208,17 @@ impl Scheme {
     /// If the scheme does not fit the shape.
     pub fn memory(&self, shape: &[usize]) -> Result<Option<Memory>, ShapeError> {
         self.codec.memory(&self.terms, shape)
+    }
+
+    /// The scales that `x` would get by itself, one for each group, for schemes whose workers can agree on common ones
+    /// (`terngrad`); none for all others. The largest of each group over all workers, as [`Memory::Shared`], makes their
+    /// codes mean the same, so that codes can be added up.
+    ///
+    /// # Errors
+    /// As [`emulate`](Self::emulate).
+    pub fn scales(&self, x: &[f32], shape: &[usize]) -> Result<Vec<f32>, EncodeError> {
+        self.check_length(x.len(), shape)?;
+        self.codec.scales(self.job(shape, &Stream::new(0, 0), None), x)
     }
 
     /// Rounds `x`, a tensor of the given shape in row-major order, to the values that its bytes would hold.
@@ -268,16 +291,78 @@ impl Scheme {
         shape: &[usize],
         out: &mut [f32],
     ) -> Result<(), DecodeError> {
+        self.check_bytes(bytes, shape, out.len())?;
+        self.codec.decode(&self.terms, bytes, shape, out)
+    }
+
+    /// How many values of `x`, whose encoding `bytes` is, were clipped: they lie beyond the outermost values that their
+    /// group's codes reach, by more than rounding takes. `None` where that means nothing to the codec.
+    ///
+    /// NaN is not counted; an infinity is.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode), where `x` takes the place of the output.
+    pub fn saturated(
+        &self,
+        x: &[f32],
+        bytes: &[u8],
+        shape: &[usize],
+    ) -> Result<Option<u64>, DecodeError> {
+        self.check_bytes(bytes, shape, x.len())?;
+        self.codec.saturated(&self.terms, bytes, shape, x)
+    }
+
+    /// Turns the bytes of a tensor back into its elements `range`, in storage order, of which `out` holds as many.
+    ///
+    /// Schemes whose bytes can be entered anywhere (`smaq`) read only what they need; others decode the tensor.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode), or if the shape does not have these elements; but what is wrong outside of the range
+    /// may go unnoticed.
+    pub fn decode_range(
+        &self,
+        bytes: &[u8],
+        shape: &[usize],
+        range: ops::Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        let elems = elems(shape)?;
+        self.check_bytes(bytes, shape, elems)?;
+        if range.start > range.end || range.end > elems {
+            return Err(DecodeError::Range { shape: shape.to_vec(), elems, range });
+        }
+        let (expected, actual) = (range.len(), out.len());
+        if expected != actual {
+            return Err(DecodeError::Output { shape: shape.to_vec(), expected, actual });
+        }
+        if range.is_empty() {
+            return Ok(());
+        }
+        self.codec.decode_range(&self.terms, bytes, shape, range, out)
+    }
+
+    fn check_bytes(&self, bytes: &[u8], shape: &[usize], values: usize) -> Result<(), DecodeError> {
         let (expected, actual) = (self.size(shape)?, bytes.len());
         if !expected.contains(actual) {
             let (scheme, shape) = (self.to_string(), shape.to_vec());
             return Err(DecodeError::Length { scheme, shape, expected, actual });
         }
-        let (expected, actual) = (elems(shape)?, out.len());
-        if expected != actual {
-            return Err(DecodeError::Output { shape: shape.to_vec(), expected, actual });
+        let expected = elems(shape)?;
+        if expected != values {
+            return Err(DecodeError::Output { shape: shape.to_vec(), expected, actual: values });
         }
-        self.codec.decode(&self.terms, bytes, shape, out)
+        Ok(())
+    }
+
+    /// The codes that the bytes of a tensor hold, one for each element; `None` where elements have no codes of one width.
+    ///
+    /// [`entropy_bits`](crate::stages::entropy_bits) says how small they could get.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn codes(&self, bytes: &[u8], shape: &[usize]) -> Result<Option<Vec<u32>>, DecodeError> {
+        self.check_bytes(bytes, shape, elems(shape)?)?;
+        self.codec.codes(&self.terms, bytes, shape)
     }
 
     fn check_length(&self, actual: usize, shape: &[usize]) -> Result<(), EncodeError> {
@@ -510,6 +595,9 @@ fn known_words(codec: &dyn Codec) -> Vec<String> {
     known.extend(defaults.scales.iter().map(|s| format!("scale:{}", s.word())));
     known.extend(NonFinite::WORDS.map(|(w, _)| format!("nonfinite:{w}")));
     known.extend(codec.words().iter().map(|w| (*w).to_owned()));
+    if codec.takes_stages() {
+        known.extend(STAGES.iter().filter_map(|s| s.members().first()).map(|w| (*w).to_owned()));
+    }
     known
 }
 
@@ -545,9 +633,10 @@ fn parse_granularity(text: &str) -> Result<Option<Granularity>, HeadError> {
             "channel" => Granularity::Channel,
             "row" => Granularity::Row,
             "sample" => Granularity::Axis(0),
-            "group" | "flat" | "axis" | "tile" => {
+            "group" | "block" | "flat" | "axis" | "tile" => {
+                let known = if text == "block" { "group" } else { text };
                 let example =
-                    GRANULARITIES.into_iter().find(|g| g.starts_with(text)).unwrap_or(text);
+                    GRANULARITIES.into_iter().find(|g| g.starts_with(known)).unwrap_or(known);
                 return Err(wrong(
                     format!("`{text}` needs a length"),
                     format!("write for example `{example}`"),
@@ -556,7 +645,8 @@ fn parse_granularity(text: &str) -> Result<Option<Granularity>, HeadError> {
             _ => return Ok(None),
         },
         Some(("axis", n)) => Granularity::Axis(number(n, 0, "axis:1")?),
-        Some(("group", n)) => Granularity::Group(number(n, 1, "group:128")?),
+        // Block formats are written with `block`; it prints as `group`.
+        Some(("group" | "block", n)) => Granularity::Group(number(n, 1, "group:128")?),
         Some(("flat", n)) => Granularity::Flat(number(n, 1, "flat:64")?),
         Some(("tile", size)) => {
             let (rows, cols) = size.split_once('x').unwrap_or((size, ""));
@@ -703,6 +793,9 @@ mod tests {
             "int8/tile:2x3",
             "e4m3fn/nonfinite:propagate",
             "int4/group:32/matrix/scale:f16",
+            "mxfp4/group:16/scale:rceil/stochastic/nonfinite:propagate",
+            "int4/group:16/scale:e4m3fn",
+            "bfp:mb4/bump/group:32",
         ] {
             assert_eq!(parse(text).to_string(), text);
         }
@@ -718,6 +811,8 @@ mod tests {
         assert_eq!(parse("uint8/qml/sample").to_string(), "uint8/qml");
         assert_eq!(parse("e4m3fn/scale:f32").to_string(), "e4m3fn/tensor");
         assert_eq!(parse("f16/ieee").to_string(), "f16");
+        assert_eq!(parse("int4/block:16").to_string(), "int4/group:16");
+        assert_eq!(parse("mxfp8_e5m2/block:32/scale:floor").to_string(), "mxfp8_e5m2");
     }
 
     #[test]
@@ -730,6 +825,9 @@ mod tests {
             ("fp:e9m9", 0..7, "fp:e8m9"),
             ("int4/group:0", 5..12, "group:128"),
             ("int4/group", 5..10, "group:128"),
+            ("int4/block", 5..10, "group:128"),
+            ("mxfp4/scale:f32", 6..15, "scale:rceil"),
+            ("mxfp8", 0..5, "mxfp8_e4m3"),
             ("int4/grup:32", 5..12, "group:128"),
             ("int8/chanel", 5..11, "channel"),
             ("int8/channel/row", 13..16, "keep one"),

@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 
 use crate::formats::{Codes, CodesMut, Groups, Params};
 use crate::philox::Stream;
+use crate::scale::{nested_e4m3fn, power_of_code};
 use crate::{Rounding, ScaleFormat};
 
 /// An instruction set.
@@ -82,11 +83,24 @@ macro_rules! versions {
     };
 }
 
+mod block32;
 pub(crate) mod elements;
+pub(crate) mod levels;
+mod loss;
+pub(crate) mod s2fp8;
+pub(crate) mod select;
+pub(crate) mod smaq;
+mod tables;
 
+pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
 pub(crate) use elements::{
     Integers, fit_blocks, float_decode_groups, float_encode_groups, float_groups, int_decode,
     int_encode, int_groups, join_ranges,
+};
+pub(crate) use loss::loss_sums;
+pub(crate) use tables::{
+    Sixteen, Wide, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run, wide_encode,
+    wide_run,
 };
 
 const SIGN: u32 = 0x8000_0000;
@@ -204,7 +218,6 @@ pub(crate) struct FloatCodes {
 }
 
 /// The codes of values over `scale`, to nearest.
-#[allow(dead_code, reason = "formats whose codes are only almost those of a float change them")]
 pub(crate) fn float_encode(
     grid: &FloatGrid,
     codes: FloatCodes,
@@ -377,13 +390,305 @@ versions! {
     }
 }
 
+/// A float grid under a scale for each block, as the vector loops see it. No element is infinite, and quotients come to at
+/// most a few times the largest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockGrid {
+    /// What is added to the bits of a block's largest magnitude before its exponent is taken
+    /// ([`ExponentRule::carry`](crate::ExponentRule)).
+    pub carry: u32,
+    /// The exponent of the largest element.
+    pub emax: u32,
+    /// The bits of the smallest normal element.
+    pub min_normal: u32,
+    /// How many mantissa bits of `f32` are dropped.
+    pub shift: u32,
+    /// The largest element.
+    pub max: f32,
+    /// Its code.
+    pub max_code: u32,
+    /// The code of infinity, which is never written; beyond all codes where there is none.
+    pub infinity: u32,
+    /// The sign of a code.
+    pub sign_bit: u32,
+    /// Whether a negative code is the complement of the positive one, in eight bits. Zero then has no sign.
+    pub twos_complement: bool,
+}
+
+impl BlockGrid {
+    /// The exponent of a block plus 127.
+    #[inline(always)]
+    fn exponent_code(self, amax: u32) -> u8 {
+        // Elements whose largest exponent is 0 reach one power of two into the subnormal numbers.
+        let tiny = u32::from(amax < f32::MIN_POSITIVE.to_bits());
+        let field = ((amax << tiny) + self.carry) >> 23;
+        field.saturating_sub(self.emax + tiny).min(254) as u8
+    }
+
+    /// The magnitude of a value as a sum whose last mantissa bit is a step of the grid, and the number that was added.
+    #[inline(always)]
+    fn sum(self, v: f32) -> (f32, f32) {
+        let a = v.to_bits() & !SIGN;
+        let exponent = (a & INFINITY).max(self.min_normal);
+        let magic = f32::from_bits(exponent + (self.shift << 23));
+        (f32::from_bits(a) + magic, magic)
+    }
+
+    #[inline(always)]
+    fn round(self, v: f32, scale: f32) -> f32 {
+        let (sum, magic) = self.sum(v);
+        let q = sum - magic;
+        let q = if q > self.max { self.max } else { q };
+        let y = q * scale;
+        let y = if y > f32::MAX { f32::MAX } else { y };
+        f32::from_bits(y.to_bits() | v.to_bits() & SIGN)
+    }
+
+    #[inline(always)]
+    fn code(self, v: f32) -> u32 {
+        let (sum, magic) = self.sum(v);
+        // Codes count steps: within an exponent by one, and across exponents without a gap.
+        let base = (magic.to_bits() - (self.shift << 23) - self.min_normal) >> self.shift;
+        let code = base + (sum.to_bits() - magic.to_bits());
+        let code = if code > self.max_code { self.max_code } else { code };
+        let negative = v.to_bits() >> 31;
+        if self.twos_complement {
+            (code ^ negative.wrapping_neg()).wrapping_add(negative) & 0xFF
+        } else {
+            code + negative * self.sign_bit
+        }
+    }
+
+    #[inline(always)]
+    fn value(self, code: u32, scale: f32) -> f32 {
+        if self.twos_complement {
+            let step = f32::from_bits(self.min_normal - ((23 - self.shift) << 23));
+            let steps = (code << 24).cast_signed() >> 24;
+            return FloatGrid::finite(steps as f32 * step * scale);
+        }
+        let a = code & (self.sign_bit - 1);
+        let magic = self.min_normal + (self.shift << 23);
+        let subnormal = f32::from_bits(magic + a) - f32::from_bits(magic);
+        let normal = f32::from_bits((a << self.shift) + (self.min_normal - (1 << 23)));
+        let q = if a < 1 << (23 - self.shift) { subnormal } else { normal };
+        let y = q * scale;
+        let y = if y > f32::MAX { f32::MAX } else { y };
+        let special = if a == self.infinity { INFINITY } else { NAN };
+        let bits = if a > self.max_code { special } else { y.to_bits() };
+        f32::from_bits(bits | u32::from(code & self.sign_bit != 0) << 31)
+    }
+
+    /// Rounds one block; `false` if a value is not finite.
+    #[inline(always)]
+    fn round_block(self, b: &mut [f32]) -> bool {
+        let amax = block_amax(b);
+        if amax >= INFINITY {
+            return false;
+        }
+        let exponent = self.exponent_code(amax);
+        // A power of two has an exact inverse: its product is the quotient, bit for bit.
+        let (scale, inverse) = (power_of_code(exponent), power_of_code(254 - exponent));
+        // The sum with a negative zero is what it was, that with zero has no negative zero.
+        let zero = if self.twos_complement { 0.0 } else { -0.0 };
+        for v in b {
+            *v = self.round(*v * inverse, scale) + zero;
+        }
+        true
+    }
+
+    /// Encodes one block; `false` if a value is not finite.
+    #[inline(always)]
+    fn encode_block(self, b: &[f32], scale: &mut u8, codes: &mut [u32]) -> bool {
+        let amax = block_amax(b);
+        if amax >= INFINITY {
+            return false;
+        }
+        *scale = self.exponent_code(amax);
+        let inverse = power_of_code(254 - *scale);
+        for (v, code) in b.iter().zip(codes) {
+            *code = self.code(*v * inverse);
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn decode_block(self, scale: f32, codes: &[u32], out: &mut [f32]) {
+        if scale.is_nan() {
+            return out.fill(f32::NAN);
+        }
+        for (code, v) in codes.iter().zip(out) {
+            *v = self.value(*code, scale);
+        }
+    }
+}
+
+versions! {
+    /// Rounds blocks of `len` values to a float grid under a power of two; returns how many values are done, up to a block
+    /// that is not finite.
+    fn power_blocks(grid: &BlockGrid, x: &mut [f32], len: usize) -> usize {
+        let grid = *grid;
+        blocks(x, len, |b: &mut [f32]| grid.round_block(b))
+    }
+}
+
+// Loops and no iterator adapters: what these call is compiled without the instruction set unless it is inlined.
+versions! {
+    /// The exponents plus 127 of blocks of `len` values, and the codes of the values; `false` if a value is not finite.
+    fn power_encode(grid: &BlockGrid, x: &[f32], len: usize, scales: &mut [u8], codes: &mut [u32]) -> bool {
+        #[inline(always)]
+        fn fixed<const N: usize>(grid: BlockGrid, x: &[f32], scales: &mut [u8], codes: &mut [u32]) -> bool {
+            let blocks = x.as_chunks::<N>().0.iter().zip(codes.as_chunks_mut::<N>().0);
+            for ((b, codes), scale) in blocks.zip(scales) {
+                if !grid.encode_block(b, scale, codes) {
+                    return false;
+                }
+            }
+            true
+        }
+        let grid = *grid;
+        match len {
+            16 => fixed::<16>(grid, x, scales, codes),
+            32 => fixed::<32>(grid, x, scales, codes),
+            64 => fixed::<64>(grid, x, scales, codes),
+            _ => {
+                let blocks = x.chunks_exact(len).zip(codes.chunks_exact_mut(len));
+                for ((b, codes), scale) in blocks.zip(scales) {
+                    if !grid.encode_block(b, scale, codes) {
+                        return false;
+                    }
+                }
+                true
+            }
+        }
+    }
+}
+
+versions! {
+    /// The values of the codes of blocks of `len` values under these scales.
+    fn scaled_decode(grid: &BlockGrid, scales: &[f32], codes: &[u32], len: usize, out: &mut [f32]) {
+        #[inline(always)]
+        fn fixed<const N: usize>(grid: BlockGrid, scales: &[f32], codes: &[u32], out: &mut [f32]) {
+            let blocks = codes.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<N>().0);
+            for ((codes, out), scale) in blocks.zip(scales) {
+                grid.decode_block(*scale, codes, out);
+            }
+        }
+        let grid = *grid;
+        match len {
+            16 => fixed::<16>(grid, scales, codes, out),
+            32 => fixed::<32>(grid, scales, codes, out),
+            64 => fixed::<64>(grid, scales, codes, out),
+            _ => {
+                let blocks = codes.chunks_exact(len).zip(out.chunks_exact_mut(len));
+                for ((codes, out), scale) in blocks.zip(scales) {
+                    grid.decode_block(*scale, codes, out);
+                }
+            }
+        }
+    }
+}
+
+versions! {
+    /// Rounds blocks of `len` values to a float grid under these scales, by division; where the scale is 0, to zeros.
+    fn scaled_blocks(grid: &BlockGrid, scales: &[f32], x: &mut [f32], len: usize) {
+        #[inline(always)]
+        fn one(grid: BlockGrid, scale: f32, b: &mut [f32]) {
+            let divisor = if scale == 0.0 { f32::MAX } else { scale };
+            for v in b {
+                *v = grid.round(*v / divisor, scale);
+            }
+        }
+        let grid = *grid;
+        if len == 16 {
+            for (b, scale) in x.as_chunks_mut::<16>().0.iter_mut().zip(scales) {
+                one(grid, *scale, b);
+            }
+        } else {
+            for (b, scale) in x.chunks_exact_mut(len).zip(scales) {
+                one(grid, *scale, b);
+            }
+        }
+    }
+}
+
+versions! {
+    /// The codes of blocks of `len` values under these scales, by division; where the scale is 0, those of zeros.
+    fn scaled_encode(grid: &BlockGrid, scales: &[f32], x: &[f32], len: usize, codes: &mut [u32]) {
+        #[inline(always)]
+        fn one(grid: BlockGrid, scale: f32, b: &[f32], codes: &mut [u32]) {
+            // What has a scale of 0 is too small to become anything but zero when it is divided by the largest number.
+            let divisor = if scale == 0.0 { f32::MAX } else { scale };
+            for (v, code) in b.iter().zip(codes) {
+                *code = grid.code(*v / divisor);
+            }
+        }
+        let grid = *grid;
+        if len == 16 {
+            let blocks = x.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0);
+            for ((b, codes), scale) in blocks.zip(scales) {
+                one(grid, *scale, b, codes);
+            }
+        } else {
+            let blocks = x.chunks_exact(len).zip(codes.chunks_exact_mut(len));
+            for ((b, codes), scale) in blocks.zip(scales) {
+                one(grid, *scale, b, codes);
+            }
+        }
+    }
+}
+
+versions! {
+    /// The largest magnitude of each block of `len` values, as bits; `false` if a value is not finite.
+    fn block_ranges(x: &[f32], len: usize, amax: &mut [u32]) -> bool {
+        let mut all = 0;
+        if len == 16 {
+            for (b, amax) in x.as_chunks::<16>().0.iter().zip(amax) {
+                // What is hidden from the compiler keeps it from gathering element by element across blocks.
+                *amax = std::hint::black_box(block_amax(b));
+                all = all.max(*amax);
+            }
+        } else {
+            for (b, amax) in x.chunks_exact(len).zip(amax) {
+                *amax = block_amax(b);
+                all = all.max(*amax);
+            }
+        }
+        all < INFINITY
+    }
+}
+
+versions! {
+    /// The codes and the scales of blocks with these largest magnitudes, for scales in e4m3fn under a global one.
+    fn nest_e4m3fn(amax: &[u32], top: f32, global: f32, codes: &mut [u32], scales: &mut [f32]) {
+        for ((amax, code), scale) in amax.iter().zip(codes).zip(scales) {
+            let c = nested_e4m3fn::code(f32::from_bits(*amax) / top, global);
+            *code = c;
+            *scale = nested_e4m3fn::scale(c, global);
+        }
+    }
+}
+
+versions! {
+    /// Codes of at most eight bits, as bytes.
+    fn narrow(codes: &[u32], out: &mut [u8]) {
+        for (b, code) in out.iter_mut().zip(codes) { *b = *code as u8; }
+    }
+}
+
+versions! {
+    /// Bytes as codes.
+    fn widen(bytes: &[u8], codes: &mut [u32]) {
+        for (code, b) in codes.iter_mut().zip(bytes) { *code = u32::from(*b); }
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::cell::Cell;
 
     use super::*;
     use crate::formats::quantize_by_definition;
-    use crate::{Range, Scheme, pack};
+    use crate::{Range, Scheme};
 
     thread_local! {
         /// The level that a test asks for on its thread.
@@ -408,7 +713,7 @@ pub(crate) mod tests {
     }
 
     /// Values of every size, with ties, zeros of both signs, subnormals and infinities.
-    fn values(n: usize) -> Vec<f32> {
+    pub(super) fn values(n: usize) -> Vec<f32> {
         let stream = Stream::named(5, "simd");
         (0..n)
             .map(|i| {
@@ -567,6 +872,29 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn every_rounding_of_a_run_has_the_codes_of_the_definition() {
+        let x = values(3000);
+        let mut draws = vec![0; x.len()];
+        Stream::new(1, 2).fill(0, &mut draws);
+        for scheme in formats() {
+            let format = scheme.format().unwrap();
+            let top = Range { min: 1e-3, max: f32::MAX };
+            for range in [Range { min: -3.0, max: 2.0 }, Range { min: 0.0, max: 1e-40 }, top] {
+                for &store in format.scales() {
+                    let params = format.fit(range, store);
+                    for (_, rounding) in Rounding::WORDS {
+                        let encode = |i: usize| format.encode(x[i], &params, rounding, draws[i]);
+                        let expected: Vec<u32> = (0..x.len()).map(encode).collect();
+                        let mut codes = vec![0; x.len()];
+                        format.encode_run(&x, &params, rounding, &draws, &mut codes);
+                        assert_eq!(codes, expected, "{scheme} {params:?} {rounding:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn every_level_works_on_groups_as_the_definition() {
         let x = values(421);
         let mut draws = vec![0; x.len()];
@@ -674,40 +1002,61 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn every_level_encodes_blocks_as_the_definition() {
-        let x: Vec<f32> = values(6000).into_iter().filter(|v| v.abs() < 1e36).collect();
+    fn every_level_encodes_and_decodes_blocks_as_the_definition() {
+        use crate::pack::{pack, packed_len, unpack};
+        let mut x: Vec<f32> = values(4800).into_iter().filter(|v| v.abs() < 1e36).collect();
+        // Blocks of zeros, of subnormal numbers and near the top of f32.
+        x[64..128].fill(-0.0);
+        x[128..192].iter_mut().for_each(|v| *v = f32::from_bits(v.to_bits() & 0x807F_FFFF));
+        x[192..256].iter_mut().for_each(|v| *v = f32::MAX.copysign(*v));
+        let mut fast = 0;
         for scheme in formats() {
             let format = scheme.format().unwrap();
-            for &store in format.scales() {
-                for len in [5, 16, 32, 48, 64, 128, 1024] {
+            for &store in format.scales().iter().filter(|store| !store.is_nested()) {
+                for len in [8, 16, 24, 32, 64, 1024, 1032] {
                     let x = &x[..x.len() / len * len];
-                    let mut scales = vec![0; store.bytes(x.len() / len).unwrap()];
-                    let mut packed = vec![0; pack::packed_len(x.len(), format.bits()).unwrap()];
-                    if !format.encode_blocks(x, len, store, &mut scales, &mut packed) {
-                        continue;
-                    }
-                    let mut params = Vec::new();
-                    let mut codes = Vec::new();
+                    let (mut params, mut codes) = (vec![], vec![]);
                     for block in x.chunks(len) {
-                        let range = Range::of_finite(block);
-                        let p = format.fit(Range { min: -range.amax(), max: range.amax() }, store);
+                        let amax = Range::of_finite(block).amax();
+                        let p = format.fit(Range { min: -amax, max: amax }, store);
                         let encode = |v: &f32| format.encode(*v, &p, Rounding::NearestEven, 0);
                         codes.extend(block.iter().map(encode));
                         params.push(p);
                     }
-                    let (mut told, mut written) = (vec![0; scales.len()], vec![0; packed.len()]);
-                    store.write_all(&params, &mut told);
-                    pack::pack(&codes, format.bits(), &mut written);
+                    let mut scales = vec![0; store.bytes(params.len()).unwrap()];
+                    store.write_all(&params, &mut scales);
+                    let mut packed = vec![0; packed_len(x.len(), format.bits()).unwrap()];
+                    pack(&codes, format.bits(), &mut packed);
                     at_every_level(|level| {
-                        scales.fill(7);
-                        packed.fill(7);
-                        assert!(format.encode_blocks(x, len, store, &mut scales, &mut packed));
-                        let what = format!("{format:?} {store:?} {len} {level:?}");
-                        assert_eq!((&scales, &packed), (&told, &written), "{what}");
+                        let (mut s, mut p) = (vec![0; scales.len()], vec![0; packed.len()]);
+                        if format.encode_blocks(x, len, store, &mut s, &mut p) {
+                            assert!(
+                                s == scales && p == packed,
+                                "{scheme} {store:?} {len} {level:?}"
+                            );
+                            fast += 1;
+                        }
+                    });
+                    // Bytes that are never written too.
+                    scales.iter_mut().zip((0..=255).rev()).for_each(|(s, byte)| *s = byte);
+                    packed.iter_mut().zip((0..=255).cycle()).for_each(|(p, byte)| *p = byte);
+                    if store.read_all(&scales, &mut params).is_err() {
+                        continue;
+                    }
+                    unpack(&packed, format.bits(), 0, &mut codes);
+                    let decode = |i: usize| format.decode(codes[i], &params[i / len]).to_bits();
+                    let expected: Vec<u32> = (0..x.len()).map(decode).collect();
+                    at_every_level(|level| {
+                        let mut out = vec![1.0; x.len()];
+                        if format.decode_blocks(&scales, &packed, len, store, &mut out) {
+                            assert_eq!(bits(&out), expected, "{scheme} {store:?} {len} {level:?}");
+                            fast += 1;
+                        }
                     });
                 }
             }
         }
+        assert!(fast > 500, "{fast}");
     }
 
     #[test]

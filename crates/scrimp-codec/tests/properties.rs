@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use scrimp_codec::formats::Scaling;
-use scrimp_codec::{EncodeError, FAMILIES, Rounding, Scheme, Stream};
+use scrimp_codec::{EncodeError, FAMILIES, Granularity, Rounding, Scheme, Stream};
 
 fn members() -> Vec<String> {
     FAMILIES.iter().flat_map(|f| f.members()).collect()
@@ -127,18 +127,55 @@ proptest! {
     #[test]
     fn rounding_keeps_the_order_of_values(scheme in any_scheme(), x in prop::collection::vec(any_value(), 2..60)) {
         prop_assume!(scheme.rounding() != Rounding::Stochastic);
+        // Where zeros are exact, values near them still move toward the mean, and so past zero.
+        let text = scheme.to_string();
+        // What is kept of equal values depends on where they stand, or on the lot.
+        let chooses = ["top_k", "random_k"].iter().any(|name| text.starts_with(name));
+        if chooses || text.split('/').any(|word| word == "zeros") {
+            return Ok(());
+        }
         // One group, because groups have steps of their own.
         let tensor: Scheme = match scheme.granularity() {
-            Some(g) => scheme.to_string().replace(&format!("/{g}"), "/tensor").parse().unwrap(),
+            Some(g) if text.contains(&format!("/{g}")) => {
+                text.replace(&format!("/{g}"), "/tensor").parse().unwrap()
+            }
+            // The family's own granularity is not written.
+            Some(_) => format!("{text}/tensor").parse().unwrap(),
             None => scheme,
         };
         let mut x = x;
+        // A codec whose blocks are its own shows one of them.
+        if let Granularity::Flat(len) = tensor.codec().defaults().granularity
+            && tensor.granularity().is_none()
+        {
+            x.truncate(len);
+        }
         x.sort_by(f32::total_cmp);
         let shape = [1, x.len()];
         prop_assume!(tensor.check(&shape).is_ok());
         prop_assume!(tensor.groups(&shape).unwrap() <= 1);
         tensor.emulate(&mut x, &shape, &Stream::new(0, 0)).unwrap();
         prop_assert!(x.is_sorted(), "{} {:?}", tensor, x);
+    }
+
+    #[test]
+    fn what_is_remembered_is_the_same_whether_a_tensor_is_encoded_or_emulated(
+        scheme in any_scheme(), (shape, x) in any_tensor(), seed: u32,
+    ) {
+        let mut memory = scheme.memory(&shape).unwrap();
+        let mut twin = memory.clone();
+        for step in 0..3 {
+            let stream = Stream::named(seed, "g").at_step(step);
+            let mut bytes = Vec::new();
+            scheme.encode_next(&x, &shape, &stream, memory.as_mut(), &mut bytes).unwrap();
+            prop_assert!(scheme.size(&shape).unwrap().contains(bytes.len()), "{}", scheme);
+            let mut decoded = vec![0.0; x.len()];
+            scheme.decode(&bytes, &shape, &mut decoded).unwrap();
+            let mut emulated = x.clone();
+            scheme.emulate_next(&mut emulated, &shape, &stream, twin.as_mut()).unwrap();
+            prop_assert_eq!(bits(&emulated), bits(&decoded), "{} {:?} {:?}", scheme, shape, x);
+            prop_assert_eq!(&memory, &twin, "{} {:?} {:?}", scheme, shape, x);
+        }
     }
 
     #[test]
@@ -158,6 +195,48 @@ proptest! {
             bytes.resize(scheme.size(&shape).unwrap().most, 0x3c);
         }
         let _ = scheme.decode(&bytes, &shape, &mut out);
+    }
+
+    #[test]
+    fn damaged_bytes_decode_to_finite_values_or_fail(
+        scheme in any_scheme(), (shape, x) in any_tensor(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut bytes = Vec::new();
+        scheme.encode(&x, &shape, &Stream::new(0, 0), &mut bytes).unwrap();
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let mut out = vec![0.0; x.len()];
+        let specials = scheme.card().specials != "none" || scheme.is_float32();
+        if scheme.decode(&bytes, &shape, &mut out).is_ok() {
+            prop_assert!(specials || out.iter().all(|v| v.is_finite()), "{} {:?}", scheme, out);
+            let mut part = vec![0.0; x.len() / 2];
+            let start = x.len() / 3;
+            scheme.decode_range(&bytes, &shape, start..start + x.len() / 2, &mut part).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_range_of_elements_is_decoded_as_in_the_whole(
+        scheme in any_scheme(), (shape, x) in any_tensor(), ends: [prop::sample::Index; 2],
+    ) {
+        let stream = Stream::new(3, 3);
+        let mut bytes = Vec::new();
+        scheme.encode(&x, &shape, &stream, &mut bytes).unwrap();
+        let mut whole = vec![0.0; x.len()];
+        scheme.decode(&bytes, &shape, &mut whole).unwrap();
+        let [a, b] = ends.map(|end| end.index(x.len() + 1));
+        let range = a.min(b)..a.max(b);
+        let mut part = vec![0.0; range.len()];
+        scheme.decode_range(&bytes, &shape, range.clone(), &mut part).unwrap();
+        prop_assert_eq!(bits(&part), bits(&whole[range]), "{}", scheme);
+        let beyond = x.len() + 1;
+        prop_assert!(scheme.decode_range(&bytes, &shape, beyond..beyond, &mut []).is_err());
     }
 
     #[test]
@@ -224,6 +303,10 @@ fn every_code_of_every_member_is_encoded_as_itself() {
         let Some(format) = scheme.format().filter(|f| f.bits() <= 19) else { continue };
         for code in 0..1u32 << format.bits() {
             let value = format.decode(code, &Params::UNIT);
+            if value.is_nan() && !format.holds_nan() {
+                // Blocks have elements with a code for NaN that is never written: their scale says it.
+                continue;
+            }
             // Codes outside a symmetric range, and NaNs, have a representative.
             let again = format.encode(value, &Params::UNIT, Rounding::NearestEven, 0);
             let canonical = format.decode(again, &Params::UNIT);
@@ -254,6 +337,37 @@ fn threads_and_alignment_change_nothing() {
         "uint8/qml",
         "bf16",
         "fp:e3m2/row/scale:f16",
+        "mxfp4",
+        "mxint8/group:3/stochastic",
+        "mxfp6_e3m2/row",
+        "msfp12/bump",
+        "nvfp4",
+        "int5/scale:e4m3fn/stochastic",
+        "cfloat8_1_4_3/stochastic",
+        "nf4",
+        "nf4/double/stochastic",
+        "flex16+5/stochastic",
+        "flex11+5",
+        "q4_0",
+        "q8_0",
+        "sign",
+        "binary/axis:1",
+        "binary/tile:7x100",
+        "ternary",
+        "ternary/dense/group:32",
+        "terngrad/dense",
+        "terngrad/axis:2",
+        "onebit",
+        "onebit/tensor",
+        "smaq:6,8",
+        "smaq:3,16/group:100/stochastic",
+        "smaq:6,8/axis:1/zeros/sampled:16",
+        "smaq:5,7/tile:7x100/original/range",
+        "s2fp8",
+        "s2fp8/axis:1/stochastic",
+        "top_k:1%",
+        "top_k:40%/values:f16",
+        "random_k:3%",
     ] {
         let scheme: Scheme = text.parse().unwrap();
         let stream = Stream::named(9, "x").at_step(5);
@@ -322,6 +436,13 @@ fn empty_scalar_and_all_zero_tensors_are_exact_and_small() {
             }
             let n = shape.iter().product();
             let zeros = vec![0.0; n];
+            if member == "sign" {
+                // It has no zero: the sign of zero is 1, and there is no scale that could be zero.
+                let mut x = zeros;
+                scheme.emulate(&mut x, &shape, &stream).unwrap();
+                assert!(x.iter().all(|v| *v == 1.0));
+                continue;
+            }
             let (mut bytes, mut back) = (Vec::new(), vec![1.0; n]);
             scheme.encode(&zeros, &shape, &stream, &mut bytes).unwrap();
             scheme.decode(&bytes, &shape, &mut back).unwrap();

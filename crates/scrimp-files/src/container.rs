@@ -16,9 +16,10 @@
 //! the same bytes. Any reader of safetensors opens the file.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use scrimp_codec::{Scheme, SchemeError, ShapeError, Stream, Tally};
+use scrimp_codec::{Scheme, SchemeError, ShapeError, Size, Stream, Tally};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -101,8 +102,9 @@ pub enum ContainerError {
     },
     /// A packed tensor of the wrong length.
     #[error(
-        "packed tensor `{name}`: `{scheme}` takes {expected} bytes for shape {shape:?}, but \
-         {bytes} are stored"
+        "packed tensor `{name}`: `{scheme}` takes {} bytes for shape {shape:?}, but \
+         {bytes} are stored",
+        told(*expected)
     )]
     PackedLength {
         /// Name of the tensor.
@@ -112,7 +114,7 @@ pub enum ContainerError {
         /// Its original shape.
         shape: Vec<usize>,
         /// Bytes that the scheme takes.
-        expected: usize,
+        expected: Size,
         /// Bytes that the file holds.
         bytes: usize,
     },
@@ -218,9 +220,9 @@ fn packed_entry(name: String, packed: PackedJson, bytes: usize) -> Result<Entry,
         Err(problem) => return Err(ContainerError::Scheme { name, problem }),
     };
     let entry = Entry { name, shape, dtype, storage: Storage::Packed { scheme } };
-    let expected = entry.checked_stored_bytes()?;
+    let expected = entry.stored_size()?;
     match entry.storage {
-        Storage::Packed { scheme } if expected != bytes => {
+        Storage::Packed { scheme } if !expected.contains(bytes) => {
             let Entry { name, shape, .. } = entry;
             let scheme = Box::new(scheme);
             Err(ContainerError::PackedLength { name, scheme, shape, expected, bytes })
@@ -231,7 +233,7 @@ fn packed_entry(name: String, packed: PackedJson, bytes: usize) -> Result<Entry,
 
 impl Entry {
     /// Bytes of the tensor in the file.
-    fn checked_stored_bytes(&self) -> Result<usize, ContainerError> {
+    fn stored_size(&self) -> Result<Size, ContainerError> {
         let Self { name, shape, dtype, storage } = self;
         let no_length = || SafetensorsError::NoLength {
             name: name.clone(),
@@ -239,23 +241,53 @@ impl Entry {
             dtype: *dtype,
         };
         let plain_bytes = dtype.byte_len(shape).ok_or_else(no_length)?;
-        let Storage::Packed { scheme } = storage else { return Ok(plain_bytes) };
+        let Storage::Packed { scheme } = storage else { return Ok(Size::fixed(plain_bytes)) };
         if !dtype.is_float() {
             return Err(ContainerError::NotFloat { name: name.clone(), dtype: *dtype });
         }
         // The values must be addressable too, whatever little room the scheme leaves them.
         value_count(shape).and_then(|values| values.checked_mul(8)).ok_or_else(no_length)?;
-        scheme
-            .packed_bytes(shape)
-            .map_err(|problem| ContainerError::Shape { name: name.clone(), problem })
+        scheme.size(shape).map_err(|problem| ContainerError::Shape { name: name.clone(), problem })
     }
 }
 
-/// The plan of a packed container: every length is known before a value is encoded.
+/// `294512`, or `1040 to 2088`.
+fn told(size: Size) -> String {
+    match size.exact() {
+        Some(bytes) => bytes.to_string(),
+        None => format!("{} to {}", size.least, size.most),
+    }
+}
+
+/// The length of a file that is not written yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileSize {
+    /// It will not be shorter, in bytes.
+    pub least: u64,
+    /// Nor longer.
+    pub most: u64,
+}
+
+impl FileSize {
+    /// The length, where no scheme makes it depend on the values.
+    pub fn exact(self) -> Option<u64> {
+        (self.least == self.most).then_some(self.least)
+    }
+
+    /// Whether the file may have this length.
+    pub fn contains(self, bytes: u64) -> bool {
+        (self.least..=self.most).contains(&bytes)
+    }
+}
+
+/// The plan of a packed container: what can be wrong with it is known before a value is encoded.
 #[derive(Debug, Clone)]
 pub struct Plan {
     entries: Vec<Entry>,
-    layout: Layout,
+    /// What each entry takes.
+    sizes: Vec<Size>,
+    metadata: BTreeMap<String, String>,
+    file_size: FileSize,
 }
 
 impl Plan {
@@ -273,25 +305,21 @@ impl Plan {
     ) -> Result<Self, ContainerError> {
         let mut manifest =
             Manifest { version: VERSION, tensors: BTreeMap::new(), kept: BTreeMap::new() };
-        let mut slots = Vec::with_capacity(entries.len());
+        let mut sizes = Vec::with_capacity(entries.len());
         for entry in &entries {
             let Entry { name, shape, dtype, storage } = entry;
-            let bytes = entry.checked_stored_bytes()?;
-            let mut slot = Slot { name: name.clone(), shape: shape.clone(), dtype: *dtype };
+            sizes.push(entry.stored_size()?);
             match storage {
                 Storage::Plain => {}
                 Storage::Kept { reason } => {
                     manifest.kept.insert(name.clone(), reason.clone());
                 }
                 Storage::Packed { scheme } => {
-                    slot.shape = vec![bytes];
-                    slot.dtype = Dtype::U8;
                     let (shape, dtype) = (shape.clone(), *dtype);
                     let packed = PackedJson { scheme: scheme.to_string(), shape, dtype };
                     manifest.tensors.insert(name.clone(), packed);
                 }
             }
-            slots.push(slot);
         }
         let mut metadata = metadata.clone();
         metadata.remove(KEY);
@@ -300,7 +328,25 @@ impl Plan {
                 .map_err(|error| ContainerError::Json { reason: error.to_string() })?;
             metadata.insert(KEY.to_owned(), json);
         }
-        Ok(Self { layout: Layout::new(slots, &metadata)?, entries })
+        let mut plan = Self { entries, sizes, metadata, file_size: FileSize { least: 0, most: 0 } };
+        let length = |pick: fn(Size) -> usize| {
+            let bytes: Vec<usize> = plan.sizes.iter().map(|size| pick(*size)).collect();
+            plan.layout(&bytes).map(|layout| layout.file_bytes())
+        };
+        plan.file_size = FileSize { least: length(|s| s.least)?, most: length(|s| s.most)? };
+        Ok(plan)
+    }
+
+    /// The file's layout where the entries take so many bytes.
+    fn layout(&self, bytes: &[usize]) -> Result<Layout, ContainerError> {
+        let slot = |(entry, bytes): (&Entry, &usize)| match entry.storage {
+            Storage::Packed { .. } => {
+                Slot { name: entry.name.clone(), shape: vec![*bytes], dtype: Dtype::U8 }
+            }
+            _ => Slot { name: entry.name.clone(), shape: entry.shape.clone(), dtype: entry.dtype },
+        };
+        let slots = self.entries.iter().zip(bytes).map(slot).collect();
+        Ok(Layout::new(slots, &self.metadata)?)
     }
 
     /// The entries as they were given.
@@ -308,47 +354,94 @@ impl Plan {
         &self.entries
     }
 
-    /// Exact length of the file, header included.
-    pub fn file_bytes(&self) -> u64 {
-        self.layout.file_bytes()
+    /// Length of the file, header included: exact unless a scheme's bytes depend on the values.
+    pub fn file_size(&self) -> FileSize {
+        self.file_size
     }
 
-    /// Writes the file; see [`Layout::write`]. For a packed entry `fill` appends what
-    /// [`Scheme::encode`] gives.
+    /// Writes the file through [`write_atomic`](crate::write_atomic), one tensor in memory at a time.
+    ///
+    /// `fill` is called once for each entry, with its place, and appends the tensor's bytes to the
+    /// empty buffer: for a packed one what [`Scheme::encode`] gives. Tensors whose bytes depend on
+    /// their values come first and wait in an unnamed temporary file, since the header states all
+    /// lengths.
     ///
     /// # Errors
-    /// Those of [`Layout::write`].
+    /// Those of [`Layout::write`], and of the temporary file.
     pub fn write(
         &self,
         path: &Path,
-        fill: impl FnMut(usize, &mut Vec<u8>) -> Result<(), FileError>,
+        mut fill: impl FnMut(usize, &mut Vec<u8>) -> Result<(), FileError>,
     ) -> Result<(), FileError> {
-        self.layout.write(path, fill)
+        let failed = |source| FileError::io("write", path, source);
+        let mut waiting = None;
+        let mut bytes: Vec<usize> = self.sizes.iter().map(|size| size.least).collect();
+        let mut buffer = Vec::new();
+        for (place, size) in self.sizes.iter().enumerate().filter(|(_, s)| s.exact().is_none()) {
+            buffer.clear();
+            fill(place, &mut buffer)?;
+            if !size.contains(buffer.len()) {
+                return Err(FileError::Safetensors {
+                    path: path.to_owned(),
+                    problem: SafetensorsError::Filled {
+                        name: self.entries[place].name.clone(),
+                        expected: size.most as u64,
+                        bytes: buffer.len() as u64,
+                    },
+                });
+            }
+            bytes[place] = buffer.len();
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let (file, places) = match &mut waiting {
+                Some(waiting) => waiting,
+                None => {
+                    let file = tempfile::tempfile_in(folder.unwrap_or(Path::new(".")));
+                    waiting.insert((file.map_err(failed)?, BTreeMap::new()))
+                }
+            };
+            places.insert(place, file.stream_position().map_err(failed)?);
+            file.write_all(&buffer).map_err(failed)?;
+        }
+        let layout = self.layout(&bytes).map_err(|problem| FileError::Container {
+            path: path.to_owned(),
+            problem: Box::new(problem),
+        })?;
+        layout.write(path, |place, out| {
+            let Some((file, start)) =
+                waiting.as_mut().and_then(|(file, places)| Some((file, *places.get(&place)?)))
+            else {
+                return fill(place, out);
+            };
+            out.resize(bytes[place], 0);
+            file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(out)).map_err(failed)
+        })
     }
 }
 
-/// Exact length of the file that [`pack`] would write, header included, without reading a value.
+/// Length of the file that [`pack`] would write, header included, without reading a value.
 ///
 /// # Errors
 /// Those of [`pack`] that do not come from values or from the disk.
-pub fn predicted_file_bytes(reader: &Reader, decisions: &[Storage]) -> Result<u64, FileError> {
-    plan(reader, decisions).map(|plan| plan.file_bytes())
+pub fn predicted_file_size(reader: &Reader, decisions: &[Storage]) -> Result<FileSize, FileError> {
+    plan(reader, decisions).map(|plan| plan.file_size())
 }
 
 /// Writes the tensors of `reader` to `path`, each stored as the decision at its place says, one
 /// tensor in memory at a time. Returns the tally of each packed tensor, by place.
 ///
 /// A packed tensor that is to keep its scheme is copied; its place has no tally. Stochastic
-/// rounding draws from the stream of `seed` and the tensor's name.
+/// rounding draws from the stream of `seed` and the tensor's name. `watch` is told the place of
+/// each tensor after it was encoded or copied, and can stop the work.
 ///
 /// # Errors
-/// Those of [`Plan::new`] and [`Layout::write`], those of reading, an encode error naming the
-/// tensor, and [`ContainerError::AlreadyPacked`].
+/// Those of [`Plan::new`] and [`Plan::write`], those of reading, an encode error naming the
+/// tensor, [`ContainerError::AlreadyPacked`], and those of `watch`.
 pub fn pack(
     reader: &Reader,
     decisions: &[Storage],
     seed: u32,
     path: &Path,
+    mut watch: impl FnMut(usize) -> Result<(), FileError>,
 ) -> Result<Vec<Option<Tally>>, FileError> {
     let plan = plan(reader, decisions)?;
     let mut tallies: Vec<Option<Tally>> = vec![None; decisions.len()];
@@ -370,7 +463,7 @@ pub fn pack(
             }
             _ => *bytes = reader.read_tensor(place)?.into_bytes(),
         }
-        Ok(())
+        watch(place)
     })?;
     Ok(tallies)
 }
@@ -456,7 +549,7 @@ mod tests {
 
         fn pack(&self, name: &str) -> Reader {
             let path = self.folder.path().join(name);
-            pack(&self.reader, &self.decisions, 7, &path).unwrap();
+            pack(&self.reader, &self.decisions, 7, &path, |_| Ok(())).unwrap();
             open(&path).unwrap()
         }
     }
@@ -485,7 +578,7 @@ mod tests {
             assert_eq!(packed.read_f32(there).unwrap(), expected, "{}", original.name());
             let rounded = original.dtype().from_f32(&expected).unwrap();
             assert_eq!(tensor.bytes(), rounded);
-            let bytes = scheme.packed_bytes(original.shape()).unwrap();
+            let bytes = scheme.size(original.shape()).unwrap().exact().unwrap();
             assert_eq!(packed.read_stored(there).unwrap().len(), bytes);
         }
     }
@@ -493,12 +586,12 @@ mod tests {
     #[test]
     fn the_predicted_size_is_the_size_and_the_bytes_repeat() {
         let model = Model::new();
-        let predicted = predicted_file_bytes(&model.reader, &model.decisions).unwrap();
+        let predicted = predicted_file_size(&model.reader, &model.decisions).unwrap();
         let files = ["a.safetensors", "b.safetensors"].map(|name| {
             model.pack(name);
             std::fs::read(model.folder.path().join(name)).unwrap()
         });
-        assert_eq!(files[0].len() as u64, predicted);
+        assert_eq!(Some(files[0].len() as u64), predicted.exact());
         assert_eq!(files[0], files[1]);
         assert!(safetensors::SafeTensors::deserialize(&files[0]).is_ok());
     }
@@ -534,16 +627,16 @@ mod tests {
         let packed = model.pack("a.safetensors");
         let path = model.folder.path().join("b.safetensors");
         let same: Vec<_> = packed.entries().iter().map(|entry| entry.storage.clone()).collect();
-        let tallies = pack(&packed, &same, 8, &path).unwrap();
+        let tallies = pack(&packed, &same, 8, &path, |_| Ok(())).unwrap();
         assert!(tallies.iter().all(Option::is_none));
         assert_eq!(std::fs::read(packed.path()).unwrap(), std::fs::read(&path).unwrap());
 
         let other = vec![scheme("int4"); 7];
-        let error = pack(&packed, &other, 8, &path).unwrap_err().to_string();
+        let error = pack(&packed, &other, 8, &path, |_| Ok(())).unwrap_err().to_string();
         assert!(error.contains("already; pack from the original instead"), "{error}");
 
         // Asking for plain tensors decodes.
-        pack(&packed, &vec![Storage::Plain; 7], 8, &path).unwrap();
+        pack(&packed, &vec![Storage::Plain; 7], 8, &path, |_| Ok(())).unwrap();
         let decoded = open(&path).unwrap();
         assert_eq!(decoded.kind(), Kind::Safetensors);
         let place = decoded.find("fc.weight").unwrap();
@@ -559,13 +652,13 @@ mod tests {
         let error = |name, storage| {
             let mut decisions = vec![Storage::Plain; 7];
             decisions[place(name)] = storage;
-            pack(&model.reader, &decisions, 7, &path).unwrap_err().to_string()
+            pack(&model.reader, &decisions, 7, &path, |_| Ok(())).unwrap_err().to_string()
         };
         let steps = error("steps", scheme("int8"));
         assert!(steps.contains("tensor `steps` of dtype i64 cannot be packed"), "{steps}");
         let bias = error("fc.bias", scheme("int8/channel"));
         assert!(bias.contains("tensor `fc.bias`: `channel` needs"), "{bias}");
-        let few = pack(&model.reader, &[], 7, &path).unwrap_err().to_string();
+        let few = pack(&model.reader, &[], 7, &path, |_| Ok(())).unwrap_err().to_string();
         assert!(few.contains("0 decisions were given for 7 tensors"), "{few}");
         assert!(!path.exists());
     }
@@ -578,11 +671,12 @@ mod tests {
         save(&path, &[tensor], &BTreeMap::new()).unwrap();
         let reader = open(&path).unwrap();
         let packed = folder.path().join("b.safetensors");
-        let error = pack(&reader, &[scheme("int8")], 7, &packed).unwrap_err().to_string();
+        let error =
+            pack(&reader, &[scheme("int8")], 7, &packed, |_| Ok(())).unwrap_err().to_string();
         assert!(error.contains("tensor `bad`"), "{error}");
         assert!(!packed.exists());
         let saturate = [scheme("int8/nonfinite:saturate")];
-        let tallies = pack(&reader, &saturate, 7, &packed).unwrap();
+        let tallies = pack(&reader, &saturate, 7, &packed, |_| Ok(())).unwrap();
         assert_eq!(tallies[0].unwrap().nans, 1);
     }
 

@@ -10,7 +10,7 @@
 //! function here panic.
 //!
 //! ```
-//! use scrimp_files::{Dtype, Storage, Tensor, open, pack, predicted_file_bytes, save};
+//! use scrimp_files::{Dtype, Storage, Tensor, open, pack, predicted_file_size, save};
 //! # let folder = tempfile::tempdir()?;
 //! # let plain = folder.path().join("plain.safetensors");
 //! # let packed = folder.path().join("packed.safetensors");
@@ -28,9 +28,9 @@
 //!         _ => Storage::Packed { scheme: "int8/channel".parse().expect("a valid scheme") },
 //!     })
 //!     .collect();
-//! let bytes = predicted_file_bytes(&reader, &decisions)?;
-//! pack(&reader, &decisions, 7, &packed)?;
-//! assert_eq!(std::fs::metadata(&packed)?.len(), bytes);
+//! let size = predicted_file_size(&reader, &decisions)?;
+//! pack(&reader, &decisions, 7, &packed, |_place| Ok(()))?;
+//! assert_eq!(Some(std::fs::metadata(&packed)?.len()), size.exact());
 //!
 //! // A packed file reads as the original did.
 //! let reader = open(&packed)?;
@@ -51,7 +51,7 @@ pub mod safetensors;
 mod tensor;
 
 pub use atomic::write_atomic;
-pub use container::{Plan, pack, predicted_file_bytes};
+pub use container::{FileSize, Plan, pack, predicted_file_size};
 pub use dtype::Dtype;
 pub use error::FileError;
 pub use ledger::{Ledger, LedgerRow, Status, ledger};

@@ -442,30 +442,42 @@ impl Reader {
     /// # Panics
     /// Where there is no tensor at `place`.
     pub fn read_f32(&self, place: usize) -> Result<Vec<f32>, FileError> {
+        let mut values = Vec::new();
+        self.read_f32_into(place, &mut values)?;
+        Ok(values)
+    }
+
+    /// As [`Reader::read_f32`], in memory that is there already: what `values` held is replaced.
+    ///
+    /// # Errors
+    /// Those of [`Reader::read_f32`]. What `values` holds is then unspecified.
+    ///
+    /// # Panics
+    /// Where there is no tensor at `place`.
+    pub fn read_f32_into(&self, place: usize, values: &mut Vec<f32>) -> Result<(), FileError> {
         let Entry { name, shape, dtype, storage } = &self.entries[place];
         if let Storage::Packed { scheme } = storage {
             let bytes = self.read_stored(place)?;
-            let mut values = self.zeros(place, self.entries[place].values())?;
-            scheme.decode(&bytes, shape, &mut values).map_err(|problem| FileError::Decode {
+            self.fit(place, values, self.entries[place].values())?;
+            return scheme.decode(&bytes, shape, values).map_err(|problem| FileError::Decode {
                 path: self.path.clone(),
                 name: name.clone(),
                 problem: Box::new(problem),
-            })?;
-            return Ok(values);
+            });
         }
         // The values of a large model are read where they stay, without a second copy.
         #[cfg(target_endian = "little")]
         if let (Place::Spans { source, spans }, Dtype::F32) = (&self.place, dtype) {
-            let mut values = self.zeros(place, self.entries[place].values())?;
-            self.read_at(source, spans[place].begin, bytemuck::cast_slice_mut(&mut values))?;
-            return Ok(values);
+            self.fit(place, values, self.entries[place].values())?;
+            return self.read_at(source, spans[place].begin, bytemuck::cast_slice_mut(values));
         }
         if !dtype.is_float() {
             let (path, name) = (self.path.clone(), name.clone());
             return Err(FileError::NotFloat { path, name, dtype: *dtype });
         }
         let bytes = self.read_stored(place)?;
-        Ok(dtype.to_f32(&bytes).unwrap_or_default())
+        *values = dtype.to_f32(&bytes).unwrap_or_default();
+        Ok(())
     }
 
     fn read_at(
@@ -485,13 +497,25 @@ impl Reader {
     /// Zeroed memory, or an error that names the tensor instead of an abort.
     fn zeros<T: Clone + Default>(&self, place: usize, count: usize) -> Result<Vec<T>, FileError> {
         let mut zeros = Vec::new();
-        zeros.try_reserve_exact(count).map_err(|_| FileError::Memory {
+        self.fit(place, &mut zeros, count)?;
+        Ok(zeros)
+    }
+
+    /// Makes `memory` so long, or an error that names the tensor instead of an abort.
+    fn fit<T: Clone + Default>(
+        &self,
+        place: usize,
+        memory: &mut Vec<T>,
+        count: usize,
+    ) -> Result<(), FileError> {
+        let more = count.saturating_sub(memory.len());
+        memory.try_reserve_exact(more).map_err(|_| FileError::Memory {
             path: self.path.clone(),
             name: self.entries[place].name.clone(),
             bytes: count.saturating_mul(size_of::<T>()),
         })?;
-        zeros.resize(count, T::default());
-        Ok(zeros)
+        memory.resize(count, T::default());
+        Ok(())
     }
 }
 

@@ -149,7 +149,7 @@ fn damaged_containers_give_tensors_or_an_error() {
             _ => Storage::Plain,
         })
         .collect();
-    pack(&reader, &decisions, 1, &packed).unwrap();
+    pack(&reader, &decisions, 1, &packed, |_| Ok(())).unwrap();
     let file = std::fs::read(&packed).unwrap();
     let (accepted, refused) = damage_many(&file, |bytes| {
         read_all(open_bytes(Path::new("b.safetensors"), bytes.to_vec()))

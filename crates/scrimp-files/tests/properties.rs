@@ -7,7 +7,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use scrimp_files::{
-    Dtype, Storage, Tensor, open, open_bytes, pack, predicted_file_bytes, save, write_npy,
+    Dtype, Storage, Tensor, open, open_bytes, pack, predicted_file_size, save, write_npy,
 };
 
 fn shapes() -> impl Strategy<Value = Vec<usize>> {
@@ -80,9 +80,9 @@ proptest! {
                 None => Storage::Plain,
             }
         }).collect();
-        let predicted = predicted_file_bytes(&reader, &decisions).unwrap();
-        pack(&reader, &decisions, seed, &packed).unwrap();
-        prop_assert_eq!(std::fs::metadata(&packed).unwrap().len(), predicted);
+        let predicted = predicted_file_size(&reader, &decisions).unwrap();
+        pack(&reader, &decisions, seed, &packed, |_| Ok(())).unwrap();
+        prop_assert_eq!(std::fs::metadata(&packed).unwrap().len(), predicted.exact().unwrap());
 
         let again = open(&packed).unwrap();
         prop_assert_eq!(again.ledger().f32_bytes, reader.ledger().f32_bytes);

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use scrimp_files::{Dtype, Kind, Reader, Status, Storage, open, pack, predicted_file_bytes};
+use scrimp_files::{Dtype, Kind, Reader, Status, Storage, open, pack, predicted_file_size};
 
 /// The folder of real data, or `None` and a line that says so.
 fn data() -> Option<PathBuf> {
@@ -88,9 +88,9 @@ fn a_whole_model_packs_to_the_predicted_size() {
         .collect();
     let folder = tempfile::tempdir().unwrap();
     let path: &Path = &folder.path().join("packed.safetensors");
-    let predicted = predicted_file_bytes(&reader, &decisions).unwrap();
-    pack(&reader, &decisions, 0, path).unwrap();
-    assert_eq!(std::fs::metadata(path).unwrap().len(), predicted);
+    let predicted = predicted_file_size(&reader, &decisions).unwrap();
+    pack(&reader, &decisions, 0, path, |_| Ok(())).unwrap();
+    assert_eq!(std::fs::metadata(path).unwrap().len(), predicted.exact().unwrap());
 
     let packed = open(path).unwrap();
     let ledger = packed.ledger();

@@ -1,6 +1,6 @@
 //! Checkpoints: everything that the rest of a training run depends on, in one safetensors file.
 //!
-//! Tensors are called `model.NAME` and `optimizer.NAME.m`; the metadata key `scrimp.checkpoint` holds the rest as JSON.
+//! Tensors are called `model.NAME`, `optimizer.NAME.m` and `memory.LAYER.ROLE`; the metadata key `scrimp.checkpoint` holds the rest as JSON.
 //! The file is written whole or not at all, so a run that is killed resumes from the last one and gives the same bytes.
 
 use std::collections::BTreeMap;
@@ -65,6 +65,8 @@ pub struct Checkpoint {
     pub model: Vec<NamedTensor>,
     /// Moments.
     pub optimizer: Vec<NamedTensor>,
+    /// What schemes remember of gradients.
+    pub memory: Vec<NamedTensor>,
 }
 
 /// A checkpoint that cannot be used.
@@ -105,7 +107,8 @@ impl Checkpoint {
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), CheckpointError> {
-        let groups = [("model", &self.model), ("optimizer", &self.optimizer)];
+        let groups =
+            [("model", &self.model), ("optimizer", &self.optimizer), ("memory", &self.memory)];
         let tensors = groups
             .into_iter()
             .flat_map(|(group, tensors)| tensors.iter().map(move |t| to_tensor(group, t)))
@@ -137,7 +140,8 @@ impl Checkpoint {
             let path = path.display().to_string();
             return Err(CheckpointError::Changed { path, key, before, now });
         }
-        let mut checkpoint = Self { progress, model: Vec::new(), optimizer: Vec::new() };
+        let (model, optimizer, memory) = (Vec::new(), Vec::new(), Vec::new());
+        let mut checkpoint = Self { progress, model, optimizer, memory };
         for (place, entry) in reader.entries().iter().enumerate() {
             let (group, name) = entry
                 .name
@@ -151,6 +155,7 @@ impl Checkpoint {
             match group {
                 "model" => checkpoint.model.push(tensor),
                 "optimizer" => checkpoint.optimizer.push(tensor),
+                "memory" => checkpoint.memory.push(tensor),
                 _ => return Err(foreign(path, format!("`{group}` is no group of tensors"))),
             }
         }
@@ -213,6 +218,7 @@ mod tests {
             progress: Progress { epoch: 1, step: 12, ..Progress::new(identity) },
             model: vec![tensor("bn.weight"), tensor("conv.weight")],
             optimizer: vec![tensor("conv.weight.m")],
+            memory: vec![tensor("conv.dw")],
         }
     }
 

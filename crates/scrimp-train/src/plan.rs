@@ -304,7 +304,8 @@ pub fn resolve(sites: &[Arc<Site>], rules: &[Rule], batch: usize) -> Result<Plan
                 _ => Status::Emulated,
             };
             let values: usize = shape.iter().product();
-            let bytes = scheme.packed_bytes(&shape).unwrap_or(0);
+            // Where the bytes depend on the values, a plan can only promise the most.
+            let bytes = scheme.size(&shape).map_or(0, |size| size.most);
             tensors.push(PlannedTensor {
                 layer: site.path.clone(),
                 kind: site.kind,
@@ -355,7 +356,7 @@ impl Plan {
             let of_site = self.tensors.iter().filter(|t| t.layer == site.path);
             let point = |t: &PlannedTensor| {
                 let name = format!("{}.{}", t.layer, t.role);
-                (t.role, Arc::new(Point::new(name, Some(t.scheme.clone()), session)))
+                (t.role, Arc::new(Point::of_role(name, t.role, &t.scheme, session)))
             };
             site.set_points(of_site.map(point).collect());
         }

@@ -3,15 +3,16 @@
 //! While a network is built, each layer asks its [`Scope`] for a [`Tap`]; the scope remembers the layer's path and
 //! shapes, from which rules are resolved. The plan then gives every tap its [`Point`]s, one for each role.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::tensor::Tensor;
-use scrimp_codec::{EncodeError, Scheme, Stream, Tally};
+use scrimp_codec::{EncodeError, Memory, Scheme, Stream, Tally};
 
 use crate::engine::{self, PointRef};
+use crate::params::NamedTensor;
 use crate::role::Role;
 
 /// A tensor that went wrong: the first one of a session.
@@ -40,6 +41,16 @@ pub struct Session {
     audit: AtomicBool,
     problem: Mutex<Option<Problem>>,
     tally: Mutex<Tally>,
+    memories: Mutex<BTreeMap<String, Remembered>>,
+}
+
+/// What a scheme remembers of one gradient.
+#[derive(Debug)]
+enum Remembered {
+    /// As a checkpoint had it; the gradient has not come by yet.
+    Saved(Vec<f32>),
+    /// For gradients of this shape.
+    Known { shape: Vec<usize>, memory: Memory },
 }
 
 impl Session {
@@ -51,6 +62,7 @@ impl Session {
             audit: AtomicBool::new(false),
             problem: Mutex::new(None),
             tally: Mutex::new(Tally::default()),
+            memories: Mutex::new(BTreeMap::new()),
         })
     }
 
@@ -98,6 +110,57 @@ impl Session {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// What schemes remember of gradients (a residual, the last scale), by the gradient's name.
+    pub fn memories(&self) -> Vec<NamedTensor> {
+        let memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        let tensor = |(name, known): (&String, &Remembered)| {
+            let values = match known {
+                Remembered::Saved(values) => values.clone(),
+                Remembered::Known { memory, .. } => memory.values(),
+            };
+            NamedTensor { name: name.clone(), shape: vec![values.len()], values }
+        };
+        memories.iter().map(tensor).collect()
+    }
+
+    /// Puts back what [`memories`](Self::memories) gave.
+    pub fn restore_memories(&self, saved: Vec<NamedTensor>) {
+        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        *memories = saved.into_iter().map(|t| (t.name, Remembered::Saved(t.values))).collect();
+    }
+
+    /// Lets `work` use what is remembered of a gradient.
+    fn remember<R>(
+        &self,
+        name: &str,
+        scheme: &Scheme,
+        shape: &[usize],
+        work: impl FnOnce(Option<&mut Memory>) -> R,
+    ) -> R {
+        let Ok(Some(fresh)) = scheme.memory(shape) else { return work(None) };
+        let lock = || self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = match lock().remove(name) {
+            Some(Remembered::Known { shape: of, memory }) if of == shape => memory,
+            Some(Remembered::Known { memory, .. }) => {
+                // A short last batch: the scale of a tensor still means something, a residual does not.
+                let mut next = fresh;
+                let _kept = next.set_values(&memory.values());
+                next
+            }
+            Some(Remembered::Saved(values)) => {
+                let mut memory = fresh;
+                if !memory.set_values(&values) {
+                    self.report(name, "the checkpoint's memory of it has another length".into());
+                }
+                memory
+            }
+            None => fresh,
+        };
+        let result = work(Some(&mut memory));
+        lock().insert(name.to_owned(), Remembered::Known { shape: shape.to_vec(), memory });
+        result
+    }
+
     /// How many values were not finite and replaced, where schemes allow that.
     pub fn tally(&self) -> Tally {
         *self.tally.lock().unwrap_or_else(PoisonError::into_inner)
@@ -111,6 +174,8 @@ pub struct Point {
     scheme: Option<Scheme>,
     stream: Stream,
     session: Arc<Session>,
+    /// Whether the scheme may go by the tensors before this one.
+    remembers: bool,
 }
 
 impl Point {
@@ -118,7 +183,20 @@ impl Point {
     pub fn new(name: String, scheme: Option<Scheme>, session: &Arc<Session>) -> Self {
         let stream = Stream::named(session.seed, &name);
         let scheme = scheme.filter(|s| !s.is_float32());
-        Self { name, scheme, stream, session: Arc::clone(session) }
+        Self { name, scheme, stream, session: Arc::clone(session), remembers: false }
+    }
+
+    /// The point of a tensor with this role. A scheme with a memory goes by it for gradients, which come once in a
+    /// step; weights and activations also pass when the network is evaluated, and are rounded as their bytes are in the
+    /// packed model: each by itself.
+    pub(crate) fn of_role(
+        name: String,
+        role: Role,
+        scheme: &Scheme,
+        session: &Arc<Session>,
+    ) -> Self {
+        let point = Self::new(name, Some(scheme.clone()), session);
+        Self { remembers: role.is_gradient(), ..point }
     }
 
     /// Whether [`apply`](Self::apply) would do anything now.
@@ -134,7 +212,15 @@ impl Point {
             self.session.report(&self.name, format!("element {index} is {}", x[index]));
         }
         let Some(scheme) = &self.scheme else { return };
-        match scheme.emulate(x, shape, &self.stream.at_step(self.session.step())) {
+        let stream = self.stream.at_step(self.session.step());
+        let rounded = if self.remembers {
+            self.session.remember(&self.name, scheme, shape, |memory| {
+                scheme.emulate_next(x, shape, &stream, memory)
+            })
+        } else {
+            scheme.emulate(x, shape, &stream)
+        };
+        match rounded {
             Ok(tally) if tally == Tally::default() => {}
             Ok(tally) => {
                 let mut all = self.session.tally.lock().unwrap_or_else(PoisonError::into_inner);

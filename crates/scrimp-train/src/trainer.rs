@@ -274,6 +274,7 @@ pub(crate) fn train<N: Network>(
         run.optimizer
             .restore(saved.progress.step, &net, saved.optimizer)
             .map_err(|e| checkpoint::foreign(&save.path, e))?;
+        run.session.restore_memories(saved.memory);
         run.progress = saved.progress;
     }
     let (net, finished) = run.epochs(net, observer)?;
@@ -389,8 +390,12 @@ impl Run<'_> {
         let mut progress = self.progress.clone();
         let Tally { nans, infinities } = self.tally();
         (progress.replaced_nans, progress.replaced_infinities) = (nans, infinities);
-        let checkpoint =
-            Checkpoint { progress, model: params::tensors(net), optimizer: self.optimizer.state() };
+        let checkpoint = Checkpoint {
+            progress,
+            model: params::tensors(net),
+            optimizer: self.optimizer.state(),
+            memory: self.session.memories(),
+        };
         checkpoint.save(path)
     }
 

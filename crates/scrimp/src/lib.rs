@@ -1,7 +1,7 @@
 //! scrimp: any number format or compression scheme on any tensor of a neural network.
 //!
-//! The facade: [`recipe`] reads and checks a recipe, [`run`] carries it out and fills a run folder. The parts are
-//! re-exported as [`codec`], [`files`] and [`train`].
+//! The facade: [`recipe`] reads and checks a recipe, [`run`] carries it out and fills a run folder, [`score`] compares
+//! schemes on given tensors. The parts are re-exported as [`codec`], [`files`] and [`train`].
 //!
 //! ```
 //! use scrimp::recipe::Recipe;
@@ -25,6 +25,7 @@
 
 pub mod recipe;
 pub mod run;
+pub mod score;
 
 pub use scrimp_codec as codec;
 pub use scrimp_files as files;

@@ -1,4 +1,4 @@
-//! What the commands print, file by file in `cmd/`. `TRYCMD=overwrite` writes down what they print
+//! What the commands print, file by file in `cmd/` and in the book. `TRYCMD=overwrite` writes down what they print
 //! now.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
@@ -51,6 +51,19 @@ fn write_fixtures(folder: &Path) {
     broken[12] = f32::INFINITY;
     let broken = Tensor::from_f32("broken", vec![2, 8], Dtype::F32, &broken).unwrap();
     write_npy(&folder.join("broken.npy"), &broken).unwrap();
+
+    let named = |name: &str, from: &Tensor| {
+        let (shape, dtype) = (from.shape().to_vec(), from.dtype());
+        Tensor::new(name, shape, dtype, from.bytes().to_vec()).unwrap()
+    };
+    let mixed = [
+        tensor("a.weight", &[4, 64], Dtype::F16),
+        named("b.weight", &broken),
+        tensor("c.weight", &[0, 4], Dtype::F32),
+        named("d.labels", &labels),
+    ];
+    let path = folder.join("mixed.safetensors");
+    save(&path, &mixed, &std::collections::BTreeMap::default()).unwrap();
 }
 
 #[test]
@@ -63,5 +76,6 @@ fn commands_print_what_is_written_down() {
         .register_bin("scrimp", Path::new(env!("CARGO_BIN_EXE_scrimp")))
         .env("COLUMNS", "100")
         .case(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cmd/*.trycmd"))
+        .case(concat!(env!("CARGO_MANIFEST_DIR"), "/../../book/src/schemes.md"))
         .run();
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use scrimp_codec::formats::FAMILIES;
+use scrimp_codec::FAMILIES;
 use scrimp_codec::{Scheme, Stream};
 use scrimp_files::{Dtype, Reader, Tensor, open, save, write_npy};
 

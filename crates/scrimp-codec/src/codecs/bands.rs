@@ -9,7 +9,7 @@ use super::{EncodeError, Tally};
 use crate::blank::Blank;
 use crate::formats::{Codes, CodesMut};
 use crate::granularity::{BAND_ELEMS, Band};
-use crate::{Params, Range, Rounding, Stream, pack};
+use crate::{NonFinite, Params, Range, Rounding, Stream, pack, simd};
 
 /// Elements for which random numbers, or codes, are held at a time.
 pub(crate) const WINDOW: usize = 1024;
@@ -227,10 +227,6 @@ impl<'a> Draws<'a> {
 
     /// Calls `visit` for pieces of a run with the draws of their elements; a single piece without draws where
     /// rounding is not stochastic. Runs come in ascending order.
-    #[allow(
-        dead_code,
-        reason = "codecs that are not made of codes under scales go from run to run"
-    )]
     pub fn pieces(
         &mut self,
         band: usize,
@@ -254,6 +250,29 @@ impl<'a> Draws<'a> {
             at += take;
         }
     }
+}
+
+/// The largest finite magnitude of consecutive elements, the first of which has this index in the tensor, and a count
+/// of those that are not finite, for codecs that hold neither NaN nor infinity.
+pub(crate) fn survey(
+    x: &[f32],
+    first: usize,
+    nonfinite: NonFinite,
+) -> Result<(f32, Tally), Refusal> {
+    let amax = f32::from_bits(simd::amax_bits(x));
+    if amax.is_finite() {
+        return Ok((amax, Tally::default()));
+    }
+    let mut tally = Tally::default();
+    for (i, &value) in x.iter().enumerate() {
+        match (value.is_finite(), nonfinite) {
+            (true, _) => {}
+            (false, NonFinite::Saturate) if value.is_nan() => tally.nans += 1,
+            (false, NonFinite::Saturate) => tally.infinities += 1,
+            (false, _) => return Err(Refusal { index: first + i, value }),
+        }
+    }
+    Ok((Range::of_finite(x).or_zero().amax(), tally))
 }
 
 /// How a code lies in memory between a value and the bits that it is packed to.

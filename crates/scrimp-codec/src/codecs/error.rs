@@ -1,5 +1,7 @@
 //! What can be wrong with a tensor or with bytes.
 
+use std::ops::Range;
+
 use super::Size;
 use crate::ShapeError;
 
@@ -49,6 +51,16 @@ pub enum EncodeError {
         /// The value.
         value: f32,
     },
+    /// The memory is that of another scheme or shape.
+    #[error(
+        "`{scheme}` was given the memory of another scheme or shape; for this tensor it takes {expected}"
+    )]
+    Memory {
+        /// The scheme.
+        scheme: String,
+        /// What memory would fit.
+        expected: String,
+    },
 }
 
 /// Bytes that are not what a scheme writes for a shape.
@@ -90,12 +102,24 @@ pub enum DecodeError {
         /// The group.
         group: usize,
     },
-    /// The output slice has another length than the shape.
-    #[error("shape {shape:?} has {expected} elements, and there is room for {actual}")]
-    Output {
+    /// The shape does not have the elements asked for.
+    #[error("shape {shape:?} has {elems} elements, and {range:?} were asked for")]
+    Range {
         /// The shape.
         shape: Vec<usize>,
         /// Elements of the shape.
+        elems: usize,
+        /// Elements asked for.
+        range: Range<usize>,
+    },
+    /// The output slice has another length than the elements asked for.
+    #[error(
+        "{expected} elements of shape {shape:?} were asked for, and there is room for {actual}"
+    )]
+    Output {
+        /// The shape.
+        shape: Vec<usize>,
+        /// Elements asked for.
         expected: usize,
         /// Elements of the slice.
         actual: usize,

@@ -1,17 +1,39 @@
 //! Codecs: how a tensor becomes bytes. One file for each way; [`FAMILIES`](crate::families::FAMILIES) lists them.
 //!
-//! Most number formats are elements of [`Scaled`]: codes of a fixed width under a scale for each group. What needs
+//! Most number formats are elements of `Scaled`: codes of a fixed width under a scale for each group. What needs
 //! other statistics, or bytes whose number depends on the values, is a codec of its own.
 
 pub(crate) mod bands;
+mod batch_norm;
+pub(crate) mod binary;
+mod blocks;
 mod error;
+pub(crate) mod flexpoint;
+pub(crate) mod gguf;
+mod levels;
+pub(crate) mod onebit;
+mod places;
+pub(crate) mod random_k;
+pub(crate) mod s2fp8;
 mod scaled;
+mod select;
+pub(crate) mod sign;
+pub(crate) mod smaq;
+mod sparse;
+mod staged;
+pub(crate) mod ternary;
+pub(crate) mod terngrad;
+pub(crate) mod top_k;
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::Arc;
 
+pub use batch_norm::BatchNormAware;
 pub use error::{DecodeError, EncodeError, Tally};
+pub use flexpoint::Autoflex;
 pub(crate) use scaled::Scaled;
+pub(crate) use staged::Staged;
 
 use crate::formats::{Card, Format, HeadError, Scaling};
 use crate::granularity::{Layout, elems};
@@ -126,6 +148,10 @@ pub trait Codec: Debug + Send + Sync {
         let _ = word;
         None
     }
+    /// Whether a word of [`STAGES`](crate::STAGES) may follow.
+    fn takes_stages(&self) -> bool {
+        false
+    }
     /// Why the codec as it stands cannot be used, if so (said once all words are applied).
     fn complaint(&self) -> Option<HeadError> {
         None
@@ -141,6 +167,21 @@ pub trait Codec: Debug + Send + Sync {
     /// The format of the elements, where elements have one.
     fn format(&self) -> Option<&dyn Format> {
         None
+    }
+    /// How many groups a tensor of this shape has, for codecs with groups.
+    ///
+    /// # Errors
+    /// If the scheme does not fit the shape.
+    fn groups(&self, terms: &Terms, shape: &[usize]) -> Result<usize, ShapeError> {
+        Ok(terms.layout(shape)?.groups())
+    }
+    /// The scales that a tensor would get by itself, one for each group, where workers can agree on others; else none.
+    ///
+    /// # Errors
+    /// If the codec cannot hold a value.
+    fn scales(&self, job: Job, x: &[f32]) -> Result<Vec<f32>, EncodeError> {
+        let _ = (job, x);
+        Ok(Vec::new())
     }
     /// What a new tensor of this shape is remembered by, for codecs with a memory.
     ///
@@ -176,4 +217,54 @@ pub trait Codec: Debug + Send + Sync {
         shape: &[usize],
         out: &mut [f32],
     ) -> Result<(), DecodeError>;
+    /// Decodes the elements `range` alone; `out` is as long. The caller has checked that the shape has them.
+    ///
+    /// The default decodes all; codecs whose bytes can be entered anywhere read no more than they need, and may not
+    /// notice what is wrong elsewhere.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    fn decode_range(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        range: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        let mut all = vec![0.0; elems(shape)?];
+        self.decode(terms, bytes, shape, &mut all)?;
+        out.copy_from_slice(&all[range]);
+        Ok(())
+    }
+    /// The codes that bytes hold, one for each element; `None` where elements have no codes of one width.
+    ///
+    /// # Errors
+    /// If the bytes are not what this codec writes for this shape.
+    fn codes(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+    ) -> Result<Option<Vec<u32>>, DecodeError> {
+        let _ = (terms, bytes, shape);
+        Ok(None)
+    }
+    /// How many values of `x`, whose encoding `bytes` is, lie beyond the outermost values that their group's codes
+    /// reach, by more than rounding takes; `None` where that means nothing to the codec.
+    ///
+    /// NaN is not counted; an infinity is.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    fn saturated(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        x: &[f32],
+    ) -> Result<Option<u64>, DecodeError> {
+        let _ = (terms, bytes, shape, x);
+        Ok(None)
+    }
 }

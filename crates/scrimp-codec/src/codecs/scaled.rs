@@ -18,10 +18,12 @@ use super::bands::{
     Draws, Even, Join, Packer, Refusal, Scratch, Seen, Unit, WINDOW, each_band, each_piece,
     is_long, split,
 };
-use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Tally, Terms};
+use super::blocks::Blocks;
+use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Staged, Tally, Terms};
 use crate::blank::{self, Blank};
-use crate::formats::{Card, Format, Groups, HeadError, Header, Params, Scaling};
+use crate::formats::{Card, CodesMut, Format, Groups, HeadError, Header, Params, Scaling};
 use crate::granularity::{BAND_ELEMS, Layout, Piece};
+use crate::stages::{self, Alphabet};
 use crate::{
     Granularity, Memory, NonFinite, Range, Rounding, ScaleFormat, ShapeError, Stream, pack, simd,
 };
@@ -38,6 +40,53 @@ impl Scaled {
     /// The codec of a format.
     pub fn of(format: impl Format + 'static) -> Arc<dyn Codec> {
         Arc::new(Self { format: Arc::new(format), worded: false })
+    }
+
+    /// As [`Codec::with_word`], for the words of the format.
+    pub fn with_format_word(&self, word: &str) -> Option<Result<Self, HeadError>> {
+        let format = self.format.with_word(word)?;
+        // To propagate is a common word, which a format is only asked about.
+        let own = !word.starts_with("nonfinite:");
+        Some(if own && self.worded && !self.format.words_combine() {
+            Err(HeadError {
+                message: format!("`{word}` contradicts an earlier word of `{}`", self.name()),
+                help: "keep one of the two".into(),
+            })
+        } else {
+            Ok(Self { format, worded: self.worded || own })
+        })
+    }
+
+    /// What the codes are.
+    pub fn alphabet(&self) -> Alphabet {
+        Alphabet { bits: self.format.bits(), integers: self.format.integers() }
+    }
+
+    /// How many bytes come before the codes, and the codes take.
+    pub fn front_and_codes(
+        &self,
+        terms: &Terms,
+        shape: &[usize],
+    ) -> Result<(usize, usize), ShapeError> {
+        let parts = self.bound(terms).parts(shape)?;
+        Ok((parts.scales + parts.offsets + parts.zeros, parts.codes))
+    }
+
+    /// The zero points in the bytes before the codes, with the layout of their groups; `None` where there are none.
+    pub fn zeros(
+        &self,
+        terms: &Terms,
+        shape: &[usize],
+        front: &[u8],
+    ) -> Result<Option<(Layout, Vec<u32>)>, ShapeError> {
+        let bound = self.bound(terms);
+        let (parts, bits) = (bound.parts(shape)?, bound.header().zero_bits);
+        if bits == 0 {
+            return Ok(None);
+        }
+        let mut zeros = vec![0; parts.groups];
+        pack::unpack(&front[parts.scales + parts.offsets..], bits, 0, &mut zeros);
+        Ok(Some((parts.layout, zeros)))
     }
 
     fn bound<'a>(&'a self, terms: &'a Terms) -> Bound<'a> {
@@ -73,17 +122,31 @@ impl Codec for Scaled {
     }
 
     fn with_word(&self, word: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
-        let format = self.format.with_word(word)?;
-        // To propagate is a common word, which a format is only asked about.
-        let own = !word.starts_with("nonfinite:");
-        Some(if own && self.worded {
-            Err(HeadError {
-                message: format!("`{word}` contradicts an earlier word of `{}`", self.name()),
-                help: "keep one of the two".into(),
-            })
-        } else {
-            Ok(Arc::new(Self { format, worded: self.worded || own }))
-        })
+        if let Some(changed) = self.with_format_word(word) {
+            return Some(changed.map(|codec| Arc::new(codec) as Arc<dyn Codec>));
+        }
+        if !self.takes_stages() {
+            return None;
+        }
+        let stage = stages::parse(word)?;
+        Some(stage.map(|stage| Staged::of(self.clone(), stage)))
+    }
+
+    fn takes_stages(&self) -> bool {
+        self.format.header().scaling != Scaling::Never
+    }
+
+    fn codes(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+    ) -> Result<Option<Vec<u32>>, DecodeError> {
+        let parts = self.bound(terms).parts(shape)?;
+        let mut codes = vec![0; parts.layout.elems()];
+        let front = parts.scales + parts.offsets + parts.zeros;
+        pack::unpack(&bytes[front..], self.format.bits(), 0, &mut codes);
+        Ok(Some(codes))
     }
 
     fn complaint(&self) -> Option<HeadError> {
@@ -133,6 +196,16 @@ impl Codec for Scaled {
     ) -> Result<(), DecodeError> {
         self.bound(terms).decode(bytes, shape, out)
     }
+
+    fn saturated(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        x: &[f32],
+    ) -> Result<Option<u64>, DecodeError> {
+        self.bound(terms).saturated(bytes, shape, x)
+    }
 }
 
 /// A format under the terms of a scheme.
@@ -171,6 +244,14 @@ impl Parts {
         let header =
             [(scales, each(self.scales)), (offsets, each(self.offsets)), (zeros, self.zero_bits)];
         (header, codes)
+    }
+
+    /// What groups have stored, and the packed codes.
+    fn stored<'a>(&self, bytes: &'a [u8]) -> (Stored<'a>, &'a [u8]) {
+        let (scales, rest) = bytes.split_at(self.scales);
+        let (offsets, rest) = rest.split_at(self.offsets);
+        let (zeros, packed) = rest.split_at(self.zeros);
+        (Stored { scales, offsets, zeros }, packed)
     }
 
     fn total(&self) -> Option<usize> {
@@ -338,8 +419,15 @@ impl Bound<'_> {
         }
         let nested = match self.terms.scale {
             Some(store) if store.is_nested() => {
-                let amax = ranges.iter().map(|r| r.or_zero().amax()).fold(0.0, f32::max);
-                store.nest(amax / self.format.top(), params)
+                let mut amax = 0f32;
+                for (p, range) in params.iter_mut().zip(&*ranges) {
+                    let of_group = range.or_zero().amax();
+                    if of_group == 0.0 && store == ScaleFormat::E4m3fn {
+                        p.scale = 0.0;
+                    }
+                    amax = amax.max(of_group);
+                }
+                store.nest(amax, self.format.top(), params)
             }
             _ => Vec::new(),
         };
@@ -484,6 +572,52 @@ impl Bound<'_> {
         }
     }
 
+    /// How many elements a window has where it needs no packing.
+    fn limit(&self) -> usize {
+        let held = self.terms.rounding == Rounding::Stochastic || self.scales_may_be_zero();
+        if held { WINDOW } else { usize::MAX }
+    }
+
+    /// Whether a scale may be so much smaller than the largest that it is stored as 0.
+    fn scales_may_be_zero(&self) -> bool {
+        self.terms.scale == Some(ScaleFormat::E4m3fn)
+    }
+
+    /// The groups of a window, with 1 for each scale of 0: nothing can be divided by that one, and its elements, for
+    /// which `zero` is called, are zeros under any.
+    fn divisible<'b>(
+        &self,
+        groups: Groups<'b>,
+        elems: usize,
+        own: &'b mut [Params; WINDOW],
+        mut zero: impl FnMut(ops::Range<usize>),
+    ) -> Groups<'b> {
+        if !self.scales_may_be_zero() || groups.params.iter().all(|p| p.scale != 0.0) {
+            return groups;
+        }
+        let own = &mut own[..groups.params.len()];
+        own.copy_from_slice(groups.params);
+        for (i, params) in own.iter_mut().enumerate().filter(|(_, p)| p.scale == 0.0) {
+            *params = Params::UNIT;
+            zero(i * groups.len..((i + 1) * groups.len).min(elems));
+        }
+        Groups { params: own, ..groups }
+    }
+
+    /// [`Format::encode_groups`], where scales may be 0 too.
+    fn encode_window(&self, x: &[f32], groups: Groups, draws: &[u32], codes: CodesMut) {
+        let rounding = self.terms.rounding;
+        if !self.scales_may_be_zero() {
+            return self.format.encode_groups(x, groups, rounding, draws, codes);
+        }
+        let (mut own, mut values) = ([Params::UNIT; WINDOW], [0.0; WINDOW]);
+        let values = &mut values[..x.len()];
+        values.copy_from_slice(x);
+        let groups =
+            self.divisible(groups, x.len(), &mut own, |zeros| to_zeros(&mut values[zeros]));
+        self.format.encode_groups(values, groups, rounding, draws, codes);
+    }
+
     /// Rounds elements whose groups are known.
     fn round(
         &self,
@@ -496,10 +630,11 @@ impl Bound<'_> {
     ) {
         let rounding = self.terms.rounding;
         let mut draws = Draws::new(rounding, stream);
-        let limit = if rounding == Rounding::Stochastic { WINDOW } else { usize::MAX };
-        self.windows(layout, at.clone(), params, first, limit, |window, groups| {
+        let mut own = [Params::UNIT; WINDOW];
+        self.windows(layout, at.clone(), params, first, self.limit(), |window, groups| {
             let draws = draws.window(window.start, window.len());
             let x = &mut x[window.start - at.start..window.end - at.start];
+            let groups = self.divisible(groups, x.len(), &mut own, |zeros| to_zeros(&mut x[zeros]));
             self.format.quantize_groups(x, groups, rounding, draws);
         });
     }
@@ -511,6 +646,12 @@ impl Bound<'_> {
         }
         let layout = self.parts(shape)?.layout;
         let elems = layout.elems();
+        if memory.is_none()
+            && let Some(blocks) = Blocks::of(self.format, self.terms, layout)
+            && blocks.emulate(x, &layout.bands())
+        {
+            return Ok(Tally::default());
+        }
         // Groups inside a piece are rounded while they are still in the cache.
         if let Some(piece) = self.pieces(layout, memory.as_deref()) {
             let (count, all) = (elems.div_ceil(piece.elems), Even { of: x, per: piece.elems });
@@ -566,6 +707,12 @@ impl Bound<'_> {
         let (layout, bits) = (parts.layout, self.format.bits());
         let elems = layout.elems();
         let total = parts.total().unwrap_or(0);
+        if memory.is_none()
+            && let Some(blocks) = Blocks::of(self.format, self.terms, layout)
+            && blocks.encode(x, &layout.bands(), parts.scales, parts.codes, out)
+        {
+            return Ok(Tally::default());
+        }
         if let Some(piece) = self.pieces(layout, memory.as_deref()) {
             let seen = blank::append(out, total, |blank| {
                 let (header, packed) = parts.cut(blank);
@@ -626,6 +773,7 @@ impl Bound<'_> {
         let groups = piece.groups_of(index, layout);
         if let (Some(len), Some(store)) = (layout.flat(), self.terms.scale)
             && self.terms.rounding == Rounding::NearestEven
+            && x.len().is_multiple_of(len)
             && self.format.encode_blocks(x, len, store, &mut *header[0], packed)
         {
             return Seen::default();
@@ -698,12 +846,11 @@ impl Bound<'_> {
         let mut draws = Draws::new(rounding, stream);
         let whole = (bits == U::BITS).then(|| U::of_bytes_mut(packed)).flatten();
         if let Some(codes) = whole {
-            let limit = if rounding == Rounding::Stochastic { WINDOW } else { usize::MAX };
-            self.windows(layout, at, params, first, limit, |window, groups| {
+            self.windows(layout, at, params, first, self.limit(), |window, groups| {
                 let draws = draws.window(window.start, window.len());
                 let codes = &mut codes[window.start - x.start..window.end - x.start];
                 let x = x.part(window.start, window.len());
-                self.format.encode_groups(x, groups, rounding, draws, U::codes_mut(codes));
+                self.encode_window(x, groups, draws, U::codes_mut(codes));
             });
             return;
         }
@@ -712,7 +859,7 @@ impl Bound<'_> {
             let draws = draws.window(window.start, window.len());
             let x = x.part(window.start, window.len());
             packer.push(x.len(), |codes| {
-                self.format.encode_groups(x, groups, rounding, draws, U::codes_mut(codes));
+                self.encode_window(x, groups, draws, U::codes_mut(codes));
             });
         });
         packer.finish();
@@ -722,10 +869,12 @@ impl Bound<'_> {
         let parts = self.parts(shape)?;
         let layout = parts.layout;
         let elems = layout.elems();
-        let (scales, rest) = bytes.split_at(parts.scales);
-        let (offsets, rest) = rest.split_at(parts.offsets);
-        let (zeros, packed) = rest.split_at(parts.zeros);
-        let header = Stored { scales, offsets, zeros };
+        let (header, packed) = parts.stored(bytes);
+        if let Some(blocks) = Blocks::of(self.format, self.terms, layout)
+            && blocks.decode(header.scales, packed, &layout.bands(), out)
+        {
+            return Ok(());
+        }
         // Only where the elements of a piece have few groups are these read with it.
         let near = matches!(layout, Layout::Rows { .. })
             && !self.terms.scale.is_some_and(ScaleFormat::is_nested);
@@ -749,7 +898,9 @@ impl Bound<'_> {
                 let packed = &packed[at.start * bits / 8..];
                 let packed = &packed[..(out.of.len() * bits).div_ceil(8)];
                 let scales = header.scales_of(groups.clone(), parts.groups);
-                if self.format.decode_blocks(scales, packed, len, store, out.of) {
+                if out.of.len().is_multiple_of(len)
+                    && self.format.decode_blocks(scales, packed, len, store, out.of)
+                {
                     return Wrong::default();
                 }
             }
@@ -854,6 +1005,75 @@ impl Bound<'_> {
             let out = &mut out[window.start - begin..window.end - begin];
             self.format.decode_groups(U::codes(&codes[before..]), groups, out);
         });
+    }
+
+    fn saturated(
+        &self,
+        bytes: &[u8],
+        shape: &[usize],
+        x: &[f32],
+    ) -> Result<Option<u64>, DecodeError> {
+        let Some(ends) = Ends::of(self.format) else { return Ok(None) };
+        // Half a step is lost to rounding where it goes to nearest, and up to a whole one elsewhere.
+        let slack = match self.terms.rounding {
+            Rounding::NearestEven | Rounding::HalfAway => 0.5,
+            _ => 1.0,
+        };
+        let parts = self.parts(shape)?;
+        let mut all = Scratch::new(parts.groups);
+        let params = &mut all.params[..];
+        self.read_groups(&parts.stored(bytes).0, 0..parts.groups, params).result()?;
+        let params = &*params;
+        let bands = parts.layout.bands();
+        let counts = each_band(vec![(); bands.len()], &bands, |(), band| {
+            let x = &x[band.elems.clone()];
+            let mut count = 0u64;
+            parts.layout.runs(band, |run| {
+                let limit = |[outer, inner]: [u32; 2]| {
+                    let params = &params[run.group];
+                    let outer = self.format.decode(outer, params);
+                    outer + slack * (outer - self.format.decode(inner, params))
+                };
+                let (low, high) = (limit(ends.low), limit(ends.high));
+                let x = &x[run.start..run.start + run.len];
+                count += x.iter().map(|&v| u64::from(v < low || v > high)).sum::<u64>();
+            });
+            count
+        });
+        Ok(Some(counts.into_iter().sum()))
+    }
+}
+
+/// The codes at both ends of a format's values, each before its neighbour.
+struct Ends {
+    low: [u32; 2],
+    high: [u32; 2],
+}
+
+impl Ends {
+    /// The ends of what is ever written, or `None` where there are too many codes to look at, or too few.
+    fn of(format: &dyn Format) -> Option<Self> {
+        const MAX_BITS: u32 = 20;
+        if format.bits() > MAX_BITS {
+            return None;
+        }
+        let card = format.card();
+        let values = || {
+            let value = |code| (format.decode(code, &Params::UNIT), code);
+            (0..1 << format.bits()).map(value).filter(|(v, _)| (card.min..=card.max).contains(v))
+        };
+        let low = values().min_by(|(left, _), (right, _)| left.total_cmp(right))?;
+        let high = values().max_by(|(left, _), (right, _)| left.total_cmp(right))?;
+        let next_low = values().filter(|(v, _)| *v > low.0).min_by(|l, r| l.0.total_cmp(&r.0))?;
+        let next_high = values().filter(|(v, _)| *v < high.0).max_by(|l, r| l.0.total_cmp(&r.0))?;
+        Some(Self { low: [low.1, next_low.1], high: [high.1, next_high.1] })
+    }
+}
+
+/// Makes each value the zero that has its sign.
+fn to_zeros(x: &mut [f32]) {
+    for v in x {
+        *v = 0f32.copysign(*v);
     }
 }
 

@@ -23,6 +23,14 @@ impl Family for Float32Family {
         vec!["f32".into()]
     }
 
+    fn source(&self) -> &'static str {
+        "IEEE 754-2019, binary32"
+    }
+
+    fn layout(&self) -> &'static str {
+        "Every value as it is, 4 bytes."
+    }
+
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
         (head == "f32").then(|| Ok(Scaled::of(Float32)))
     }

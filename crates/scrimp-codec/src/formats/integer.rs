@@ -11,6 +11,7 @@
     reason = "codes have at most 16 bits, and values are rounded to f32 as the formulas say"
 )]
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::{Card, Codes, CodesMut, Format, Groups, HeadError, Header, Params, Scaling, finite};
@@ -59,6 +60,15 @@ impl Family for SignedFamily {
             .collect()
     }
 
+    fn source(&self) -> &'static str {
+        "Arithmetic: ONNX `QuantizeLinear`. `full`: DeepSpeed, `SymQuantizer`"
+    }
+
+    fn layout(&self) -> &'static str {
+        "The code is *q* in two's complement of *K* bits. `value = q * scale`, rounded to f32; a product beyond the largest f32 \
+         becomes it. Without `full` the code of `-2^(K-1)` is never written."
+    }
+
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
         parse("int", Variant::Symmetric, head)
     }
@@ -84,6 +94,17 @@ impl Family for UnsignedFamily {
                     .map(String::from),
             )
             .collect()
+    }
+
+    fn source(&self) -> &'static str {
+        "Jacob et al. 2018, [arXiv:1712.05877](https://arxiv.org/abs/1712.05877); arithmetic: ONNX \
+         `QuantizeLinear`. `qml`: QML, Parsa, EPFL, `IntQuantizer`. `deepspeed`: DeepSpeed, `AsymQuantizer`"
+    }
+
+    fn layout(&self) -> &'static str {
+        "The code is *q*. `value = (q - zero) * scale + offset`, each operation rounded to f32, with `zero = 0` and without the \
+         addition where the parts are absent; where the product overflows f32, the whole is computed in f64, and what is \
+         beyond the largest f32 becomes it."
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
@@ -213,6 +234,17 @@ impl Format for Integer {
         if self.variant == Variant::Qml { Granularity::Axis(0) } else { Granularity::Tensor }
     }
 
+    fn scales(&self) -> &'static [ScaleFormat] {
+        // A zero point or an offset is found with the scale, and would not fit one that is rounded later.
+        if self.signed() { &ScaleFormat::SYMMETRIC } else { &ScaleFormat::GENERAL }
+    }
+
+    fn top(&self) -> f32 {
+        let (_, high) = self.codes();
+        // The full range is divided by half the number of codes, which is one more than the largest.
+        (if self.variant == Variant::Full { high + 1 } else { high }) as f32
+    }
+
     fn holds_nan(&self) -> bool {
         false
     }
@@ -288,6 +320,11 @@ impl Format for Integer {
                 Params { scale, zero: 0, offset }
             }
         }
+    }
+
+    fn integers(&self) -> Option<RangeInclusive<i32>> {
+        let (low, high) = self.codes();
+        Some(low..=high)
     }
 
     fn wants_only_amax(&self) -> bool {

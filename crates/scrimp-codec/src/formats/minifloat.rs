@@ -38,6 +38,11 @@ pub enum Overflow {
     Saturate,
     /// Infinity, or NaN where the format has no infinity.
     Ieee,
+    /// The largest finite value, of which the positive one becomes infinity even where it was right: a defect of SmaQ's
+    /// 16- and 8-bit floats (qtorch's `float_quantize` 0.2.0, then its "check inf"), offered to repeat its results. Only
+    /// for formats with infinity. It looked for results within 1.2e-7 of the largest, which no other value of these
+    /// formats is. Subnormals are IEEE's, unlike qtorch's.
+    Qtorch,
 }
 
 /// A small float format.
@@ -105,6 +110,19 @@ const fn named(
     Named { name, exponent_bits, mantissa_bits, bias, top, about }
 }
 
+/// What a code of these formats means, for the specification of their bytes.
+const FLOAT_CODE: &str = "\
+From its most significant bit, a code is a sign, an exponent field *E* of *e* bits, and a mantissa *M* of *m* bits. The
+magnitude is `M 2^(1 - bias - m)` if *E* is 0, else `(1 + M / 2^m) 2^(E - bias)`, times the scale if there is one, rounded
+to f32. The bias is `2^(e-1) - 1` unless the table or the name says otherwise. What the largest exponent means:
+
+- as IEEE 754 has it, where there are infinities: with *E* all ones, infinity if *M* is 0, else NaN;
+- `fn`, where NaN is the only special: the magnitude of all ones is NaN, every other one is a number;
+- `none`, where there are no specials, `e3m2fn`, `e2m3fn` and `e2m1fn` among them: every magnitude is a number.
+
+No finite code means infinity: a product beyond the largest f32 becomes it. Words for rounding and overflow matter to who
+writes and not to who reads.";
+
 /// The formats with a name.
 pub(crate) struct NamedFamily;
 
@@ -119,6 +137,19 @@ impl Family for NamedFamily {
 
     fn members(&self) -> Vec<String> {
         NAMED.iter().map(|n| n.name.into()).collect()
+    }
+
+    fn source(&self) -> &'static str {
+        "`f16`: IEEE 754-2019, binary16. `bf16`: Kalamkar et al. 2019, [arXiv:1905.12322](https://arxiv.org/abs/1905.12322). \
+         `tf32`: NVIDIA A100 Tensor Core GPU Architecture, 2020. `e5m2`, `e4m3fn`: OCP 8-bit Floating Point Specification \
+         1.0, 2023; Micikevicius et al. 2022, [arXiv:2209.05433](https://arxiv.org/abs/2209.05433). `e3m2fn`, `e2m3fn`, \
+         `e2m1fn`: OCP Microscaling Formats 1.0, 2023; Rouhani et al. 2023, \
+         [arXiv:2310.10537](https://arxiv.org/abs/2310.10537). `e4m3`, `e3m4`: the rule of IEEE 754 in eight bits. Names \
+         are those of `ml_dtypes`"
+    }
+
+    fn layout(&self) -> &'static str {
+        FLOAT_CODE
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
@@ -154,6 +185,14 @@ impl Family for FreeFamily {
         ]
         .map(String::from)
         .to_vec()
+    }
+
+    fn source(&self) -> &'static str {
+        "The rule of IEEE 754-2019 for other widths; `fn` and `none` as in the OCP formats"
+    }
+
+    fn layout(&self) -> &'static str {
+        FLOAT_CODE
     }
 
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
@@ -219,6 +258,14 @@ impl Family for QmlFamily {
         vec!["qml:m2".into(), "qml:m7".into()]
     }
 
+    fn source(&self) -> &'static str {
+        "QML: Parsa, EPFL, course project on quantized machine learning, `FloatingPointQuantizer`"
+    }
+
+    fn layout(&self) -> &'static str {
+        FLOAT_CODE
+    }
+
     fn parse(&self, head: &str) -> Option<Result<Arc<dyn Codec>, HeadError>> {
         let digits = head.strip_prefix("qml:")?;
         let bits = digits.strip_prefix('m').and_then(|d| d.parse().ok()).filter(|m| *m <= 10);
@@ -243,7 +290,13 @@ impl Family for QmlFamily {
 }
 
 impl Minifloat {
-    fn new(
+    /// A format that has a name of its own.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let n = NAMED.iter().find(|n| n.name == name)?;
+        Self::new(n.name, n.exponent_bits, n.mantissa_bits, n.bias, n.top).ok()
+    }
+
+    pub(super) fn new(
         name: &str,
         exponent_bits: u32,
         mantissa_bits: u32,
@@ -302,12 +355,21 @@ impl Minifloat {
         })
     }
 
-    fn sign_bit(&self) -> u32 {
+    pub(super) fn mantissa_bits(&self) -> u32 {
+        self.mantissa_bits
+    }
+
+    /// The value of the least exponent field above 0, at a mantissa of 0.
+    pub(super) fn min_normal(&self) -> f32 {
+        2f32.powi(1 - self.bias)
+    }
+
+    pub(super) fn sign_bit(&self) -> u32 {
         1 << (self.exponent_bits + self.mantissa_bits)
     }
 
     /// The code of the largest finite magnitude.
-    fn max_code(&self) -> u32 {
+    pub(super) fn max_code(&self) -> u32 {
         match self.top {
             Top::Ieee => self.infinity_code() - 1,
             Top::AllOnesNan => self.sign_bit() - 2,
@@ -391,7 +453,7 @@ impl Minifloat {
 
     /// The constants of the bit-level twin of `decode(encode(x))`; `None` where the format's subnormals reach below those
     /// of `f32`, or where the magic number or the number of steps in one overflows: there only the definition serves.
-    fn fast(&self) -> Option<simd::FloatGrid> {
+    pub(super) fn fast(&self) -> Option<simd::FloatGrid> {
         let (first, m) = (1 - self.bias, self.mantissa_bits as i32);
         let as_f32 = first == -126;
         if first < -126 || first - m + 23 > 127 || (m - first > 127 && !as_f32) {
@@ -402,6 +464,7 @@ impl Minifloat {
             (Overflow::Saturate, _) | (_, Top::Finite) => bits(self.max_code()),
             (Overflow::Ieee, Top::Ieee) => f32::INFINITY.to_bits(),
             (Overflow::Ieee, Top::AllOnesNan) => 0x7FC0_0000,
+            (Overflow::Qtorch, _) => return None,
         };
         let infinity = if self.keep_infinity { self.infinity_value().to_bits() } else { over };
         Some(simd::FloatGrid {
@@ -418,7 +481,7 @@ impl Minifloat {
         })
     }
 
-    fn fast_codes(&self) -> simd::FloatCodes {
+    pub(super) fn fast_codes(&self) -> simd::FloatCodes {
         // Infinity comes out of the grid only where it has a code, or where NaN stands for it.
         let nan = self.nan_code().unwrap_or(0);
         let has_infinity = self.top == Top::Ieee;
@@ -485,6 +548,7 @@ impl Format for Minifloat {
                 (Overflow::Saturate, _) | (_, Top::Finite) => "saturate",
                 (Overflow::Ieee, Top::Ieee) => "infinity",
                 (Overflow::Ieee, Top::AllOnesNan) => "NaN",
+                (Overflow::Qtorch, _) => "infinity if positive",
             },
             rounding: self.default_rounding.word(),
             about: self.about.clone(),
@@ -499,6 +563,15 @@ impl Format for Minifloat {
         self.default_rounding
     }
 
+    fn scales(&self) -> &'static [ScaleFormat] {
+        // A scale that is rounded to three bits may be too small for the largest value, which must then saturate.
+        if self.bits() <= 8 { &ScaleFormat::SYMMETRIC } else { &ScaleFormat::GENERAL }
+    }
+
+    fn top(&self) -> f32 {
+        self.magnitude(self.max_code()) as f32
+    }
+
     fn holds_nan(&self) -> bool {
         self.nan_code().is_some()
     }
@@ -508,13 +581,20 @@ impl Format for Minifloat {
     }
 
     fn words(&self) -> &'static [&'static str] {
-        if self.top == Top::Finite { &["sat"] } else { &["sat", "ieee"] }
+        match self.top {
+            Top::Ieee => &["sat", "ieee", "qtorch"],
+            Top::AllOnesNan => &["sat", "ieee"],
+            Top::Finite => &["sat"],
+        }
     }
 
     fn with_word(&self, word: &str) -> Option<Arc<dyn Format>> {
         let changed = match word {
             "sat" => Self { overflow: Overflow::Saturate, ..self.clone() },
             "ieee" if self.top != Top::Finite => Self { overflow: Overflow::Ieee, ..self.clone() },
+            "qtorch" if self.top == Top::Ieee => {
+                Self { overflow: Overflow::Qtorch, ..self.clone() }
+            }
             "nonfinite:propagate" if self.holds_nan() => {
                 Self { keep_infinity: true, ..self.clone() }
             }
@@ -527,6 +607,7 @@ impl Format for Minifloat {
         match (self.overflow, self.default_overflow) {
             (Overflow::Saturate, Overflow::Ieee) => "/sat".into(),
             (Overflow::Ieee, Overflow::Saturate) => "/ieee".into(),
+            (Overflow::Qtorch, _) => "/qtorch".into(),
             _ => String::new(),
         }
     }
@@ -541,16 +622,21 @@ impl Format for Minifloat {
         if v.is_nan() {
             return self.nan_code().map_or(0, |nan| sign | nan);
         }
+        let at_the_top = if sign == 0 { self.infinity_code() } else { sign | self.max_code() };
         if v.is_infinite() {
             let code = if x.is_infinite() && self.keep_infinity {
                 self.overflow_code(Overflow::Ieee)
+            } else if self.overflow == Overflow::Qtorch {
+                at_the_top
             } else {
                 self.overflow_code(self.overflow)
             };
             return sign | code;
         }
         let code = self.round_magnitude(v, rounding, draw);
-        if code <= self.max_code() {
+        if self.overflow == Overflow::Qtorch && code >= self.max_code() {
+            at_the_top
+        } else if code <= self.max_code() {
             sign | code
         } else if Self::overflow_stays_finite(rounding, v.is_sign_negative()) {
             sign | self.max_code()
@@ -763,6 +849,28 @@ mod tests {
             let code = f.encode(x, &Params::UNIT, f.default_rounding(), 0);
             assert_eq!(f.decode(code, &Params::UNIT), expected);
         }
+    }
+
+    #[test]
+    fn qtorch_makes_infinity_of_the_largest_positive_value_only() {
+        let largest = [f32::MAX, f32::INFINITY, 65504.0, 65519.0, 65472.0];
+        let scheme: crate::Scheme = "f16/qtorch".parse().unwrap();
+        let stream = crate::Stream::new(0, 0);
+        let mut x = [largest, largest.map(|v| -v)].concat();
+        let mut bytes = Vec::new();
+        scheme.encode(&x, &[10], &stream, &mut bytes).unwrap();
+        scheme.emulate(&mut x, &[10], &stream).unwrap();
+        let inf = f32::INFINITY;
+        assert_eq!(x[..5], [inf, inf, inf, inf, 65472.0]);
+        assert_eq!(x[5..], [-65504.0, -65504.0, -65504.0, -65504.0, -65472.0]);
+        let mut back = [0.0; 10];
+        scheme.decode(&bytes, &[10], &mut back).unwrap();
+        assert_eq!(back[..], x[..]);
+        assert!("e4m3fn/qtorch".parse::<crate::Scheme>().is_err(), "it has no infinity");
+        assert_eq!(
+            "e5m2/qtorch/stochastic".parse::<crate::Scheme>().unwrap().to_string(),
+            "e5m2/qtorch/stochastic"
+        );
     }
 
     #[test]

@@ -3,16 +3,25 @@
 //! A [`Format`] is a finite set of values with a code for each. How a format uses the scale of a group is its own
 //! affair: it is given the group's range and answers with [`Params`].
 
+pub(crate) mod bfp;
+pub(crate) mod cfloat;
 pub(crate) mod float32;
 pub(crate) mod integer;
 pub(crate) mod minifloat;
+pub(crate) mod mx;
+pub(crate) mod nvfp4;
+mod shared_exponent;
+pub(crate) mod table;
 
 use std::fmt::Debug;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+pub use cfloat::{CFloat, Flags};
 pub use float32::Float32;
 pub use integer::Integer;
 pub use minifloat::{Minifloat, Overflow, Top};
+pub(crate) use table::{Levels, dynamic8};
 
 use crate::{Range, Rounding, ScaleFormat, pack};
 
@@ -162,7 +171,7 @@ pub trait Format: Debug + Send + Sync {
     fn scales(&self) -> &'static [ScaleFormat] {
         &ScaleFormat::GENERAL
     }
-    /// The largest value at scale 1, by which a range is divided to become a scale.
+    /// By what a range is divided to become a scale: as a rule the largest value at scale 1.
     fn top(&self) -> f32 {
         self.card().max
     }
@@ -194,6 +203,10 @@ pub trait Format: Debug + Send + Sync {
     fn with_word(&self, word: &str) -> Option<Arc<dyn Format>> {
         let _ = word;
         None
+    }
+    /// Whether its words say different things, so that several may stand together.
+    fn words_combine(&self) -> bool {
+        false
     }
     /// Why the format as it stands cannot be used, if so (said once all words are applied).
     fn complaint(&self) -> Option<HeadError> {
@@ -254,6 +267,24 @@ pub trait Format: Debug + Send + Sync {
         let _ = (scales, packed, len, store, out);
         false
     }
+    /// Rounds consecutive groups of `len` elements to nearest, each under its scale; where that is 0, to zeros. `false` if
+    /// there is no fast way.
+    fn quantize_scaled(&self, scales: &[f32], x: &mut [f32], len: usize) -> bool {
+        let _ = (scales, x, len);
+        false
+    }
+    /// Packs the codes of consecutive groups of `len` elements to nearest, each under its scale; where that is 0, the codes
+    /// of zeros. `false` if there is no fast way.
+    fn encode_scaled(&self, scales: &[f32], x: &[f32], len: usize, packed: &mut [u8]) -> bool {
+        let _ = (scales, x, len, packed);
+        false
+    }
+    /// Decodes the packed codes of consecutive groups of `len` elements, each under its scale; `false` if there is no fast
+    /// way.
+    fn decode_scaled(&self, scales: &[f32], packed: &[u8], len: usize, out: &mut [f32]) -> bool {
+        let _ = (scales, packed, len, out);
+        false
+    }
     /// The parameters of many groups, as [`fit`](Self::fit) gives them.
     fn fit_groups(&self, ranges: &[Range], store: ScaleFormat, params: &mut [Params]) {
         for (range, params) in ranges.iter().zip(params) {
@@ -293,6 +324,11 @@ pub trait Format: Debug + Send + Sync {
     /// The values of the codes of one group.
     fn decode_run(&self, codes: &[u32], params: &Params, out: &mut [f32]) {
         decode_by_definition(self, codes, params, out);
+    }
+    /// The integers that codes stand for, where they do: two's complement if some are negative. A value is then
+    /// `(integer - zero) * scale + offset`, and integers that are near each other are values that are.
+    fn integers(&self) -> Option<RangeInclusive<i32>> {
+        None
     }
     /// Whether the range that [`fit`](Self::fit) needs is only the largest magnitude.
     fn wants_only_amax(&self) -> bool {

@@ -8,6 +8,7 @@ mod commands;
 mod interrupt;
 mod output;
 mod sizes;
+mod tensors;
 mod ui;
 
 /// Training allocates a tensor for each operation; the system's allocator gives such blocks back at

@@ -49,16 +49,22 @@ impl Output {
                 shell_word(&path.with_extension(extensions[0]))
             );
         }
-        if path.exists() {
-            if let (Ok(left), Ok(right)) = (input.canonicalize(), path.canonicalize())
-                && left == right
-            {
-                bail!("{} is the input and is never overwritten", path.display());
-            }
-            if !self.force {
-                bail!("{} exists already\n  help: --force replaces it", path.display());
-            }
-        }
+        check_free(&path, &[input], self.force)?;
         Ok(path)
     }
+}
+
+/// Refuses a path that is one of the inputs or, unless `force`, exists.
+pub fn check_free(path: &Path, inputs: &[&Path], force: bool) -> anyhow::Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let same = |input: &&&Path| matches!((input.canonicalize(), path.canonicalize()), (Ok(left), Ok(right)) if left == right);
+    if inputs.iter().any(|input| same(&input)) {
+        bail!("{} is the input and is never overwritten", path.display());
+    }
+    if !force {
+        bail!("{} exists already\n  help: --force replaces it", path.display());
+    }
+    Ok(())
 }

@@ -128,7 +128,7 @@ fn unpack(ui: &Ui, reader: &Reader, places: &[usize], output: &Path) -> anyhow::
         path: output.to_owned(),
         problem: Box::new(problem),
     })?;
-    let mut progress = ui.progress("decode", plan.file_bytes());
+    let mut progress = ui.progress("decode", plan.file_size().most);
     let written = plan.write(output, |index, bytes| {
         if interrupt::requested() {
             return Err(FileError::io("write", output, std::io::ErrorKind::Interrupted.into()));

@@ -2,8 +2,8 @@ use std::fmt::Write as _;
 
 use anyhow::bail;
 use clap::Args;
-use scrimp_codec::formats::{FAMILIES, Scaling};
-use scrimp_codec::{Card, Granularity, Params, Scheme};
+use scrimp_codec::formats::{Format, Scaling};
+use scrimp_codec::{Card, FAMILIES, Granularity, Params, Scheme, Size};
 use serde::Serialize;
 
 use crate::ui::{self, Side, Table, Ui};
@@ -90,15 +90,16 @@ impl Formats {
     pub fn run(self, ui: &Ui) -> anyhow::Result<()> {
         if self.values {
             // All names are checked before the first line.
-            self.names.iter().try_for_each(|scheme| check_listable(scheme, self.json))?;
-            return self.names.iter().enumerate().try_for_each(|(place, scheme)| {
+            let formats = self.names.iter().map(|scheme| listable(scheme, self.json));
+            let formats = formats.collect::<anyhow::Result<Vec<_>>>()?;
+            return formats.into_iter().enumerate().try_for_each(|(place, format)| {
                 if self.json {
-                    return values_json(ui, scheme);
+                    return values_json(ui, format);
                 }
                 if place > 0 {
                     ui.say("")?;
                 }
-                values_text(ui, scheme)
+                values_text(ui, format)
             });
         }
         if self.json {
@@ -136,7 +137,7 @@ fn members() -> Vec<(&'static str, Vec<Scheme>)> {
 
 /// How the family of a scheme is written.
 fn family_of(scheme: &Scheme) -> &'static str {
-    let name = scheme.format().name();
+    let name = scheme.codec().name();
     FAMILIES.iter().find(|family| family.parse(&name).is_some()).map_or("", |f| f.syntax())
 }
 
@@ -157,8 +158,12 @@ struct FormatLine<'a> {
 #[derive(Serialize)]
 struct SizeLine {
     shape: &'static [usize],
+    /// The most, where it depends on the values.
     bytes: Option<usize>,
     bits_per_value: Option<f64>,
+    /// The least, where it depends on the values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    least_bytes: Option<usize>,
 }
 
 impl<'a> FormatLine<'a> {
@@ -166,28 +171,29 @@ impl<'a> FormatLine<'a> {
         Self {
             scheme,
             family,
-            // The rounding in force, which need not be the format's own.
-            card: Card { rounding: scheme.rounding().word(), ..scheme.format().card() },
+            card: scheme.card(),
             granularity: scheme.granularity().map(|granularity| granularity.to_string()),
             scale: scale_word(scheme),
-            words: scheme.format().words(),
+            words: scheme.codec().words(),
             sizes: SHAPES.map(|shape| size(scheme, shape)).into(),
         }
     }
 }
 
 fn size(scheme: &Scheme, shape: &'static [usize]) -> SizeLine {
-    let bytes = scheme.for_weight(shape).packed_bytes(shape).ok();
+    let size = scheme.for_weight(shape).size(shape).ok();
     let values: usize = shape.iter().product();
-    SizeLine { shape, bytes, bits_per_value: bytes.map(|bytes| bytes as f64 * 8.0 / values as f64) }
+    SizeLine {
+        shape,
+        bytes: size.map(|size| size.most),
+        bits_per_value: size.map(|size| size.most as f64 * 8.0 / values as f64),
+        least_bytes: size.filter(|size| size.exact().is_none()).map(|size| size.least),
+    }
 }
 
 /// How the scales of a scheme are stored, if it has any.
 fn scale_word(scheme: &Scheme) -> Option<&'static str> {
-    let text = scheme.to_string();
-    let word = text.split('/').find_map(|word| word.strip_prefix("scale:")).unwrap_or("f32");
-    let known = scrimp_codec::ScaleFormat::WORDS.iter().find(|(known, _)| *known == word);
-    scheme.granularity().and(known).map(|(known, _)| *known)
+    scheme.terms().scale.map(scrimp_codec::ScaleFormat::word)
 }
 
 /// The table of all families.
@@ -240,7 +246,7 @@ fn overview(ui: &Ui) -> anyhow::Result<()> {
 /// Neighbours that differ in nothing but their width, as `int2` to `int16` do, share a row.
 fn runs(members: &[Scheme]) -> Vec<&[Scheme]> {
     let kind = |scheme: &Scheme| {
-        let card = scheme.format().card();
+        let card = scheme.card();
         let width = card.bits.to_string();
         // What has an exponent is worth a row of its own.
         let name = card.exponent_bits.is_none().then(|| card.name.replacen(&width, "K", 1));
@@ -252,7 +258,7 @@ fn runs(members: &[Scheme]) -> Vec<&[Scheme]> {
 /// The row of one format, or of a run from the first to the last.
 fn row(run: &[Scheme]) -> Vec<String> {
     let (Some(first), Some(last)) = (run.first(), run.last()) else { return Vec::new() };
-    let (low, high) = (first.format().card(), last.format().card());
+    let (low, high) = (first.card(), last.card());
     let span = |text: &dyn Fn(&Card) -> String| {
         let (left, right) = (text(&low), text(&high));
         if left == right { left } else { format!("{left}..{right}") }
@@ -331,8 +337,8 @@ fn exact_power(value: f32) -> String {
 
 /// All that there is to know about one scheme.
 fn card(ui: &Ui, scheme: &Scheme) -> anyhow::Result<()> {
-    let format = scheme.format();
-    let card = format.card();
+    let codec = scheme.codec();
+    let card = scheme.card();
     ui.say_bold(&format!("{scheme}  {}", card.about))?;
     let fact = |key: &str, value: &str| ui.say(format_args!("  {key:20}{value}"));
 
@@ -357,11 +363,16 @@ fn card(ui: &Ui, scheme: &Scheme) -> anyhow::Result<()> {
         fact("NaN and infinity", rule)?;
     }
     fact("overflow", &overflow(&card))?;
-    fact("rounding", scheme.rounding().word())?;
+    if codec.defaults().rounding.is_some() {
+        fact("rounding", scheme.rounding().word())?;
+    }
 
-    let scaling = match (scheme.granularity(), format.header().scaling) {
-        (Some(granularity), _) => sharing(granularity, scheme.to_string().contains("/matrix")),
-        (None, Scaling::Never) => "none: values are stored as they are".to_owned(),
+    let scaling = match (scheme.granularity(), codec.defaults().scaling) {
+        (Some(granularity), _) => sharing(granularity, scheme.terms().matrix),
+        (None, Scaling::Never) if scheme.is_float32() => {
+            "none: values are stored as they are".to_owned()
+        }
+        (None, Scaling::Never) => "the tensor is taken as one".to_owned(),
         (None, _) => {
             "none; a word such as tensor, channel or group:64 adds one that fits the values".into()
         }
@@ -369,33 +380,47 @@ fn card(ui: &Ui, scheme: &Scheme) -> anyhow::Result<()> {
     fact("scale", &scaling)?;
     if let Some(word) = scale_word(scheme) {
         let mut stored = format!("{word} for each");
-        let header = format.header();
-        if header.zero_bits > 0 {
-            write!(stored, ", and a zero point of {} bits", header.zero_bits).ok();
+        let header = scheme.format().map(Format::header);
+        if let Some(bits) = header.map(|header| header.zero_bits).filter(|bits| *bits > 0) {
+            write!(stored, ", and a zero point of {bits} bits").ok();
         }
-        if header.offset {
+        if header.is_some_and(|header| header.offset) {
             stored.push_str(", and an f32 offset");
         }
         fact("scale stored as", &stored)?;
     }
-    if !format.words().is_empty() {
-        fact("words of its own", &format.words().join(", "))?;
+    if !codec.words().is_empty() {
+        fact("words of its own", &codec.words().join(", "))?;
     }
     for (place, shape) in SHAPES.into_iter().enumerate() {
-        let packed = scheme.for_weight(shape).packed_bytes(shape);
-        let text = match (packed, size(scheme, shape).bits_per_value) {
-            (Ok(bytes), Some(bits)) => format!(
-                "{bits:.2} for a weight {}: {} bytes, {}",
-                ui::shape(shape),
-                ui::number(bytes as u64),
-                ui::ratio(bytes as u64, 4 * shape.iter().product::<usize>() as u64)
-            ),
-            (Err(problem), _) => problem.to_string(),
-            (Ok(_), None) => continue,
+        let text = match scheme.for_weight(shape).size(shape) {
+            Ok(size) => weight_size(shape, size),
+            Err(problem) => problem.to_string(),
         };
         fact(if place == 0 { "bits per value" } else { "" }, &text)?;
     }
     Ok(())
+}
+
+/// `4.25 for a weight [1024,1024]: 557,056 bytes, 7.53x smaller than f32`
+fn weight_size(shape: &[usize], size: Size) -> String {
+    let values: usize = shape.iter().product();
+    let bits = |bytes: usize| bytes as f64 * 8.0 / values as f64;
+    let bytes = |bytes: usize| ui::number(bytes as u64);
+    if size.exact().is_some() {
+        let ratio = ui::ratio(size.most as u64, 4 * values as u64);
+        let (bits, bytes) = (bits(size.most), bytes(size.most));
+        format!("{bits:.2} for a weight {}: {bytes} bytes, {ratio}", ui::shape(shape))
+    } else {
+        format!(
+            "{:.2} to {:.2}, by the values, for a weight {}: {} to {} bytes",
+            bits(size.least),
+            bits(size.most),
+            ui::shape(shape),
+            bytes(size.least),
+            bytes(size.most)
+        )
+    }
 }
 
 /// What becomes of NaN and infinity, where that is not plain from the format.
@@ -404,9 +429,9 @@ fn nonfinite(scheme: &Scheme) -> Option<&'static str> {
     if text.ends_with("/nonfinite:saturate") {
         Some("NaN becomes zero, infinity the largest value, both counted")
     } else if text.ends_with("/nonfinite:propagate") {
-        let has_infinity = scheme.format().card().specials.contains("inf");
+        let has_infinity = scheme.card().specials.contains("inf");
         Some(if has_infinity { "both stay" } else { "NaN stays, infinity becomes NaN" })
-    } else if scheme.format().holds_nan() {
+    } else if scheme.codec().holds_nan() {
         None
     } else {
         Some("an error that names the element; see nonfinite in `scrimp help formats`")
@@ -442,8 +467,13 @@ fn sharing(granularity: Granularity, matrix: bool) -> String {
     }
 }
 
-fn check_listable(scheme: &Scheme, json: bool) -> anyhow::Result<()> {
-    let (bits, name) = (scheme.format().bits(), scheme.format().name());
+/// The format of a scheme's elements, if it has so few codes that they can be listed.
+fn listable(scheme: &Scheme, json: bool) -> anyhow::Result<&dyn Format> {
+    let name = scheme.codec().name();
+    let Some(format) = scheme.format() else {
+        bail!("`{name}` has no codes of its own: what a value becomes depends on the others");
+    };
+    let bits = format.bits();
     if bits > MAX_JSON_BITS {
         bail!("`{name}` has 2^{bits} codes, too many to list");
     }
@@ -453,11 +483,10 @@ fn check_listable(scheme: &Scheme, json: bool) -> anyhow::Result<()> {
             ui::number(1 << bits)
         );
     }
-    Ok(())
+    Ok(format)
 }
 
-fn values_text(ui: &Ui, scheme: &Scheme) -> anyhow::Result<()> {
-    let format = scheme.format();
+fn values_text(ui: &Ui, format: &dyn Format) -> anyhow::Result<()> {
     let bits = format.bits();
     ui.say(format_args!("{} codes of {}, values at scale 1", 1u64 << bits, format.card().name))?;
     let mut table = Table::new(&[
@@ -501,8 +530,7 @@ enum JsonValue {
     Special(String),
 }
 
-fn values_json(ui: &Ui, scheme: &Scheme) -> anyhow::Result<()> {
-    let format = scheme.format();
+fn values_json(ui: &Ui, format: &dyn Format) -> anyhow::Result<()> {
     let card = format.card();
     for code in 0..1u32 << format.bits() {
         let value = format.decode(code, &Params::UNIT);
@@ -539,8 +567,8 @@ mod tests {
             assert!(help.contains(word.split(':').next().unwrap_or(word)), "{word}");
         }
         assert!("int8/row/matrix".parse::<Scheme>().is_ok() && help.contains("matrix"));
-        for (word, _) in scrimp_codec::ScaleFormat::WORDS {
-            assert!(help.contains(&format!("scale:{word}")), "{word}");
+        for scale in scrimp_codec::ScaleFormat::GENERAL {
+            assert!(help.contains(&format!("scale:{}", scale.word())), "{scale:?}");
         }
         for (word, _) in scrimp_codec::Rounding::WORDS {
             assert!(help.contains(word), "{word}");

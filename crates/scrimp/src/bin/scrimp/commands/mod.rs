@@ -12,6 +12,7 @@ mod formats;
 mod inspect;
 mod plan;
 mod schema;
+mod score;
 mod train;
 
 /// The colours of help texts, the same as those of errors.
@@ -60,6 +61,7 @@ enum Command {
     Encode(encode::Encode),
     Decode(decode::Decode),
     Inspect(inspect::Inspect),
+    Score(score::ScoreCommand),
     Schema(schema::Schema),
     Completions(completions::Completions),
 }
@@ -77,6 +79,7 @@ impl Cli {
             Command::Encode(command) => command.run(ui),
             Command::Decode(command) => command.run(ui),
             Command::Inspect(command) => command.run(ui),
+            Command::Score(command) => command.run(ui),
             Command::Schema(command) => command.run(ui),
             Command::Completions(command) => command.run(ui),
         }

@@ -3,33 +3,10 @@
 use std::str::FromStr;
 
 use anyhow::bail;
-use globset::{GlobBuilder, GlobMatcher};
-use scrimp_codec::{Scheme, nearest};
+use scrimp_codec::Scheme;
 use scrimp_files::{Dtype, Entry, Storage};
 
-use crate::ui::Few;
-
-/// A pattern for tensor names: `*`, `?`, `[abc]`, `{a,b}`, or a name as it stands in the file.
-#[derive(Clone, Debug)]
-pub struct Pattern {
-    text: String,
-    glob: GlobMatcher,
-}
-
-impl FromStr for Pattern {
-    type Err = globset::Error;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let glob = GlobBuilder::new(text).backslash_escape(true).build()?.compile_matcher();
-        Ok(Self { text: text.to_owned(), glob })
-    }
-}
-
-impl Pattern {
-    fn matches(&self, name: &str) -> bool {
-        self.text == name || self.glob.is_match(name)
-    }
-}
+use crate::tensors::{Pattern, fitted, no_match, unrounded};
 
 /// `GLOB=SCHEME`
 #[derive(Clone, Debug)]
@@ -81,7 +58,7 @@ impl Rules {
             .collect::<anyhow::Result<_>>()?;
         for pattern in &self.keep {
             if !entries.iter().any(|entry| pattern.matches(&entry.name)) {
-                return Err(no_match("--keep", &pattern.text, pattern, file, entries));
+                return Err(no_match("--keep", pattern.text(), pattern, file, entries));
             }
         }
 
@@ -117,7 +94,7 @@ impl Rules {
             bail!(
                 "`--tensor {}={}` decides nothing: a later --tensor or --keep has every tensor \
                  that it matches",
-                rule.pattern.text,
+                rule.pattern.text(),
                 rule.scheme
             );
         }
@@ -138,10 +115,8 @@ impl Rules {
         if scheme.is_float32() && entry.dtype != Dtype::F64 {
             return Ok(kept("rule says f32"));
         }
-        let scheme =
-            if self.are_weights { scheme.for_weight(&entry.shape) } else { scheme.clone() };
-        match scheme.check(&entry.shape) {
-            Ok(()) => Ok(Storage::Packed { scheme }),
+        match fitted(scheme, &entry.shape, self.are_weights) {
+            Ok(scheme) => Ok(Storage::Packed { scheme }),
             Err(problem) if alone => bail!("{file}: tensor `{}`: {problem}", entry.name),
             Err(problem) => bail!(
                 "{file}: tensor `{name}`: {problem}\n  help: give it a scheme of its own with \
@@ -158,14 +133,14 @@ impl TensorRule {
         let mut matched =
             entries.iter().filter(|entry| self.pattern.matches(&entry.name)).peekable();
         let Some(first) = matched.peek().copied() else {
-            let rule = format!("{}={}", self.pattern.text, self.scheme);
+            let rule = format!("{}={}", self.pattern.text(), self.scheme);
             return Err(no_match("--tensor", &rule, &self.pattern, file, entries));
         };
         let mut floats = matched.filter(|entry| unrounded(entry.dtype).is_none()).peekable();
         if floats.peek().is_none() {
             bail!(
                 "`--tensor {}={}` matches no float tensor of {file}: `{}` is {}",
-                self.pattern.text,
+                self.pattern.text(),
                 self.scheme,
                 first.name,
                 first.dtype
@@ -177,57 +152,6 @@ impl TensorRule {
 
 fn kept(reason: &str) -> Storage {
     Storage::Kept { reason: reason.to_owned() }
-}
-
-/// Why values of this type are not rounded, if they are not.
-fn unrounded(dtype: Dtype) -> Option<&'static str> {
-    match dtype {
-        _ if dtype.is_float() => None,
-        Dtype::Bool => Some("bool"),
-        Dtype::C64 => Some("complex"),
-        Dtype::U8
-        | Dtype::I8
-        | Dtype::U16
-        | Dtype::I16
-        | Dtype::U32
-        | Dtype::I32
-        | Dtype::U64
-        | Dtype::I64 => Some("integer"),
-        // Small floats of another tool, whose scales are not known here.
-        _ => Some("small float already"),
-    }
-}
-
-/// The error for a pattern without a tensor, with the name that it may mean.
-fn no_match(
-    flag: &str,
-    value: &str,
-    pattern: &Pattern,
-    file: &str,
-    entries: &[Entry],
-) -> anyhow::Error {
-    let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
-    let help = match near(&pattern.text, &names) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => format!("tensors here are {}", Few(&names)),
-    };
-    anyhow::anyhow!("`{flag} {value}` matches no tensor of {file}\n  help: {help}")
-}
-
-/// A pattern near `text` that does match one of `names`.
-fn near(text: &str, names: &[&str]) -> Option<String> {
-    // Checkpoints put prefixes such as `state_dict.module.` before the names of layers.
-    let anywhere = format!("*{text}");
-    if let Ok(pattern) = anywhere.parse::<Pattern>()
-        && names.iter().any(|name| pattern.matches(name))
-    {
-        return Some(anywhere);
-    }
-    let stem = text.trim_end_matches(['*', '.']);
-    let layers = names
-        .iter()
-        .flat_map(|name| name.match_indices('.').map(|(dot, _)| &name[..dot]).chain([*name]));
-    nearest(stem, layers).map(|layer| format!("{layer}{}", &text[stem.len()..]))
 }
 
 /// The error for rules that leave everything as it is.

@@ -1,49 +1,11 @@
-//! Bits from independent implementations: the scripts in `tools/` wrote the files in `golden/`, whose headers name the
-//! libraries and their versions.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! Small floats, integers, random numbers and rounding: gfloat, ml_dtypes, onnx, numpy, randomgen.
 
-use std::fmt::Debug;
-use std::str::FromStr;
-
-use scrimp_codec::{Params, Rounding, Scheme, Stream};
-
-/// The rows of a golden file, without comments and the line of column names.
-fn rows(text: &'static str, columns: usize) -> impl Iterator<Item = Vec<&'static str>> {
-    text.lines().filter(|l| !l.starts_with('#')).skip(1).map(move |line| {
-        let fields: Vec<&str> = line.split(',').collect();
-        assert_eq!(fields.len(), columns, "{line}");
-        fields
-    })
-}
-
-fn parse<T: FromStr<Err: Debug>>(text: &str) -> T {
-    text.parse().unwrap_or_else(|e| panic!("{text}: {e:?}"))
-}
-
-fn hex(text: &str) -> u32 {
-    u32::from_str_radix(text, 16).unwrap()
-}
-
-fn floats(text: &str) -> Vec<f32> {
-    text.split_whitespace().map(|w| f32::from_bits(hex(w))).collect()
-}
-
-/// NaN has many bit patterns and one meaning.
-fn bits(x: f32) -> u32 {
-    if x.is_nan() { 0x7fc0_0000 } else { x.to_bits() }
-}
-
-fn fnv1a64(words: impl IntoIterator<Item = u32>) -> u64 {
-    words
-        .into_iter()
-        .flat_map(u32::to_le_bytes)
-        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
-}
+use super::*;
 
 #[test]
 fn every_code_of_the_small_formats_has_its_value() {
     let mut checked = 0;
-    for row in rows(include_str!("golden/minifloat_values.csv"), 3) {
+    for row in rows(include_str!("minifloat_values.csv"), 3) {
         let scheme: Scheme = parse(row[0]);
         let value = scheme.format().unwrap().decode(hex(row[1]), &Params::UNIT);
         let expected = if row[2] == "nan" { 0x7fc0_0000 } else { hex(row[2]) };
@@ -55,7 +17,7 @@ fn every_code_of_the_small_formats_has_its_value() {
 
 #[test]
 fn every_code_of_every_format_has_its_value_by_hash() {
-    for row in rows(include_str!("golden/minifloat_hashes.csv"), 7) {
+    for row in rows(include_str!("minifloat_hashes.csv"), 7) {
         let scheme: Scheme = parse(row[0]);
         let format = scheme.format().unwrap();
         let card = format.card();
@@ -71,7 +33,7 @@ fn every_code_of_every_format_has_its_value_by_hash() {
 
 #[test]
 fn ties_thresholds_and_specials_get_the_codes_of_gfloat() {
-    for row in rows(include_str!("golden/minifloat_encode.csv"), 4) {
+    for row in rows(include_str!("minifloat_encode.csv"), 4) {
         let x = f32::from_bits(hex(row[1]));
         for (word, expected) in [("sat", row[2]), ("ieee", row[3])] {
             if expected.is_empty() {
@@ -85,7 +47,7 @@ fn ties_thresholds_and_specials_get_the_codes_of_gfloat() {
 }
 
 /// Input `i` of the hashed encodings, as the file's header defines it.
-fn hashed_input(i: u32, mantissa_bits: u32, low: u32, high: u32) -> f32 {
+pub fn hashed_input(i: u32, mantissa_bits: u32, low: u32, high: u32) -> f32 {
     if i < 65536 {
         let b = i << 16;
         return f32::from_bits(if b & 0x7fff_ffff > 0x7f80_0000 { 0 } else { b });
@@ -111,7 +73,7 @@ fn hashed_input(i: u32, mantissa_bits: u32, low: u32, high: u32) -> f32 {
 fn a_million_inputs_of_every_format_rounding_and_overflow_rule_get_the_codes_of_gfloat() {
     const BLOCK: u32 = 65536;
     let mut checked = 0;
-    for row in rows(include_str!("golden/minifloat_encode_hashes.csv"), 10) {
+    for row in rows(include_str!("minifloat_encode_hashes.csv"), 10) {
         let rounding = match row[7] {
             "trunc" => "toward-zero",
             "half_away" => "half-away",
@@ -147,7 +109,7 @@ fn a_million_inputs_of_every_format_rounding_and_overflow_rule_get_the_codes_of_
 #[test]
 fn integer_schemes_give_the_scales_codes_and_values_of_onnx_and_numpy() {
     let mut seen = 0;
-    for row in rows(include_str!("golden/integer.csv"), 9) {
+    for row in rows(include_str!("integer.csv"), 9) {
         let [case, scheme, shape, input, scales, zeros, offsets, codes, decoded] = row[..] else {
             panic!("{row:?}")
         };
@@ -198,7 +160,7 @@ fn integer_schemes_give_the_scales_codes_and_values_of_onnx_and_numpy() {
 
 #[test]
 fn philox_gives_the_words_of_randomgen() {
-    for row in rows(include_str!("golden/philox.csv"), 3) {
+    for row in rows(include_str!("philox.csv"), 3) {
         let words = |text: &str| text.split_whitespace().map(hex).collect::<Vec<u32>>();
         let (key, counter) = (words(row[0]), words(row[1]));
         let wide = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
@@ -209,7 +171,7 @@ fn philox_gives_the_words_of_randomgen() {
 
 #[test]
 fn stochastic_rounding_equals_exact_rational_arithmetic() {
-    for row in rows(include_str!("golden/stochastic.csv"), 3) {
+    for row in rows(include_str!("stochastic.csv"), 3) {
         let v = f32::from_bits(hex(row[0]));
         let rounded = Rounding::Stochastic.round(f64::from(v), parse(row[1]));
         assert_eq!(rounded, parse::<f64>(row[2]), "{v:e} with {}", row[1]);

@@ -1,0 +1,6 @@
+//! Codecs of one and two bits.
+#![no_main]
+
+scrimp_fuzz::codec_target!(|member| {
+    ["sign", "binary", "ternary", "terngrad", "onebit"].iter().any(|head| member.starts_with(head))
+});
