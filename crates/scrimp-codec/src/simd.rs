@@ -2,7 +2,11 @@
 //!
 //! The bodies are plain Rust that the compiler turns into vector code; only the `#[target_feature]` wrappers differ. Each
 //! body computes the same bits as the definition in [`Format`](crate::Format), which the tests compare it with.
-#![expect(clippy::cast_possible_truncation, reason = "codes fit their types")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "codes and exponents fit their types"
+)]
 #![cfg_attr(
     target_arch = "x86_64",
     expect(
