@@ -90,7 +90,7 @@ pub enum ScaleFormat {
     /// One byte as e4m3fn, times an f32 for the whole tensor that makes the largest scale 448.
     E4m3fn,
     /// One byte in a table of 256 levels, times an f32 for 256 scales, plus an f32 for the tensor: the double
-    /// quantization of QLoRA.
+    /// quantization of `QLoRA`.
     Double,
 }
 

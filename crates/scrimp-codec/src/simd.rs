@@ -94,8 +94,8 @@ mod tables;
 
 pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
 pub(crate) use elements::{
-    Integers, float_decode_groups, float_encode_groups, float_groups, int_decode, int_encode,
-    int_groups, join_ranges,
+    Integers, fit_blocks, float_decode_groups, float_encode_groups, float_groups, int_decode,
+    int_encode, int_groups, join_ranges,
 };
 pub(crate) use loss::loss_sums;
 pub(crate) use tables::{
@@ -687,9 +687,8 @@ pub(crate) mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::Range;
-    use crate::Scheme;
     use crate::formats::quantize_by_definition;
+    use crate::{Range, Scheme};
 
     thread_local! {
         /// The level that a test asks for on its thread.
@@ -1058,6 +1057,34 @@ pub(crate) mod tests {
             }
         }
         assert!(fast > 500, "{fast}");
+    }
+
+    #[test]
+    fn stochastic_rounding_is_exact_where_it_is_closest() {
+        // Fractions at and around those at which the draw decides, of both signs and many sizes.
+        let mut x = vec![0.0f32, -0.0, f32::MIN_POSITIVE, -1e-45, 1e-45, 0.5, -0.5, 1.0, -1.0];
+        for whole in [0.0, 1.0, 2.0, 3.0, 100.0] {
+            for fraction in [1.0, 2.0, 3.0, 8_388_607.0, 8_388_608.0, 16_777_214.0, 16_777_215.0] {
+                let v: f32 = whole + fraction / 16_777_216.0;
+                x.extend([v, v.next_up(), v.next_down()]);
+            }
+        }
+        x.extend(x.clone().iter().map(|v| -v));
+        let draws = [0, 1, 2, 3, (1 << 23) - 1, 1 << 23, (1 << 24) - 2, (1 << 24) - 1];
+        for scheme in formats() {
+            let format = scheme.format().unwrap();
+            let params = Params::UNIT;
+            for draw in draws {
+                let mut expected = x.clone();
+                let all = vec![draw; x.len()];
+                quantize_by_definition(format, &mut expected, &params, Rounding::Stochastic, &all);
+                at_every_level(|level| {
+                    let mut fast = x.clone();
+                    format.quantize_run(&mut fast, &params, Rounding::Stochastic, &all);
+                    assert_eq!(bits(&fast), bits(&expected), "{format:?} {draw} {level:?}");
+                });
+            }
+        }
     }
 
     #[test]

@@ -42,6 +42,12 @@ impl Scaled {
         Arc::new(Self { format: Arc::new(format), worded: false })
     }
 
+    /// As [`Codec::under_scale`].
+    pub fn with_scale(&self) -> Option<Self> {
+        let format = self.format.under_scale(self.worded)?;
+        Some(Self { format, worded: self.worded })
+    }
+
     /// As [`Codec::with_word`], for the words of the format.
     pub fn with_format_word(&self, word: &str) -> Option<Result<Self, HeadError>> {
         let format = self.format.with_word(word)?;
@@ -151,6 +157,10 @@ impl Codec for Scaled {
 
     fn complaint(&self) -> Option<HeadError> {
         self.format.complaint()
+    }
+
+    fn under_scale(&self) -> Option<Arc<dyn Codec>> {
+        Some(Arc::new(self.with_scale()?))
     }
 
     fn holds_nan(&self) -> bool {
@@ -364,7 +374,8 @@ impl Bound<'_> {
         }
         let mut finite = true;
         for range in &*ranges {
-            finite &= range.min.is_finite() & range.max.is_finite();
+            finite &= range.min.is_finite();
+            finite &= range.max.is_finite();
         }
         if finite {
             return Seen::default();
@@ -819,7 +830,7 @@ impl Bound<'_> {
         packed: &mut [u8],
     ) {
         match self.format.bits() {
-            ..=8 => self.encode_units::<u8>(x, layout, params, first, stream, packed),
+            0..=8 => self.encode_units::<u8>(x, layout, params, first, stream, packed),
             9..=16 => self.encode_units::<[u8; 2]>(x, layout, params, first, stream, packed),
             _ => self.encode_units::<u32>(x, layout, params, first, stream, packed),
         }
@@ -970,7 +981,7 @@ impl Bound<'_> {
         out: &mut [f32],
     ) {
         match self.format.bits() {
-            ..=8 => self.decode_units::<u8>(packed, layout, at, params, first, out),
+            0..=8 => self.decode_units::<u8>(packed, layout, at, params, first, out),
             9..=16 => self.decode_units::<[u8; 2]>(packed, layout, at, params, first, out),
             _ => self.decode_units::<u32>(packed, layout, at, params, first, out),
         }
@@ -1152,5 +1163,188 @@ impl Wrong {
 impl Join for Wrong {
     fn join(self, other: Self) -> Self {
         Self([self.0, other.0].into_iter().flatten().min_by_key(|(group, _)| *group))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Rounding, Scheme};
+
+    /// A tensor's bytes and values, element by element and group by group.
+    fn by_definition(
+        scheme: &Scheme,
+        x: &[f32],
+        shape: &[usize],
+        stream: &Stream,
+    ) -> (Vec<u8>, Vec<f32>) {
+        let (format, terms) = (scheme.format().unwrap(), scheme.terms());
+        let layout = match terms.scale {
+            Some(_) => terms.layout(shape).unwrap(),
+            None => Granularity::Tensor.layout(shape).unwrap(),
+        };
+        let mut group_of = vec![0; x.len()];
+        for band in layout.bands() {
+            layout.runs(&band, |run| {
+                let start = band.elems.start + run.start;
+                group_of[start..start + run.len].fill(run.group);
+            });
+        }
+        let mut ranges = vec![Range::EMPTY; layout.groups()];
+        for (v, group) in x.iter().zip(&group_of) {
+            ranges[*group] = ranges[*group].join(Range { min: *v, max: *v });
+        }
+        let params: Vec<Params> = match terms.scale {
+            Some(store) => ranges.iter().map(|r| format.fit(r.or_zero(), store)).collect(),
+            None => vec![Params::UNIT; ranges.len()],
+        };
+        let mut bytes = Vec::new();
+        if let Some(store) = terms.scale {
+            bytes = vec![0; store.bytes(params.len()).unwrap()];
+            store.write_all(&params, &mut bytes);
+        }
+        let header = format.header();
+        if header.offset {
+            bytes.extend(params.iter().flat_map(|p| p.offset.to_le_bytes()));
+        }
+        let mut append = |codes: &[u32], bits: u32| {
+            let mut packed = vec![0; pack::packed_len(codes.len(), bits).unwrap()];
+            pack::pack(codes, bits, &mut packed);
+            bytes.extend(packed);
+        };
+        if header.zero_bits > 0 {
+            let zeros: Vec<u32> = params.iter().map(|p| p.zero.cast_unsigned()).collect();
+            append(&zeros, header.zero_bits);
+        }
+        let code = |(i, v): (usize, &f32)| {
+            format.encode(*v, &params[group_of[i]], terms.rounding, stream.draw(i as u64))
+        };
+        let codes: Vec<u32> = x.iter().enumerate().map(code).collect();
+        append(&codes, format.bits());
+        let value = |(i, c): (usize, &u32)| format.decode(*c, &params[group_of[i]]);
+        (bytes, codes.iter().enumerate().map(value).collect())
+    }
+
+    fn cases() -> Vec<(Scheme, Vec<usize>)> {
+        let shapes: [&[usize]; 8] = [
+            &[3, 70_000],
+            &[70_000, 3],
+            &[257, 129],
+            &[5, 7, 300, 3],
+            &[1, 100_000],
+            &[64, 2048],
+            &[40, 1, 2000],
+            &[9, 0, 5],
+        ];
+        let words = [
+            "",
+            "/tensor",
+            "/channel",
+            "/axis:1",
+            "/row",
+            "/group:1",
+            "/group:32",
+            "/group:50",
+            "/group:1000000",
+            "/flat:64",
+            "/flat:7",
+            "/flat:50000",
+            "/tile:2x3",
+            "/tile:16x64",
+        ];
+        let formats = [
+            "int8",
+            "uint4",
+            "int3",
+            "e4m3fn",
+            "uint5/qml",
+            "e2m1fn",
+            "int12",
+            "bf16",
+            "tf32",
+            "uint11",
+        ];
+        let mut cases = Vec::new();
+        for (i, shape) in shapes.iter().enumerate() {
+            for (j, word) in words.iter().enumerate() {
+                for k in [0, 1, 2] {
+                    let format = formats[(3 * i + 5 * j + 3 * k) % formats.len()];
+                    let (_, rounding) = Rounding::WORDS[(i + j + k) % 5];
+                    let text = format!("{format}{word}/{}", rounding.word());
+                    let scheme: Scheme = text.parse().unwrap_or_else(|e| panic!("{e}"));
+                    cases.push((scheme, shape.to_vec()));
+                }
+            }
+        }
+        cases
+    }
+
+    fn values(shape: &[usize]) -> Vec<f32> {
+        let stream = Stream::named(3, "values");
+        let value = |i: usize| (stream.uniform(i as u64) - 0.4) * (1.0 + (i / 1000 % 7) as f32);
+        (0..shape.iter().product()).map(value).collect()
+    }
+
+    fn bits(x: &[f32]) -> Vec<u32> {
+        x.iter().map(|v| v.to_bits()).collect()
+    }
+
+    #[test]
+    fn tensors_of_many_pieces_are_encoded_as_the_definition_says() {
+        let stream = Stream::named(1, "w").at_step(5);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        for (scheme, shape) in cases() {
+            let x = values(&shape);
+            let (expected, rounded) = by_definition(&scheme, &x, &shape, &stream);
+            pool.install(|| {
+                let mut bytes = vec![9];
+                scheme.encode(&x, &shape, &stream, &mut bytes).unwrap();
+                assert!(bytes[1..] == expected, "{scheme} {shape:?}");
+                let mut back = vec![7.0; x.len()];
+                scheme.decode(&expected, &shape, &mut back).unwrap();
+                assert!(bits(&back) == bits(&rounded), "{scheme} {shape:?}");
+                let mut emulated = x.clone();
+                scheme.emulate(&mut emulated, &shape, &stream).unwrap();
+                assert!(bits(&emulated) == bits(&rounded), "{scheme} {shape:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_told_or_counted_in_every_piece() {
+        let stream = Stream::new(0, 0);
+        for (scheme, shape) in cases() {
+            let mut x = values(&shape);
+            if x.is_empty() {
+                continue;
+            }
+            let places = [x.len() / 3, x.len() / 2, x.len() - 1];
+            for place in places {
+                x[place] = f32::NAN;
+            }
+            x[0] = f32::INFINITY;
+            let holds = [scheme.codec().holds_infinity(), scheme.codec().holds_nan()];
+            let first =
+                holds.iter().zip([0, places[0]]).find(|(held, _)| !**held).map(|(_, at)| at);
+            let mut bytes = vec![9];
+            let result = scheme.encode(&x, &shape, &stream, &mut bytes);
+            match (result, first) {
+                (Err(EncodeError::NonFinite { index, .. }), Some(at)) => {
+                    assert_eq!((index, &bytes[..]), (at, &[9][..]), "{scheme} {shape:?}");
+                }
+                (result, at) => assert!(result.is_ok() && at.is_none(), "{scheme} {shape:?}"),
+            }
+            assert_eq!(scheme.emulate(&mut x.clone(), &shape, &stream).is_err(), first.is_some());
+            let counting: Scheme = format!("{scheme}/nonfinite:saturate").parse().unwrap();
+            let count = |held: bool, count: u64| if held { 0 } else { count };
+            let expected = Tally { nans: count(holds[1], 3), infinities: count(holds[0], 1) };
+            bytes.truncate(1);
+            let tally = counting.encode(&x, &shape, &stream, &mut bytes).unwrap();
+            assert_eq!(tally, expected, "{scheme} {shape:?}");
+            let mut back = x.clone();
+            counting.decode(&bytes[1..], &shape, &mut back).unwrap();
+            let tally = counting.emulate(&mut x, &shape, &stream).unwrap();
+            assert_eq!((tally, bits(&x)), (expected, bits(&back)), "{scheme} {shape:?}");
+        }
     }
 }

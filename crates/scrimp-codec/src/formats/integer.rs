@@ -437,6 +437,33 @@ impl Format for Integer {
         }
     }
 
+    fn encode_blocks(
+        &self,
+        x: &[f32],
+        len: usize,
+        store: ScaleFormat,
+        scales: &mut [u8],
+        packed: &mut [u8],
+    ) -> bool {
+        let (integers, top) = (self.fast(), self.divisor());
+        self.signed()
+            && super::encode_blocks_by(
+                self.bits,
+                x,
+                len,
+                store,
+                scales,
+                packed,
+                |x, params, out| {
+                    let fitted = simd::fit_blocks(x, len, top, store, params);
+                    let groups = Groups { params, len };
+                    let codes = CodesMut::Bytes(out);
+                    simd::int_encode(integers, groups, x, Rounding::NearestEven, &[], codes);
+                    fitted
+                },
+            )
+    }
+
     fn quantize_blocks(
         &self,
         x: &mut [f32],

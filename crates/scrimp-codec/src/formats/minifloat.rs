@@ -603,6 +603,15 @@ impl Format for Minifloat {
         Some(Arc::new(changed))
     }
 
+    fn under_scale(&self, worded: bool) -> Option<Arc<dyn Format>> {
+        (self.default_overflow == Overflow::Ieee).then(|| {
+            let overflow = if worded { self.overflow } else { Overflow::Saturate };
+            let (default_overflow, keep_infinity) = (Overflow::Saturate, !worded);
+            Arc::new(Self { overflow, default_overflow, keep_infinity, ..self.clone() })
+                as Arc<dyn Format>
+        })
+    }
+
     fn suffix(&self) -> String {
         match (self.overflow, self.default_overflow) {
             (Overflow::Saturate, Overflow::Ieee) => "/sat".into(),
@@ -725,6 +734,25 @@ impl Format for Minifloat {
             }
             None => super::decode_by_runs(self, codes, groups, out),
         }
+    }
+
+    fn encode_blocks(
+        &self,
+        x: &[f32],
+        len: usize,
+        store: ScaleFormat,
+        scales: &mut [u8],
+        packed: &mut [u8],
+    ) -> bool {
+        let Some(grid) = self.fast() else { return false };
+        let codes = self.fast_codes();
+        super::encode_blocks_by(self.bits(), x, len, store, scales, packed, |x, params, out| {
+            let fitted = simd::fit_blocks(x, len, f32::from_bits(grid.max), store, params);
+            let (groups, out) = (Groups { params, len }, CodesMut::Bytes(out));
+            let rounding = Rounding::NearestEven;
+            simd::float_encode_groups(&grid, codes, groups, x, rounding, &[], out);
+            fitted
+        })
     }
 
     fn quantize_blocks(

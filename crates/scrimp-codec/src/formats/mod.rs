@@ -23,7 +23,7 @@ pub use integer::Integer;
 pub use minifloat::{Minifloat, Overflow, Top};
 pub(crate) use table::{Levels, dynamic8};
 
-use crate::{Range, Rounding, ScaleFormat};
+use crate::{Range, Rounding, ScaleFormat, pack};
 
 /// Why a head of a known family is no format.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -216,6 +216,12 @@ pub trait Format: Debug + Send + Sync {
     fn suffix(&self) -> String {
         String::new()
     }
+    /// The format as its groups have it where they share a scale, if that is another: a value that is finite must stay
+    /// so although its scale was rounded. `worded` says whether a word of the format was given.
+    fn under_scale(&self, worded: bool) -> Option<Arc<dyn Format>> {
+        let _ = worded;
+        None
+    }
     /// The parameters of a group with this range.
     fn fit(&self, range: Range, store: ScaleFormat) -> Params;
     /// The code of a value. `draw` is the 24-bit random integer of stochastic rounding.
@@ -338,6 +344,48 @@ pub trait Format: Debug + Send + Sync {
 
 /// Codes that are held between a run and the room for them.
 const PIECE: usize = 256;
+
+/// [`Format::encode_blocks`] for codes of up to eight bits: `encode` fits and encodes a few groups at a time, so that their
+/// codes and parameters stay in the cache until they are written; where it answers `false`, so does this.
+fn encode_blocks_by(
+    bits: u32,
+    x: &[f32],
+    len: usize,
+    store: ScaleFormat,
+    scales: &mut [u8],
+    packed: &mut [u8],
+    encode: impl Fn(&[f32], &mut [Params], &mut [u8]) -> bool,
+) -> bool {
+    const WINDOW: usize = 1024;
+    const SHORTEST: usize = 16;
+    // Such lengths end on a byte, whatever the width.
+    if bits > 8 || len > WINDOW || !len.is_multiple_of(SHORTEST) || !x.len().is_multiple_of(len) {
+        return false;
+    }
+    let (mut params, mut codes) = ([Params::UNIT; WINDOW / SHORTEST], [0; WINDOW]);
+    let count = WINDOW / len;
+    let width = scales.len() / (x.len() / len).max(1);
+    let windows = x
+        .chunks(count * len)
+        .zip(scales.chunks_mut(count * width))
+        .zip(packed.chunks_mut(count * len / 8 * bits as usize));
+    for ((x, scales), packed) in windows {
+        let params = &mut params[..x.len() / len];
+        if bits == 8 {
+            if !encode(x, params, packed) {
+                return false;
+            }
+        } else {
+            let codes = &mut codes[..x.len()];
+            if !encode(x, params, codes) {
+                return false;
+            }
+            pack::pack_bytes(codes, bits, packed);
+        }
+        store.write_all(params, scales);
+    }
+    true
+}
 
 /// Rounds groups one run after another.
 fn quantize_by_runs<F: Format + ?Sized>(

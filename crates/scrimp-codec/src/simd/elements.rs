@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use super::{FloatCodes, FloatGrid, INFINITY, Level, NAN, SIGN, clamp, level, ordered, rescale};
 use crate::formats::{Codes, CodesMut, Groups, Params};
-use crate::{Range, Rounding};
+use crate::{Range, Rounding, ScaleFormat};
 
 /// Elements that a loop works on. It is long enough for the compiler to make vectors of it before it unrolls it.
 const CHUNK: usize = 64;
@@ -117,6 +117,74 @@ versions! {
             rest.copy_from_slice(&x[..rest.len()]);
         }
     }
+}
+
+/// How the largest magnitude of a group becomes its scale: over the largest value of the format, or the next that can be
+/// stored. Where `F32`, all can be.
+#[derive(Clone, Copy)]
+pub(crate) struct Fit<const F32: bool> {
+    pub top: f32,
+    pub store: ScaleFormat,
+}
+
+impl<const F32: bool> FitGroup for Fit<F32> {
+    /// `None` for what is not finite or comes near the top of `f32`, where the loops are not made for.
+    #[inline(always)]
+    fn params(self, amax: u32) -> Option<Params> {
+        if amax > 0x7D00_0000 {
+            return None;
+        }
+        // Apart, so that the loop for the usual storage holds no conversion.
+        let store = if F32 { ScaleFormat::F32 } else { self.store };
+        let scale = if amax == 0 { 1.0 } else { store.store(f32::from_bits(amax) / self.top) };
+        Some(Params { scale, ..Params::UNIT })
+    }
+}
+
+/// The parameters of whole groups of `len` elements that have only a scale, of which `top` is the value at scale 1 of the
+/// largest magnitude. `false` if a group is not finite or comes near the top of `f32`.
+pub(crate) fn fit_blocks(
+    x: &[f32],
+    len: usize,
+    top: f32,
+    store: ScaleFormat,
+    params: &mut [Params],
+) -> bool {
+    if store == ScaleFormat::F32 {
+        fit_each(x, len, Fit::<true> { top, store }, params)
+    } else {
+        fit_each(x, len, Fit::<false> { top, store }, params)
+    }
+}
+
+/// The scale of a group of that largest magnitude.
+pub(crate) trait FitGroup: Copy {
+    fn params(self, amax: u32) -> Option<Params>;
+}
+
+versions! {
+    fn fit_each<F: FitGroup>(x: &[f32], len: usize, fit: F, params: &mut [Params]) -> bool {
+        match len {
+            16 => fit_fixed::<16, F>(x, fit, params),
+            32 => fit_fixed::<32, F>(x, fit, params),
+            _ => {
+                for (x, params) in x.chunks_exact(len).zip(params) {
+                    let Some(fitted) = fit.params(super::block_amax(x)) else { return false };
+                    *params = fitted;
+                }
+                true
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn fit_fixed<const LEN: usize, F: FitGroup>(x: &[f32], fit: F, params: &mut [Params]) -> bool {
+    for (x, params) in x.as_chunks::<LEN>().0.iter().zip(params) {
+        let Some(fitted) = fit.params(super::block_amax(x)) else { return false };
+        *params = fitted;
+    }
+    true
 }
 
 /// What lies in a slice.
