@@ -233,9 +233,10 @@ def top_k(x, share, storage, residual):
 
 def random_k(x, share, storage, unbiased, stream):
     k = count(share, x.size)
-    thirds = draws_of(stream, (x.size + 2) // 3, first=1 << 62)
-    lots = np.stack([thirds >> np.uint64(s) & np.uint64(255) for s in (0, 8, 16)], axis=1).reshape(-1)
-    lots = lots[: x.size] << np.uint64(24) | draws_of(stream, x.size)
+    i = np.arange(x.size)
+    draws = draws_of(stream, (x.size // 192 + 1) * 64, first=1 << 62)
+    lots = draws[i // 192 * 64 + i % 64] >> (i // 64 % 3 * 8).astype(np.uint64) & np.uint64(255)
+    lots = lots << np.uint64(24) | draws_of(stream, x.size)
     order = torch.sort(torch.from_numpy(lots.astype(np.int64)), descending=True, stable=True).indices[:k]
     indices = np.sort(order.numpy())
     values = x[indices].astype(np.float64) * (x.size / k if unbiased else 1)

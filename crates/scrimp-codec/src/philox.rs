@@ -90,19 +90,35 @@ impl Stream {
     /// A lane has 64 bits for a word of 32, and only the lower half is ever read: a product needs no unpacking then.
     #[inline(always)]
     pub(crate) fn blocks(&self, block: u64, out: &mut [[u32; 4]]) {
-        let word = |w: u32| u64::from(w);
-        for (i, four) in out.iter_mut().enumerate() {
-            let block = block.wrapping_add(i as u64);
-            let mut c = [word(low(self.step)), word(high(self.step)), block, block >> 32];
-            let mut key = self.key;
-            for _ in 0..ROUNDS {
-                let a = word(MULTIPLIER[0]) * word(low(c[0]));
-                let b = word(MULTIPLIER[1]) * word(low(c[2]));
-                c = [(b >> 32) ^ c[1] ^ word(key[0]), b, (a >> 32) ^ c[3] ^ word(key[1]), a];
-                key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+        let mut at = block;
+        let (chunks, rest) = out.as_chunks_mut::<32>();
+        for chunk in chunks {
+            for l in 0..16 {
+                let a = self.block(at.wrapping_add(l as u64));
+                let b = self.block(at.wrapping_add(l as u64 + 16));
+                chunk[l] = a;
+                chunk[l + 16] = b;
             }
-            *four = c.map(|w| low(w) >> 8);
+            at = at.wrapping_add(32);
         }
+        for four in rest {
+            *four = self.block(at);
+            at = at.wrapping_add(1);
+        }
+    }
+
+    #[inline(always)]
+    fn block(&self, block: u64) -> [u32; 4] {
+        let word = |w: u32| u64::from(w);
+        let mut c = [word(low(self.step)), word(high(self.step)), block, block >> 32];
+        let mut key = self.key;
+        for _ in 0..ROUNDS {
+            let a = word(MULTIPLIER[0]) * word(low(c[0]));
+            let b = word(MULTIPLIER[1]) * word(low(c[2]));
+            c = [(b >> 32) ^ c[1] ^ word(key[0]), b, (a >> 32) ^ c[3] ^ word(key[1]), a];
+            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+        }
+        c.map(|w| low(w) >> 8)
     }
 }
 

@@ -90,6 +90,7 @@ macro_rules! versions {
 mod block32;
 pub(crate) mod elements;
 pub(crate) mod levels;
+mod loss;
 pub(crate) mod s2fp8;
 pub(crate) mod select;
 pub(crate) mod smaq;
@@ -100,6 +101,7 @@ pub(crate) use elements::{
     Integers, float_decode_groups, float_encode_groups, float_groups, int_decode, int_encode,
     int_groups, join_ranges,
 };
+pub(crate) use loss::loss_sums;
 pub(crate) use tables::{
     Sixteen, Wide, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run, wide_encode,
     wide_run,

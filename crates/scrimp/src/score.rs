@@ -22,12 +22,11 @@ use scrimp_codec::{DecodeError, EncodeError, FAMILIES, Scheme, Stream, Tally};
 use scrimp_files::Dtype;
 
 mod distribution;
-mod loss;
 pub mod page;
 mod picture;
 
 pub use distribution::{BINS, Distribution, OUTER};
-pub use loss::Loss;
+pub use scrimp_codec::Loss;
 
 /// The sizes for which a best scheme is named: bits per value that it may take at most, what is stored beside codes
 /// included. As in print, half of a hundredth of a bit does not count: the one scale of a large tensor, or the short

@@ -106,8 +106,9 @@ impl Rule for Binary {
         Sums { count: [x.len() as f64, 0.0], sum: [magnitudes(x), 0.0], ..Sums::default() }
     }
 
-    fn sum_one(&self, _: usize, x: f32, _: &Fit) -> Sums {
-        Sums { count: [1.0, 0.0], sum: [f64::from(x.abs()), 0.0], ..Sums::default() }
+    fn add_one(&self, _: usize, x: f32, _: &Fit, total: &mut Sums) {
+        total.count[0] += 1.0;
+        total.sum[0] += f64::from(x.abs());
     }
 
     fn fit(&self, _: usize, sums: &Sums, store: Option<ScaleFormat>, fit: &mut Fit) {

@@ -246,7 +246,7 @@ pub(super) struct Sums {
 impl Sums {
     /// The sums of both. Means and squares join as Chan, Golub and LeVeque 1983 have it, so that equal values have
     /// squares of exactly zero.
-    fn join(self, other: Self) -> Self {
+    pub fn join(self, other: Self) -> Self {
         let add = |a: [f64; 2], b: [f64; 2]| [a[0] + b[0], a[1] + b[1]];
         if self.count == [0.0; 2] {
             return other;
@@ -304,8 +304,8 @@ pub(super) trait Rule: Clone + Debug + Send + Sync + 'static {
     }
     /// Sums of at most [`BLOCK`] finite values.
     fn sum(&self, pass: usize, x: &[f32], fit: &Fit) -> Sums;
-    /// The sums of one finite value: what [`sum`](Self::sum) gives, for groups of scattered elements.
-    fn sum_one(&self, pass: usize, x: f32, fit: &Fit) -> Sums;
+    /// Adds one finite value: what [`sum`](Self::sum) gives for it is joined, for groups of scattered elements.
+    fn add_one(&self, pass: usize, x: f32, fit: &Fit, total: &mut Sums);
     /// What follows from the sums of a pass.
     fn fit(&self, pass: usize, sums: &Sums, store: Option<ScaleFormat>, fit: &mut Fit);
     /// Bytes that are stored with each group.
@@ -616,7 +616,7 @@ impl<R: Rule> Bound<'_, R> {
         if let [x] = x
             && x.is_finite()
         {
-            *total = total.join(self.rule.sum_one(number, *x, fit));
+            self.rule.add_one(number, *x, fit, total);
             return Ok(tally);
         }
         for (i, block) in x.chunks(BLOCK).enumerate() {
@@ -745,7 +745,8 @@ impl<R: Rule> Bound<'_, R> {
     ) -> Result<Tally, Refusal> {
         /// Elements of a task in each turn, where there are as many, so that what is loaded is used.
         const NEIGHBOURS: usize = 1024;
-        let per_task = NEIGHBOURS.div_ceil(run);
+        // Runs of a tensor without elements are empty.
+        let per_task = NEIGHBOURS.div_ceil(run.max(1));
         let results: Vec<_> = totals
             .par_chunks_mut(per_task)
             .enumerate()
@@ -753,6 +754,13 @@ impl<R: Rule> Bound<'_, R> {
                 let own = task * per_task;
                 let mut tally = Tally::default();
                 for turn in (0..x.len()).step_by(groups * run) {
+                    let part = &x[turn + own * run..turn + (own + totals.len()) * run];
+                    if run == 1 && (pass.finite || is_finite(part)) {
+                        for ((x, fit), total) in part.iter().zip(&fits[own..]).zip(&mut *totals) {
+                            self.rule.add_one(pass.number, *x, fit, total);
+                        }
+                        continue;
+                    }
                     for (i, total) in totals.iter_mut().enumerate() {
                         let first = turn + (own + i) * run;
                         let part = &x[first..first + run];
@@ -776,10 +784,25 @@ impl<R: Rule> Bound<'_, R> {
         Ok(tally)
     }
 
+    /// The number of groups, where each element is of another group than the next.
+    fn columns(&self) -> Option<usize> {
+        match self.layout {
+            Layout::Axis { groups, run: 1, .. } => Some(groups),
+            _ => None,
+        }
+    }
+
     /// Rounds the elements of a band.
     fn round_band(&self, x: &mut [f32], band: &Band, fit: impl Fn(usize) -> Fit, stream: &Stream) {
         let mut draws = self.draws(stream);
         let (coder, rounding) = (self.rule.coder(), self.terms.rounding);
+        if let Some(groups) = self.columns().filter(|_| coder != Coder::Share) {
+            for (v, group) in x.iter_mut().zip(turns(band, groups)) {
+                let fit = fit(group);
+                *v = fit.levels[usize::from(fit.code(coder, *v, rounding, 0))];
+            }
+            return;
+        }
         self.layout.runs(band, |run| {
             let fit = fit(run.group);
             draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
@@ -864,6 +887,14 @@ impl<R: Rule> Bound<'_, R> {
     ) {
         let mut draws = self.draws(stream);
         let (coder, rounding) = (self.rule.coder(), self.terms.rounding);
+        if coder == Coder::Side {
+            // The side of a value is the same in any group.
+            let fit = Fit::default();
+            packer.push(x.len(), |done, codes| {
+                fit.codes(coder, &x[done..done + codes.len()], rounding, &[], codes);
+            });
+            return;
+        }
         self.layout.runs(band, |run| {
             let fit = &fits[run.group];
             draws.pieces(band.elems.start, run.start, run.len, |at, draws| {
@@ -898,6 +929,25 @@ impl<R: Rule> Bound<'_, R> {
         let slices = split(out, &self.bands, |band| band.elems.len());
         each_band(slices, &self.bands, |out, band| {
             let mut codes = [0; WINDOW];
+            if let Some(groups) = self.columns() {
+                let mut group = turns(band, groups);
+                let skip = band.elems.start % per_byte;
+                let parts = packed[band.elems.start / per_byte..].chunks(WINDOW / per_byte);
+                let mut left = out;
+                for (i, part) in parts.enumerate() {
+                    packing.unpack(part, &mut codes);
+                    let codes = &codes[if i == 0 { skip } else { 0 }..part.len() * per_byte];
+                    let (now, later) = left.split_at_mut(codes.len().min(left.len()));
+                    for ((v, code), group) in now.iter_mut().zip(codes).zip(&mut group) {
+                        *v = levels[group][usize::from(*code)];
+                    }
+                    left = later;
+                    if left.is_empty() {
+                        break;
+                    }
+                }
+                return;
+            }
             // The elements of the band, counted from its start, whose codes are in the window from `skip` on.
             let (mut window, mut skip) = (0..0, 0);
             self.layout.runs(band, |run| {
@@ -928,6 +978,19 @@ impl<R: Rule> Bound<'_, R> {
         });
         Ok(())
     }
+}
+
+/// The groups of the elements of a band, where they take turns.
+fn turns(band: &Band, groups: usize) -> impl Iterator<Item = usize> {
+    let mut next = band.elems.start % groups;
+    std::iter::repeat_with(move || {
+        let group = next;
+        next += 1;
+        if next == groups {
+            next = 0;
+        }
+        group
+    })
 }
 
 fn is_finite(x: &[f32]) -> bool {
@@ -1109,8 +1172,16 @@ pub(super) mod tests {
         for pass in 0..rule.passes() {
             for x in [0.0, -0.0, 1.5, -0.3, 0.5, 1e-45, f32::MAX, f32::MIN] {
                 let fit = Fit { cut: 0.5, ..Fit::default() };
-                let (one, block) = (rule.sum_one(pass, x, &fit), rule.sum(pass, &[x], &fit));
-                assert_eq!(format!("{one:?}"), format!("{block:?}"), "{rule:?} {x}");
+                for others in [&[][..], &[0.75, -0.6, -2.0], &[x, x]] {
+                    let before = match others {
+                        [] => Sums::default(),
+                        _ => rule.sum(pass, others, &fit),
+                    };
+                    let mut one = before;
+                    rule.add_one(pass, x, &fit, &mut one);
+                    let block = before.join(rule.sum(pass, &[x], &fit));
+                    assert_eq!(format!("{one:?}"), format!("{block:?}"), "{rule:?} {x} {others:?}");
+                }
             }
         }
     }

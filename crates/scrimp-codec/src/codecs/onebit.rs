@@ -119,12 +119,10 @@ impl Rule for OneBit {
         Sums { count: [x.len() as f64 - count, count], sum: [above, below], ..Sums::default() }
     }
 
-    fn sum_one(&self, _: usize, x: f32, _: &Fit) -> Sums {
-        let negative = f64::from(u8::from(x < 0.0));
-        // The sign of zero goes, as it does where zero is added to.
-        let x = f64::from(x) + 0.0;
-        let sum = if negative > 0.0 { [0.0, x] } else { [x, 0.0] };
-        Sums { count: [1.0 - negative, negative], sum, ..Sums::default() }
+    fn add_one(&self, _: usize, x: f32, _: &Fit, total: &mut Sums) {
+        let side = usize::from(x < 0.0);
+        total.count[side] += 1.0;
+        total.sum[side] += f64::from(x);
     }
 
     fn fit(&self, _: usize, sums: &Sums, _: Option<ScaleFormat>, fit: &mut Fit) {

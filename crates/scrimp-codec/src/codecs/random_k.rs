@@ -1,7 +1,8 @@
 //! `random_k:P%`, `random_k:K`: elements that are drawn by lot are kept, all others become zero.
 //!
-//! Each element draws a lot, and those with the largest are kept. The lot of element *i* is byte *i mod 3* (the lowest is
-//! 0) of the draw of number 2^62 + *floor(i / 3)* of the [`Stream`]. Among equal lots the draw of number *i* decides, and
+//! Each element draws a lot, and those with the largest are kept. The lot of element *i* of the
+//! [`Stream`] is byte *floor(i / 64) mod 3*, where 0 is the lowest, of the draw of number *2^62 + 64 floor(i / 192) + i mod
+//! 64*. Among equal lots the draw of number *i* decides, and
 //! then the order of the elements: 32 bits in all, where most elements cost a third of a draw. `unbiased` multiplies the kept values by `n / k`, so that the tensor is right on average.
 //! Workers whose streams are equal keep the same elements.
 //!
@@ -143,31 +144,30 @@ fn drawn(n: usize, k: usize, stream: &Stream) -> Vec<usize> {
 /// The lots of a stream as keys.
 struct Lots<'a>(&'a Stream);
 
-/// The first element whose draws make the lots of three elements each.
+/// The number of the first draw whose bytes are lots.
 const FIRST_LOT: u64 = 1 << 62;
 
-/// Draws that are held at a time, which are more than enough for two lots each.
-const WINDOW: usize = 512;
+/// Draws whose bytes are the lots of three times as many elements.
+const DRAWS: usize = 64;
 
 impl Keys for Lots<'_> {
     const BITS: u32 = 8;
     const TIES: bool = true;
 
     fn fill(&self, range: Range<usize>, keys: &mut [u32]) {
-        /// So many draws are made side by side.
-        const VECTOR: usize = 64;
-        let mut draws = [0; WINDOW];
-        for (i, keys) in keys.chunks_mut(2 * WINDOW).enumerate() {
-            let first = range.start + i * 2 * WINDOW;
-            // From a whole block of draws on, and some more than are wanted, which is faster than less.
-            let start = first / 3 / 4 * 4;
-            let end = (first + keys.len()).div_ceil(3);
-            let draws = &mut draws[..(end - start).next_multiple_of(VECTOR)];
-            self.0.fill(FIRST_LOT + start as u64, draws);
-            let lots = draws.iter().flat_map(|d| [d & 255, d >> 8 & 255, d >> 16]);
-            for (key, lot) in keys.iter_mut().zip(lots.skip(first - 3 * start)) {
-                *key = lot;
+        let (mut draws, mut lots) = ([0; DRAWS], [0; 3 * DRAWS]);
+        let (mut at, mut keys) = (range.start, keys);
+        while !keys.is_empty() {
+            let (block, skip) = (at / lots.len(), at % lots.len());
+            self.0.fill(FIRST_LOT + (block * DRAWS) as u64, &mut draws);
+            for (j, lots) in lots.chunks_exact_mut(DRAWS).enumerate() {
+                for (lot, draw) in lots.iter_mut().zip(&draws) {
+                    *lot = draw >> (8 * j) & 255;
+                }
             }
+            let (now, later) = keys.split_at_mut(keys.len().min(lots.len() - skip));
+            now.copy_from_slice(&lots[skip..skip + now.len()]);
+            (at, keys) = (at + now.len(), later);
         }
     }
 
@@ -207,7 +207,9 @@ mod tests {
         assert_eq!(back.iter().filter(|v| **v != 0.0).count(), 100);
         assert!(back.iter().zip(&x).all(|(b, x)| *b == 0.0 || b == x));
         // They are those with the largest lots.
-        let lot = |i: u64| (stream.draw((1 << 62) + i / 3) >> (8 * (i % 3)) & 255, stream.draw(i));
+        let byte =
+            |i: u64| stream.draw((1 << 62) + i / 192 * 64 + i % 64) >> (i / 64 % 3 * 8) & 255;
+        let lot = |i: u64| (byte(i), stream.draw(i));
         let lots: Vec<_> = (0..1000).map(lot).collect();
         let kept = |i: usize| back[i] != 0.0;
         let least = (0..1000).filter(|i| kept(*i)).map(|i| lots[i]).min().unwrap();

@@ -91,9 +91,7 @@ impl Rule for Sign {
         Sums::default()
     }
 
-    fn sum_one(&self, _: usize, _: f32, _: &Fit) -> Sums {
-        Sums::default()
-    }
+    fn add_one(&self, _: usize, _: f32, _: &Fit, _: &mut Sums) {}
 
     fn fit(&self, _: usize, _: &Sums, _: Option<ScaleFormat>, fit: &mut Fit) {
         fit.levels = SIGNS;

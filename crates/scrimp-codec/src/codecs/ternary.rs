@@ -153,11 +153,11 @@ impl Rule for Ternary {
         Sums { count: [count, 0.0], sum: [sum, 0.0], ..Sums::default() }
     }
 
-    fn sum_one(&self, pass: usize, x: f32, fit: &Fit) -> Sums {
-        if pass > 0 && x.abs() <= fit.cut {
-            return Sums::default();
+    fn add_one(&self, pass: usize, x: f32, fit: &Fit, total: &mut Sums) {
+        if pass == 0 || x.abs() > fit.cut {
+            total.count[0] += 1.0;
+            total.sum[0] += f64::from(x.abs());
         }
-        Sums { count: [1.0, 0.0], sum: [f64::from(x.abs()), 0.0], ..Sums::default() }
     }
 
     fn fit(&self, pass: usize, sums: &Sums, store: Option<ScaleFormat>, fit: &mut Fit) {

@@ -155,10 +155,8 @@ impl Rule for TernGrad {
         Sums { count: [x.len() as f64, 0.0], mean, square, largest, ..Sums::default() }
     }
 
-    fn sum_one(&self, _: usize, x: f32, _: &Fit) -> Sums {
-        let clips = self.clip.unwrap_or(USUAL) != Clip::Never;
-        let mean = if clips { f64::from(x) + 0.0 } else { 0.0 };
-        Sums { count: [1.0, 0.0], mean, largest: x.abs(), ..Sums::default() }
+    fn add_one(&self, pass: usize, x: f32, fit: &Fit, total: &mut Sums) {
+        *total = total.join(self.sum(pass, &[x], fit));
     }
 
     fn fit(&self, _: usize, sums: &Sums, _: Option<ScaleFormat>, fit: &mut Fit) {

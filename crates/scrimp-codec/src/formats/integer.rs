@@ -166,7 +166,9 @@ impl Integer {
         let mut fast = true;
         for p in groups.params {
             // No branch, so that this is a loop over vectors.
-            fast &= (p.scale > 0.0) & (p.scale < LARGE) & (p.offset.abs() < LARGE);
+            fast &= p.scale > 0.0;
+            fast &= p.scale < LARGE;
+            fast &= p.offset.abs() < LARGE;
         }
         fast
     }

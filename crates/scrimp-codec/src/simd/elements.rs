@@ -392,7 +392,9 @@ impl Rule for Floor {
 /// - for `v >= 0` it rounds up if `f + u >= 1`, that is `2^24 f >= 2^24 - draw`;
 /// - for `v < 0` it is `-ceil(|v| - u)`, whose magnitude rounds up if `f > u`, that is `2^24 f > draw`.
 ///
-/// Both sides are exact in `f32`: one is scaled by a power of two, the other is an integer of at most 24 bits.
+/// Both sides are exact in `f32`: one is scaled by a power of two, the other is an integer of at most 24 bits. As neither
+/// is negative, they may be compared by their bits, where `>` is `>=` with the next number. (The fraction of infinity is
+/// NaN; what is added to infinity does not matter.)
 ///
 /// In the bits of a float, `f` is an integer `F` of `shift` bits over `2^shift`. As `F` is an integer, the draw may be cut
 /// off to `d = floor(draw / 2^(24-shift))`: the first condition is `F + d >= 2^shift`, the second `F > d`, that is
@@ -401,11 +403,12 @@ impl Rule for Stochastic {
     const DRAWS: bool = true;
     #[inline(always)]
     fn magnitude(a: f32, negative: bool, draw: u32) -> f32 {
-        const ONE: f32 = 16_777_216.0;
+        const ONE: u32 = 1 << 24;
         let whole = a.trunc();
-        let fraction = (a - whole) * ONE;
-        let draw = draw.cast_signed() as f32;
-        whole + up(if negative { fraction > draw } else { fraction >= ONE - draw })
+        let fraction = (a - whole) * ONE as f32;
+        let limit = if negative { draw } else { ONE - draw };
+        let limit = (limit.cast_signed() as f32).to_bits() + u32::from(negative);
+        whole + up(fraction.to_bits() >= limit)
     }
     #[inline(always)]
     fn carry(grid: FloatGrid, _: u32, negative: bool, draw: u32) -> u32 {

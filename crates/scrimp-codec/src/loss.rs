@@ -2,14 +2,13 @@
 
 use rayon::prelude::*;
 
+use crate::simd::{amax_bits, loss_sums};
+
 /// Elements whose sums are taken together; blocks are added in their order, so that threads change no sum.
 const BLOCK: usize = 1024;
 
 /// Elements that one task works on: whole blocks.
 const BAND: usize = 64 * BLOCK;
-
-/// Sums that run beside each other in a block, so that an addition need not wait for the one before.
-const LANES: usize = 8;
 
 /// What distinguishes values from what they became.
 ///
@@ -83,34 +82,18 @@ impl Loss {
     }
 
     fn of_finite(x: &[f32], y: &[f32]) -> Self {
-        let mut lanes = [Lane::default(); LANES];
-        let ((x8, x_rest), (y8, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
-        for (x, y) in x8.iter().zip(y8) {
-            for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
-                lane.add(*x, *y);
-            }
-        }
-        for ((lane, x), y) in lanes.iter_mut().zip(x_rest).zip(y_rest) {
-            lane.add(*x, *y);
-        }
-        let sum = |of: fn(&Lane) -> f64| lanes.iter().map(of).sum::<f64>();
-        let max = |of: fn(&Lane) -> f32| lanes.iter().map(of).fold(0.0, f32::max);
-        let noise = sum(|lane| lane.noise);
+        let sums = loss_sums(x, y);
         Self {
             values: x.len() as u64,
             nonfinite: 0,
-            signal: sum(|lane| lane.signal),
-            decoded: sum(|lane| lane.decoded),
-            product: sum(|lane| lane.product),
-            noise,
-            amax: f64::from(max(|lane| lane.amax)),
+            signal: sums.signal,
+            decoded: sums.decoded,
+            product: sums.product,
+            noise: sums.noise,
+            amax: f64::from(f32::from_bits(amax_bits(x))),
             // A maximum passes over NaN.
-            max_error: if noise.is_finite() {
-                lanes.iter().map(|lane| lane.max_error).fold(0.0, f64::max)
-            } else {
-                f64::INFINITY
-            },
-            zeroed: lanes.iter().map(|lane| u64::from(lane.zeroed)).sum(),
+            max_error: if sums.noise.is_finite() { sums.max_error } else { f64::INFINITY },
+            zeroed: sums.zeroed.into(),
         }
     }
 
@@ -148,33 +131,6 @@ impl Loss {
     /// The part of the values that became zero and were not; `None` without values.
     pub fn zeroed_share(&self) -> Option<f64> {
         (self.values > 0).then(|| self.zeroed as f64 / self.values as f64)
-    }
-}
-
-/// The sums of every eighth element of a block.
-#[derive(Clone, Copy, Default)]
-struct Lane {
-    signal: f64,
-    decoded: f64,
-    product: f64,
-    noise: f64,
-    max_error: f64,
-    amax: f32,
-    zeroed: u32,
-}
-
-impl Lane {
-    #[inline(always)]
-    fn add(&mut self, x: f32, y: f32) {
-        self.amax = self.amax.max(x.abs());
-        self.zeroed += u32::from((x != 0.0) & (y == 0.0));
-        let (x, y) = (f64::from(x), f64::from(y));
-        let error = x - y;
-        self.signal += x * x;
-        self.decoded += y * y;
-        self.product += x * y;
-        self.noise += error * error;
-        self.max_error = self.max_error.max(error.abs());
     }
 }
 
