@@ -866,7 +866,8 @@ mod tests {
 
     #[test]
     fn what_is_finite_stays_so_under_a_scale_that_was_rounded() {
-        for text in ["f16/group:4/scale:f16", "bf16/tensor/scale:f16", "f16/tensor/scale:bf16/rans"] {
+        for text in ["f16/group:4/scale:f16", "bf16/tensor/scale:f16", "f16/tensor/scale:bf16/rans"]
+        {
             let scheme = parse(text);
             assert_eq!(parse(&scheme.to_string()), scheme);
             let mut x = [3e38, -3e38, 65521.0, 1.000_1];

@@ -178,6 +178,14 @@ pub(crate) struct FloatGrid {
 }
 
 impl FloatGrid {
+    /// A value over its scale. Where infinity is kept and overflow is not, a finite value must not become infinite.
+    #[inline(always)]
+    fn quotient(self, x: f32, scale: f32) -> f32 {
+        let v = x / scale;
+        let keeps = self.infinity != self.over;
+        if keeps && x.to_bits() & !SIGN < INFINITY { FloatGrid::finite(v) } else { v }
+    }
+
     #[inline(always)]
     fn nearest(self, v: f32) -> f32 {
         self.round::<elements::Nearest>(v, 0)
@@ -359,7 +367,7 @@ impl Block for FloatBlock {
         let max = f32::from_bits(self.grid.max);
         let scale = if amax == 0 { 1.0 } else { self.store.store(f32::from_bits(amax) / max) };
         for v in b {
-            *v = self.grid.nearest(*v / scale) * scale;
+            *v = self.grid.nearest(self.grid.quotient(*v, scale)) * scale;
         }
         true
     }
