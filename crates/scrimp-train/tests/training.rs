@@ -596,6 +596,38 @@ fn values_that_were_replaced_are_counted_through_stop_and_resume() {
 }
 
 #[test]
+fn every_member_of_the_registry_trains_on_every_role() {
+    let splits = splits();
+    for member in scrimp_codec::FAMILIES.iter().flat_map(|family| family.members()) {
+        let keys = ["w", "x", "y", "dy", "dx", "dw"].map(|role| (role, member.as_str()));
+        let job = TrainJob { epochs: 1, ..job(&splits, vec![rule("fc*", &keys)]) };
+        let outcome = train(&job, 3).unwrap_or_else(|e| panic!("{member}: {e}"));
+        let values = outcome.model.iter().flat_map(|t| &t.values);
+        assert!(values.into_iter().all(|v| v.is_finite()), "{member}");
+    }
+}
+
+#[test]
+fn what_schemes_remember_of_gradients_survives_a_resume() {
+    let splits = splits();
+    for (dw, dy) in [("onebit", "flex16+5"), ("top_k:10%/feedback", "cfloat8_1_5_2")] {
+        let job = job(&splits, vec![rule("fc*", &[("dw", dw), ("dy", dy)])]);
+        let whole = train(&job, u64::MAX).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let save = |resume| CheckpointJob {
+            path: folder.path().join("c.safetensors"),
+            every_steps: None,
+            resume,
+        };
+        train(&TrainJob { checkpoint: Some(save(false)), ..job.clone() }, 5).unwrap();
+        let rest = train(&TrainJob { checkpoint: Some(save(true)), ..job.clone() }, u64::MAX);
+        for (one, other) in rest.unwrap().model.iter().zip(&whole.model) {
+            assert_eq!(bits(&one.values), bits(&other.values), "{dw} {dy} {}", one.name);
+        }
+    }
+}
+
+#[test]
 fn the_first_tensor_that_is_not_finite_is_named() {
     let splits = splits();
     let mut job = job(&splits, vec![rule("fc2", &[("x", "int8"), ("dy", "int8")])]);
