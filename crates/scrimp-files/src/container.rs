@@ -392,13 +392,11 @@ impl Plan {
             }
             bytes[place] = buffer.len();
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            let (file, places) = match &mut waiting {
-                Some(waiting) => waiting,
-                None => {
-                    let file = tempfile::tempfile_in(folder.unwrap_or(Path::new(".")));
-                    waiting.insert((file.map_err(failed)?, BTreeMap::new()))
-                }
-            };
+            if waiting.is_none() {
+                let file = tempfile::tempfile_in(folder.unwrap_or(Path::new(".")));
+                waiting = Some((file.map_err(failed)?, BTreeMap::new()));
+            }
+            let Some((file, places)) = &mut waiting else { continue };
             places.insert(place, file.stream_position().map_err(failed)?);
             file.write_all(&buffer).map_err(failed)?;
         }
