@@ -98,8 +98,8 @@ mod tables;
 
 pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
 pub(crate) use elements::{
-    Integers, fit_blocks, float_decode_groups, float_encode_groups, float_groups, int_decode,
-    int_encode, int_groups, join_ranges,
+    Integers, are_ordinary, fit_blocks, float_decode_groups, float_encode_groups, float_groups,
+    int_decode, int_encode, int_groups, join_ranges,
 };
 pub(crate) use loss::loss_sums;
 pub(crate) use tables::{

@@ -798,6 +798,32 @@ impl FloatGrid {
     }
 }
 
+versions! {
+    /// Whether all scales are positive, and they and the magnitudes of offsets below a limit.
+    fn are_ordinary(params: &[Params], limit: f32) -> bool {
+        let mut ordinary = true;
+        for p in params {
+            // No branch, so that this is a loop over vectors.
+            ordinary &= p.scale > 0.0;
+            ordinary &= p.scale < limit;
+            ordinary &= p.offset.abs() < limit;
+        }
+        ordinary
+    }
+}
+
+versions! {
+    /// Whether all scales are one, and whether all are at most a limit.
+    fn are_unit_or_small(params: &[Params], limit: f32) -> [bool; 2] {
+        let (mut unit, mut small) = (true, true);
+        for p in params {
+            unit &= p.scale == 1.0;
+            small &= p.scale <= limit;
+        }
+        [unit, small]
+    }
+}
+
 /// How values are multiplied by the scales of all groups.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scaling {
@@ -812,14 +838,9 @@ enum Scaling {
 impl Scaling {
     fn of(groups: Groups, grid: &FloatGrid) -> Self {
         let limit = f32::MAX / 2.0 / f32::from_bits(grid.max);
-        let (mut unit, mut small) = (true, true);
-        for p in groups.params {
-            unit &= p.scale == 1.0;
-            small &= p.scale <= limit;
-        }
-        match (unit, small) {
-            (true, _) => Self::Unit,
-            (_, true) => Self::Small,
+        match are_unit_or_small(groups.params, limit) {
+            [true, _] => Self::Unit,
+            [_, true] => Self::Small,
             _ => Self::Large,
         }
     }
