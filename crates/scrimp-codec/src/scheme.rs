@@ -500,6 +500,9 @@ impl FromStr for Scheme {
             Scaling::OnRequest => said.granularity.is_some() || said.scale.is_some(),
             Scaling::Never => false,
         };
+        if let Some(other) = codec.under_scale().filter(|_| scaled) {
+            codec = other;
+        }
         let usual = defaults.scales.first().copied().filter(|_| scaled);
         let terms = Terms {
             granularity,
@@ -859,6 +862,23 @@ mod tests {
         assert_eq!(from("\"int4/group:32/scale:f16/stochastic\"").unwrap(), scheme);
         assert!(from("\"int99\"").is_err());
         assert!(from(r#"{"format": "int4", "grain": 3}"#).is_err());
+    }
+
+    #[test]
+    fn what_is_finite_stays_so_under_a_scale_that_was_rounded() {
+        for text in ["f16/group:4/scale:f16", "bf16/tensor/scale:f16", "f16/tensor/scale:bf16/rans"]
+        {
+            let scheme = parse(text);
+            assert_eq!(parse(&scheme.to_string()), scheme);
+            let mut x = [3e38, -3e38, 65521.0, 1.000_1];
+            scheme.emulate(&mut x, &[1, 4], &Stream::new(0, 0)).unwrap();
+            assert!(x.iter().all(|v| v.is_finite()), "{text} {x:?}");
+            let mut x = [1.0, f32::INFINITY, f32::NEG_INFINITY, 0.0];
+            scheme.emulate(&mut x, &[1, 4], &Stream::new(0, 0)).unwrap();
+            assert_eq!(x[1..3], [f32::INFINITY, f32::NEG_INFINITY], "{text}");
+        }
+        assert_eq!(parse("f16/ieee/tensor").to_string(), "f16/ieee/tensor");
+        assert_eq!(parse("f16/ieee").to_string(), "f16");
     }
 
     #[test]

@@ -2,11 +2,7 @@
 //!
 //! The bodies are plain Rust that the compiler turns into vector code; only the `#[target_feature]` wrappers differ. Each
 //! body computes the same bits as the definition in [`Format`](crate::Format), which the tests compare it with.
-#![expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "codes and exponents fit their types"
-)]
+#![expect(clippy::cast_possible_truncation, reason = "codes and exponents fit their types")]
 #![cfg_attr(
     target_arch = "x86_64",
     expect(
@@ -182,6 +178,14 @@ pub(crate) struct FloatGrid {
 }
 
 impl FloatGrid {
+    /// A value over its scale. Where infinity is kept and overflow is not, a finite value must not become infinite.
+    #[inline(always)]
+    fn quotient(self, x: f32, scale: f32) -> f32 {
+        let v = x / scale;
+        let keeps = self.infinity != self.over;
+        if keeps && x.to_bits() & !SIGN < INFINITY { FloatGrid::finite(v) } else { v }
+    }
+
     #[inline(always)]
     fn nearest(self, v: f32) -> f32 {
         self.round::<elements::Nearest>(v, 0)
@@ -363,7 +367,7 @@ impl Block for FloatBlock {
         let max = f32::from_bits(self.grid.max);
         let scale = if amax == 0 { 1.0 } else { self.store.store(f32::from_bits(amax) / max) };
         for v in b {
-            *v = self.grid.nearest(*v / scale) * scale;
+            *v = self.grid.nearest(self.grid.quotient(*v, scale)) * scale;
         }
         true
     }
@@ -811,7 +815,7 @@ pub(crate) mod tests {
 
         fn codes(&self) -> Codes<'_> {
             match self.bits {
-                0..=8 => Codes::Bytes(&self.bytes),
+                ..=8 => Codes::Bytes(&self.bytes),
                 9..=16 => Codes::Pairs(&self.pairs),
                 _ => Codes::Words(&self.words),
             }
@@ -819,7 +823,7 @@ pub(crate) mod tests {
 
         fn codes_mut(&mut self) -> CodesMut<'_> {
             match self.bits {
-                0..=8 => CodesMut::Bytes(&mut self.bytes),
+                ..=8 => CodesMut::Bytes(&mut self.bytes),
                 9..=16 => CodesMut::Pairs(&mut self.pairs),
                 _ => CodesMut::Words(&mut self.words),
             }
@@ -827,7 +831,7 @@ pub(crate) mod tests {
 
         fn to_vec(&self) -> Vec<u32> {
             match self.bits {
-                0..=8 => self.bytes.iter().map(|c| (*c).into()).collect(),
+                ..=8 => self.bytes.iter().map(|c| (*c).into()).collect(),
                 9..=16 => self.pairs.iter().map(|c| u16::from_le_bytes(*c).into()).collect(),
                 _ => self.words.clone(),
             }

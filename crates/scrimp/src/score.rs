@@ -275,9 +275,9 @@ impl TensorScores {
 
     /// How little the best schemes lose here, those of the smallest class that any scheme fits.
     pub fn best_db(&self) -> f64 {
-        let classes = CLASSES.into_iter().chain([f64::INFINITY]);
+        let mut classes = CLASSES.into_iter().chain([f64::INFINITY]);
         let db = |class| self.best(class).and_then(|(_, score)| score.loss.sqnr_db());
-        classes.filter_map(db).next().unwrap_or(f64::INFINITY)
+        classes.find_map(db).unwrap_or(f64::INFINITY)
     }
 }
 
@@ -340,9 +340,10 @@ impl Survey {
             let mut outcomes = tensor.outcomes.iter().zip(&takes_any);
             outcomes.all(|(outcome, takes_any)| outcome.score().is_some() || !takes_any)
         };
-        let tensors: Vec<usize> = match takes_any.contains(&true) {
-            true => (0..self.tensors.len()).filter(|&i| is_common(&self.tensors[i])).collect(),
-            false => Vec::new(),
+        let tensors: Vec<usize> = if takes_any.contains(&true) {
+            (0..self.tensors.len()).filter(|&i| is_common(&self.tensors[i])).collect()
+        } else {
+            Vec::new()
         };
         let scores = (0..self.schemes.len()).map(|place| {
             let scores = tensors.iter().map(|&i| self.tensors[i].outcomes[place].score().copied());

@@ -156,6 +156,10 @@ pub trait Codec: Debug + Send + Sync {
     fn complaint(&self) -> Option<HeadError> {
         None
     }
+    /// The codec as it is where the scheme asks for scales, if that is another.
+    fn under_scale(&self) -> Option<Arc<dyn Codec>> {
+        None
+    }
     /// Whether NaN can be encoded.
     fn holds_nan(&self) -> bool {
         false

@@ -42,6 +42,12 @@ impl Scaled {
         Arc::new(Self { format: Arc::new(format), worded: false })
     }
 
+    /// As [`Codec::under_scale`].
+    pub fn with_scale(&self) -> Option<Self> {
+        let format = self.format.under_scale(self.worded)?;
+        Some(Self { format, worded: self.worded })
+    }
+
     /// As [`Codec::with_word`], for the words of the format.
     pub fn with_format_word(&self, word: &str) -> Option<Result<Self, HeadError>> {
         let format = self.format.with_word(word)?;
@@ -151,6 +157,10 @@ impl Codec for Scaled {
 
     fn complaint(&self) -> Option<HeadError> {
         self.format.complaint()
+    }
+
+    fn under_scale(&self) -> Option<Arc<dyn Codec>> {
+        Some(Arc::new(self.with_scale()?))
     }
 
     fn holds_nan(&self) -> bool {
@@ -930,6 +940,11 @@ impl Bound<'_> {
             &header.scales[groups.start * width..groups.end * width]
         };
         if let Err(group) = store.read_all(scales, params) {
+            wrong = wrong.join(Wrong(Some((groups.start + group, Fault::Scale))));
+        }
+        if !self.format.holds_nan()
+            && let Some(group) = params.iter().position(|p| p.scale.is_nan())
+        {
             wrong = wrong.join(Wrong(Some((groups.start + group, Fault::Scale))));
         }
         let format = self.header();

@@ -267,6 +267,11 @@ impl Codec for Staged {
         self.inner.complaint().or_else(|| self.stage.complaint(&self.inner.alphabet()))
     }
 
+    fn under_scale(&self) -> Option<Arc<dyn Codec>> {
+        let inner = self.inner.with_scale()?;
+        Some(Arc::new(Self { inner, stage: Arc::clone(&self.stage) }))
+    }
+
     fn holds_nan(&self) -> bool {
         self.inner.holds_nan()
     }

@@ -603,6 +603,15 @@ impl Format for Minifloat {
         Some(Arc::new(changed))
     }
 
+    fn under_scale(&self, worded: bool) -> Option<Arc<dyn Format>> {
+        (self.default_overflow == Overflow::Ieee).then(|| {
+            let overflow = if worded { self.overflow } else { Overflow::Saturate };
+            let (default_overflow, keep_infinity) = (Overflow::Saturate, !worded);
+            Arc::new(Self { overflow, default_overflow, keep_infinity, ..self.clone() })
+                as Arc<dyn Format>
+        })
+    }
+
     fn suffix(&self) -> String {
         match (self.overflow, self.default_overflow) {
             (Overflow::Saturate, Overflow::Ieee) => "/sat".into(),

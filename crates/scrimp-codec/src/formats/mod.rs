@@ -216,6 +216,12 @@ pub trait Format: Debug + Send + Sync {
     fn suffix(&self) -> String {
         String::new()
     }
+    /// The format as its groups have it where they share a scale, if that is another: a value that is finite must stay
+    /// so although its scale was rounded. `worded` says whether a word of the format was given.
+    fn under_scale(&self, worded: bool) -> Option<Arc<dyn Format>> {
+        let _ = worded;
+        None
+    }
     /// The parameters of a group with this range.
     fn fit(&self, range: Range, store: ScaleFormat) -> Params;
     /// The code of a value. `draw` is the 24-bit random integer of stochastic rounding.

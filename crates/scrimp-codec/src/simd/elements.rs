@@ -893,7 +893,7 @@ impl<R: Rule, const SCALING: u8> Op<f32, f32> for FloatRound<R, SCALING> {
     }
     #[inline(always)]
     fn one(self, scale: f32, x: f32, draw: u32) -> f32 {
-        let v = if SCALING == UNIT { x } else { x / scale };
+        let v = if SCALING == UNIT { x } else { self.0.quotient(x, scale) };
         scaled::<SCALING>(self.0.round::<R>(v, draw), scale)
     }
 }
@@ -944,7 +944,7 @@ impl<R: Rule, C: Code> Op<f32, C> for FloatEncode<R> {
     #[inline(always)]
     fn one(self, scale: f32, x: f32, draw: u32) -> C {
         let grid = self.grid;
-        let bits = (x / scale).to_bits();
+        let bits = grid.quotient(x, scale).to_bits();
         let (a, negative) = (bits & !SIGN, bits & SIGN != 0);
         let normal = (a + R::carry(grid, a, negative, draw)) >> grid.shift;
         let normal = normal.wrapping_sub(self.codes.rebias);

@@ -34,7 +34,7 @@ versions! {
             product: sum(x, y, |x, y| x * y),
             noise: sum(x, y, |x, y| (x - y) * (x - y)),
             max_error: max(x, y),
-            zeroed: x.iter().zip(y).map(|(x, y)| u32::from((*x != 0.0) & (*y == 0.0))).sum(),
+            zeroed: x.iter().zip(y).map(|(x, y)| u32::from(*x != 0.0) & u32::from(*y == 0.0)).sum(),
         }
     }
 }

@@ -367,6 +367,7 @@ versions! {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_sign_loss, reason = "magnitudes are not negative")]
 mod tests {
     use super::super::tests::at_every_level;
     use super::*;

@@ -1,4 +1,4 @@
-//! Block formats: numpy and ml_dtypes, checked against torchao, gguf, gfloat and microxcaling.
+//! Block formats: numpy and `ml_dtypes`, checked against torchao, gguf, gfloat and microxcaling.
 
 use super::*;
 

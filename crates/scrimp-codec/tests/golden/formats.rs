@@ -1,4 +1,4 @@
-//! Small floats, integers, random numbers and rounding: gfloat, ml_dtypes, onnx, numpy, randomgen.
+//! Small floats, integers, random numbers and rounding: gfloat, `ml_dtypes`, onnx, numpy, randomgen.
 
 use super::*;
 

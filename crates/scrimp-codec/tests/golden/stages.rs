@@ -1,4 +1,4 @@
-//! Stages over codes: numpy and ml_dtypes.
+//! Stages over codes: numpy and `ml_dtypes`.
 
 use super::*;
 

@@ -178,6 +178,7 @@ fn sum_lanes(x: &[f32], of: impl Fn(f64) -> f64) -> f64 {
 }
 
 /// What a look at the values tells once mean and standard deviation are known.
+#[derive(Clone, Copy)]
 struct Counts {
     within_one: u64,
     within_outer: u64,

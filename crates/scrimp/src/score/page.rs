@@ -159,9 +159,12 @@ impl Page {
             }
         }
         let many_files = files.len() > 1;
-        let title = |tensor: &TensorScores| match many_files {
-            true => format!("{} · {}", tensor.file, tensor.name),
-            false => tensor.name.clone(),
+        let title = |tensor: &TensorScores| {
+            if many_files {
+                format!("{} · {}", tensor.file, tensor.name)
+            } else {
+                tensor.name.clone()
+            }
         };
         let values: u64 = survey.tensors.iter().map(TensorScores::values).sum();
         let is_cut = survey.tensors.len() * survey.schemes.len() > MAX_ROWS;
@@ -432,7 +435,7 @@ mod tests {
     use scrimp_files::Dtype;
 
     fn survey() -> Survey {
-        let schemes = ["int4", "int4/channel", "e4m3fn", "f32"].map(|s| s.parse::<Scheme>());
+        let schemes = ["int4", "int4/channel", "e4m3fn", "f32"].map(str::parse::<Scheme>);
         let schemes: Vec<Scheme> = schemes.into_iter().map(Result::unwrap).collect();
         let x: Vec<f32> = (0..96u8).map(|i| (f32::from(i) - 47.0) / 31.0).collect();
         let mut scorer = Scorer::default();

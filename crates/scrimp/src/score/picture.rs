@@ -223,6 +223,9 @@ impl Labels {
     }
 }
 
+/// Pieces of the curve of a normal distribution.
+const STEPS: u8 = 120;
+
 /// The histogram of a tensor beside the normal distribution of the same mean and standard deviation.
 pub(super) fn histogram(distribution: &Distribution) -> String {
     let (width, height) = (460.0, 380.0);
@@ -262,7 +265,6 @@ pub(super) fn histogram(distribution: &Distribution) -> String {
     svg.push_str(r#""/>"#);
     if has_spread {
         svg.push_str(r#"<polyline class="normal" points=""#);
-        const STEPS: u8 = 120;
         for i in 0..=STEPS {
             let x = low + (high - low) * f64::from(i) / f64::from(STEPS);
             write!(svg, "{:.1},{:.1} ", plot.x(x), plot.y(normal(x))).ok();
@@ -330,10 +332,7 @@ pub(super) fn number(value: f64) -> String {
         5
     };
     let text = format!("{value:.decimals$}");
-    let text = match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.'),
-        false => &text,
-    };
+    let text = if decimals > 0 { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     text.replace('-', "−")
 }
 

@@ -115,8 +115,8 @@ impl FromStr for SchemeList {
         let mut schemes: Vec<Scheme> = Vec::new();
         for text in between_commas(text) {
             let scheme: Scheme = text.parse().map_err(|mut error: SchemeError| {
-                if error.span == (0..text.len()) && "all".starts_with(text) && !text.is_empty() {
-                    error.help = "`all` stands alone".to_owned();
+                if text == "all" {
+                    error.help = "`all` stands alone".into();
                 }
                 error
             })?;
@@ -185,7 +185,13 @@ impl ScoreCommand {
             .into_iter()
             .filter_map(|(path, what)| Some((path?, what)))
             .collect();
-            let text = Text { survey: &survey, readers: &readers, full: self.full, seconds };
+            let text = Text {
+                survey: &survey,
+                readers: &readers,
+                full: self.full,
+                folds_vectors: self.tensors.is_empty(),
+                seconds,
+            };
             text.print(ui, &made)?;
             if self.html.is_none() {
                 self.next(ui)?;

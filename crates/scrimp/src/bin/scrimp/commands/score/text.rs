@@ -17,6 +17,8 @@ pub struct Text<'a> {
     pub readers: &'a [Reader],
     /// Whether every row is to be told.
     pub full: bool,
+    /// Whether tensors of fewer than two axes need not be told one by one: nobody asked for them by name.
+    pub folds_vectors: bool,
     /// How long it took.
     pub seconds: f64,
 }
@@ -27,7 +29,19 @@ impl Text<'_> {
         for reader in self.readers {
             ui.say(inspect::heading(reader))?;
         }
-        ui.table(&if self.full { self.every_score() } else { self.best_of_each() })?;
+        if self.full {
+            ui.table(&self.every_score())?;
+        } else {
+            let shown = self.shown();
+            ui.table(&self.best_of_each(&shown))?;
+            let folded = self.survey.tensors.len() - shown.len();
+            if folded > 0 {
+                ui.say(format_args!(
+                    "and {} of fewer than two axes, which `scrimp encode` keeps: --full lists them",
+                    ui::count(folded, "tensor")
+                ))?;
+            }
+        }
         ui.say("")?;
         let totals = self.survey.totals();
         self.overall(ui, &totals)?;
@@ -56,15 +70,30 @@ impl Text<'_> {
         }
     }
 
+    /// The tensors whose best schemes are told. Biases and statistics of batch normalization outnumber the weights of
+    /// many networks, and nobody rounds them.
+    fn shown(&self) -> Vec<&TensorScores> {
+        // What is alone in its file is taken whatever its shape.
+        let is_alone = |tensor: &TensorScores| {
+            let is_its = |reader: &&Reader| reader.path().display().to_string() == tensor.file;
+            self.readers.iter().find(is_its).is_some_and(|reader| reader.entries().len() == 1)
+        };
+        let is_shown = |tensor: &&TensorScores| {
+            !self.folds_vectors || tensor.shape.len() > 1 || is_alone(tensor)
+        };
+        let shown: Vec<&TensorScores> = self.survey.tensors.iter().filter(is_shown).collect();
+        if shown.is_empty() { self.survey.tensors.iter().collect() } else { shown }
+    }
+
     /// One row for each tensor: the best scheme of each class of size.
-    fn best_of_each(&self) -> Table {
+    fn best_of_each(&self, tensors: &[&TensorScores]) -> Table {
         let titles = CLASSES.map(|class| format!("best ≤{class} bits"));
         let mut columns = vec![("tensor", Side::Left), ("values", Side::Right)];
         for title in &titles {
             columns.extend([(title.as_str(), Side::Left), ("dB", Side::Right)]);
         }
         let mut table = Table::new(&columns);
-        for tensor in &self.survey.tensors {
+        for tensor in tensors {
             let mut cells = vec![self.name(tensor), ui::number(tensor.values())];
             for class in CLASSES {
                 match tensor.best(class) {
