@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use super::{FloatCodes, FloatGrid, INFINITY, Level, NAN, SIGN, clamp, level, ordered, rescale};
+use super::{FloatCodes, FloatGrid, INFINITY, NAN, SIGN, clamp, ordered, rescale};
 use crate::formats::{Codes, CodesMut, Groups, Params};
 use crate::{Range, Rounding, ScaleFormat};
 
