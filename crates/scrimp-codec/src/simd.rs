@@ -70,14 +70,14 @@ macro_rules! versions {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2")]
             fn avx2 $(<$($type: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-            match level() {
+            match $crate::simd::level() {
                 // SAFETY: `level` gives this only after it has detected the features.
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::simd::Level::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => unsafe { avx2($($arg),*) },
-                Level::Portable => body($($arg),*),
+                $crate::simd::Level::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::simd::Level::Portable => body($($arg),*),
             }
         }
     };
@@ -94,8 +94,8 @@ mod tables;
 
 pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
 pub(crate) use elements::{
-    Integers, fit_blocks, float_decode_groups, float_encode_groups, float_groups, int_decode,
-    int_encode, int_groups, join_ranges,
+    Integers, are_ordinary, fit_blocks, float_decode_groups, float_encode_groups, float_groups,
+    int_decode, int_encode, int_groups, join_ranges,
 };
 pub(crate) use loss::loss_sums;
 pub(crate) use tables::{

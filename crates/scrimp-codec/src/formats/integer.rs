@@ -161,16 +161,9 @@ impl Integer {
 
     /// Whether the twin serves all groups: near the top of `f32` only the definition has the care that is needed.
     fn is_fast(groups: Groups) -> bool {
-        // 2^100, so that neither 2^17 steps nor an offset comes near.
+        // So that neither 2^17 steps nor an offset comes near.
         const LARGE: f32 = 1.267_650_6e30;
-        let mut fast = true;
-        for p in groups.params {
-            // No branch, so that this is a loop over vectors.
-            fast &= p.scale > 0.0;
-            fast &= p.scale < LARGE;
-            fast &= p.offset.abs() < LARGE;
-        }
-        fast
+        simd::are_ordinary(groups.params, LARGE)
     }
 }
 

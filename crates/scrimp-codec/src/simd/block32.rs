@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::{Level, SIGN, block_amax, clamp, level};
+use super::{SIGN, block_amax, clamp};
 
 /// Elements of a block.
 const LEN: usize = 32;

@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use super::{FloatCodes, FloatGrid, INFINITY, Level, NAN, SIGN, clamp, level, ordered, rescale};
+use super::{FloatCodes, FloatGrid, INFINITY, NAN, SIGN, clamp, ordered, rescale};
 use crate::formats::{Codes, CodesMut, Groups, Params};
 use crate::{Range, Rounding, ScaleFormat};
 
@@ -326,12 +326,17 @@ pub(crate) trait Rule: Copy {
     const DRAWS: bool = false;
     /// Rounds a signed number, given as its magnitude and sign, and gives the magnitude.
     fn magnitude(a: f32, negative: bool, draw: u32) -> f32;
-    /// Rounds to an integer between two, which are less than 2^22; [`BIAS`] is added.
+    /// Rounds to an integer between two, which are less than 2^22.
     #[inline(always)]
-    fn biased(v: f32, low: f32, high: f32, draw: u32) -> f32 {
+    fn clamped(v: f32, low: f32, high: f32, draw: u32) -> f32 {
         let sign = v.to_bits() & SIGN;
         let a = Self::magnitude(f32::from_bits(v.to_bits() & !SIGN), sign != 0, draw);
-        clamp(f32::from_bits(a.to_bits() | sign), low, high) + BIAS
+        clamp(f32::from_bits(a.to_bits() | sign), low, high)
+    }
+    /// The same with [`BIAS`] added.
+    #[inline(always)]
+    fn biased(v: f32, low: f32, high: f32, draw: u32) -> f32 {
+        Self::clamped(v, low, high, draw) + BIAS
     }
     /// What is added to the bits of a magnitude before the last `shift` are cut off; a carry rounds up.
     fn carry(grid: FloatGrid, a: u32, negative: bool, draw: u32) -> u32;
@@ -392,6 +397,10 @@ impl Rule for Nearest {
     #[inline(always)]
     fn magnitude(a: f32, _: bool, _: u32) -> f32 {
         a.round_ties_even()
+    }
+    #[inline(always)]
+    fn clamped(v: f32, low: f32, high: f32, draw: u32) -> f32 {
+        Self::biased(v, low, high, draw) - BIAS
     }
     #[inline(always)]
     fn biased(v: f32, low: f32, high: f32, _: u32) -> f32 {
@@ -565,8 +574,8 @@ pub(crate) struct Integers {
 /// A group of integers.
 pub(crate) trait IntGroup: Group {
     fn of(integers: Integers, params: &Params) -> Self;
-    /// The integer of a value that is not NaN, less the zero point and plus [`BIAS`].
-    fn biased<R: Rule>(self, integers: Integers, x: f32, draw: u32) -> f32;
+    /// A value in steps, and the smallest and the largest integer, all less the zero point.
+    fn steps(self, integers: Integers, x: f32) -> [f32; 3];
     /// The value of an integer less the zero point.
     fn value(self, q: f32) -> f32;
     fn zero(self) -> u32;
@@ -598,8 +607,8 @@ impl IntGroup for Symmetric {
         Self(params.scale)
     }
     #[inline(always)]
-    fn biased<R: Rule>(self, integers: Integers, x: f32, draw: u32) -> f32 {
-        R::biased(x / self.0, integers.low as f32, integers.high as f32, draw)
+    fn steps(self, integers: Integers, x: f32) -> [f32; 3] {
+        [x / self.0, integers.low as f32, integers.high as f32]
     }
     #[inline(always)]
     fn value(self, q: f32) -> f32 {
@@ -652,10 +661,10 @@ impl IntGroup for Affine {
         Self { scale: params.scale, offset: params.offset, zero: params.zero }
     }
     #[inline(always)]
-    fn biased<R: Rule>(self, integers: Integers, x: f32, draw: u32) -> f32 {
+    fn steps(self, integers: Integers, x: f32) -> [f32; 3] {
         let low = (integers.low - self.zero) as f32;
         let high = (integers.high - self.zero) as f32;
-        R::biased((x - self.offset) / self.scale, low, high, draw)
+        [(x - self.offset) / self.scale, low, high]
     }
     #[inline(always)]
     fn value(self, q: f32) -> f32 {
@@ -685,7 +694,8 @@ impl<R: Rule, G: IntGroup> Op<f32, f32> for IntRound<R, G> {
     }
     #[inline(always)]
     fn one(self, group: G, x: f32, draw: u32) -> f32 {
-        group.value(group.biased::<R>(self.0, number(x), draw) - BIAS)
+        let [v, low, high] = group.steps(self.0, number(x));
+        group.value(R::clamped(v, low, high, draw))
     }
 }
 
@@ -701,7 +711,8 @@ impl<R: Rule, G: IntGroup, C: Code> Op<f32, C> for IntEncode<R, G> {
     }
     #[inline(always)]
     fn one(self, group: G, x: f32, draw: u32) -> C {
-        let q = group.biased::<R>(self.0, number(x), draw).to_bits().wrapping_sub(BIAS.to_bits());
+        let [v, low, high] = group.steps(self.0, number(x));
+        let q = R::biased(v, low, high, draw).to_bits().wrapping_sub(BIAS.to_bits());
         C::of(q.wrapping_add(group.zero()) & (u32::MAX >> (32 - self.0.bits)))
     }
 }
@@ -798,6 +809,32 @@ impl FloatGrid {
     }
 }
 
+versions! {
+    /// Whether all scales are positive, and they and the magnitudes of offsets below a limit.
+    fn are_ordinary(params: &[Params], limit: f32) -> bool {
+        let mut ordinary = true;
+        for p in params {
+            // No branch, so that this is a loop over vectors.
+            ordinary &= p.scale > 0.0;
+            ordinary &= p.scale < limit;
+            ordinary &= p.offset.abs() < limit;
+        }
+        ordinary
+    }
+}
+
+versions! {
+    /// Whether all scales are one, and whether all are at most a limit.
+    fn are_unit_or_small(params: &[Params], limit: f32) -> [bool; 2] {
+        let (mut unit, mut small) = (true, true);
+        for p in params {
+            unit &= p.scale == 1.0;
+            small &= p.scale <= limit;
+        }
+        [unit, small]
+    }
+}
+
 /// How values are multiplied by the scales of all groups.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scaling {
@@ -812,14 +849,9 @@ enum Scaling {
 impl Scaling {
     fn of(groups: Groups, grid: &FloatGrid) -> Self {
         let limit = f32::MAX / 2.0 / f32::from_bits(grid.max);
-        let (mut unit, mut small) = (true, true);
-        for p in groups.params {
-            unit &= p.scale == 1.0;
-            small &= p.scale <= limit;
-        }
-        match (unit, small) {
-            (true, _) => Self::Unit,
-            (_, true) => Self::Small,
+        match are_unit_or_small(groups.params, limit) {
+            [true, _] => Self::Unit,
+            [_, true] => Self::Small,
             _ => Self::Large,
         }
     }

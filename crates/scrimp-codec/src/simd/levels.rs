@@ -4,9 +4,7 @@
 //! the accumulators are added to each other until one is left. That order is part of the definition, so that neither
 //! threads nor instruction sets change a sum.
 
-#[cfg(target_arch = "x86_64")]
-use super::Level;
-use super::{clamp, level};
+use super::clamp;
 
 /// Accumulators of a sum.
 const SUM_LANES: usize = 16;

@@ -1,7 +1,5 @@
 //! The sums that tell values from what they became.
 
-use super::{Level, level};
-
 /// Elements whose sums run beside each other. Element `i` of a block belongs to lane `i % LANES`, and lanes are added
 /// in their order, whatever the instruction set.
 const LANES: usize = 16;

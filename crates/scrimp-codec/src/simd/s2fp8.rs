@@ -2,7 +2,7 @@
 
 use crate::logarithm::{exp2, log2};
 
-use super::{INFINITY, Level, SIGN, clamp, level};
+use super::{INFINITY, SIGN, clamp};
 
 /// The power law of a group, `log2 Y = alpha log2 |x| + beta`, as stored.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,9 +1,5 @@
 //! Loops of selection: which keys reach a bound.
 
-#[cfg(target_arch = "x86_64")]
-use super::Level;
-use super::level;
-
 /// Keys that are looked at together.
 const CHUNK: usize = 16;
 

@@ -2,7 +2,7 @@
 
 use crate::Rounding;
 
-use super::{Level, SIGN, clamp, level};
+use super::{SIGN, clamp};
 
 /// Elements for which positions are stored, and over which sums run.
 pub(crate) const BLOCK: usize = 1024;

@@ -1,6 +1,6 @@
 //! Loops for tables of levels. Up to sixteen, fifteen comparisons cost less than a search.
 
-use super::{INFINITY, Level, block_amax, blocks, level};
+use super::{INFINITY, block_amax, blocks};
 use crate::ScaleFormat;
 
 /// A table of sixteen levels in ascending order; of fewer, the last stands for the missing ones.
