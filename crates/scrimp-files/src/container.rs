@@ -102,9 +102,8 @@ pub enum ContainerError {
     },
     /// A packed tensor of the wrong length.
     #[error(
-        "packed tensor `{name}`: `{scheme}` takes {} bytes for shape {shape:?}, but \
-         {bytes} are stored",
-        told(*expected)
+        "packed tensor `{name}`: `{scheme}` takes {expected} bytes for shape {shape:?}, \
+         but {bytes} are stored"
     )]
     PackedLength {
         /// Name of the tensor.
@@ -248,14 +247,6 @@ impl Entry {
         // The values must be addressable too, whatever little room the scheme leaves them.
         value_count(shape).and_then(|values| values.checked_mul(8)).ok_or_else(no_length)?;
         scheme.size(shape).map_err(|problem| ContainerError::Shape { name: name.clone(), problem })
-    }
-}
-
-/// `294512`, or `1040 to 2088`.
-fn told(size: Size) -> String {
-    match size.exact() {
-        Some(bytes) => bytes.to_string(),
-        None => format!("{} to {}", size.least, size.most),
     }
 }
 

@@ -71,7 +71,7 @@ pub enum DecodeError {
     #[error(transparent)]
     Shape(#[from] ShapeError),
     /// Wrong number of bytes.
-    #[error("`{scheme}` stores shape {shape:?} in {} bytes, and there are {actual}", told(*.expected))]
+    #[error("`{scheme}` stores shape {shape:?} in {expected} bytes, and there are {actual}")]
     Length {
         /// The scheme.
         scheme: String,
@@ -124,12 +124,4 @@ pub enum DecodeError {
         /// Elements of the slice.
         actual: usize,
     },
-}
-
-/// `8`, or `8 to 12`.
-fn told(size: Size) -> String {
-    match size.exact() {
-        Some(bytes) => bytes.to_string(),
-        None => format!("{} to {}", size.least, size.most),
-    }
 }

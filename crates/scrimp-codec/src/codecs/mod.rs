@@ -25,7 +25,7 @@ pub(crate) mod ternary;
 pub(crate) mod terngrad;
 pub(crate) mod top_k;
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -103,6 +103,16 @@ impl Size {
     /// Whether so many bytes are possible.
     pub fn contains(self, bytes: usize) -> bool {
         (self.least..=self.most).contains(&bytes)
+    }
+}
+
+/// Prints `8`, or `8 to 12`.
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.exact() {
+            Some(bytes) => write!(f, "{bytes}"),
+            None => write!(f, "{} to {}", self.least, self.most),
+        }
     }
 }
 

@@ -122,7 +122,7 @@ pub(super) fn one_bit_card(name: &str, about: &str) -> Card {
         max: 1.0,
         min_normal: None,
         min_subnormal: None,
-        specials: "",
+        specials: "none",
         overflow: "saturate",
         rounding: Rounding::NearestEven.word(),
         about: about.into(),

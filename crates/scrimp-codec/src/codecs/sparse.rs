@@ -344,7 +344,7 @@ impl<C: Choice> Codec for Sparse<C> {
             max: most,
             min_normal: None,
             min_subnormal: None,
-            specials: "",
+            specials: "none",
             overflow: "saturate",
             rounding: Rounding::NearestEven.word(),
             about: C::ABOUT.into(),
