@@ -1,0 +1,64 @@
+//! Which instructions this machine has.
+
+use std::sync::OnceLock;
+
+/// An instruction set that kernels are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// Plain Rust: the definition of every kernel.
+    Scalar,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 with F, VL, BW, DQ and VNNI; bf16 products widen to f32.
+    Avx512,
+    /// The same and AVX-512 BF16.
+    Avx512Bf16,
+}
+
+impl Level {
+    /// The best of this machine, detected once.
+    pub fn detected() -> Self {
+        static LEVEL: OnceLock<Level> = OnceLock::new();
+        *LEVEL.get_or_init(detect)
+    }
+
+    /// All that this machine can run, the plainest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16]
+            .into_iter()
+            .filter(|level| *level <= Self::detected())
+    }
+
+    /// The name for tables and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Level {
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vnni");
+    if avx512 && is_x86_feature_detected!("avx512bf16") {
+        Level::Avx512Bf16
+    } else if avx512 {
+        Level::Avx512
+    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        Level::Avx2
+    } else {
+        Level::Scalar
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Level {
+    Level::Scalar
+}

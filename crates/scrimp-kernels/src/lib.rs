@@ -1,0 +1,18 @@
+//! The arithmetic of a training step on the CPU: matrix products and convolutions in f32, bf16 and int8, and the passes
+//! over memory between them.
+//!
+//! Slices in, slices out; the crate knows no training engine and no number format. Activations are NHWC,
+//! `[batch, height, width, channels]`; weights are laid out as in PyTorch, `[out, in / groups, kernel height, kernel
+//! width]` and `[out, in]`.
+//!
+//! Every operation has a plain scalar version that defines it, and versions for AVX-512 and AVX2 that are chosen at run
+//! time ([`Level`]). Integer products are exact; sums of floats run in an order that depends on shapes alone, so that the
+//! number of threads never changes a bit.
+
+mod error;
+mod level;
+mod operand;
+
+pub use error::KernelError;
+pub use level::Level;
+pub use operand::{Kind, Operand, Scale};
