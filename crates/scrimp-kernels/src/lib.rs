@@ -9,9 +9,15 @@
 //! time ([`Level`]). Integer products are exact; sums of floats run in an order that depends on shapes alone, so that the
 //! number of threads never changes a bit.
 
+pub mod conv2d;
 mod error;
+mod gemm;
 mod level;
+pub mod linear;
+pub mod matmul;
 mod operand;
+#[cfg(test)]
+mod testing;
 
 pub use error::KernelError;
 pub use level::Level;

@@ -1,0 +1,139 @@
+//! Elements in groups: what one 32-bit lane multiplies at once.
+
+use half::bf16;
+
+use crate::{KernelError, Kind};
+
+/// How many lanes a block of packing has.
+pub(crate) const BLOCK: usize = 16;
+
+/// An element of an operand.
+///
+/// A *word* holds [`Self::GROUP`] elements that follow each other along the reduction, the first in the low bits. Left
+/// operands are stored with [`Self::FLIP`] applied, right operands are not.
+pub(crate) trait Element: Copy + Send + Sync + Default + 'static {
+    const KIND: Kind;
+    /// Elements of a word.
+    const GROUP: usize;
+    /// What words of left operands are combined with by exclusive or: for int8 it turns codes into codes + 128.
+    const FLIP: u32;
+
+    /// Its bits, in the low end.
+    fn bits(self) -> u32;
+
+    /// Its value, for definitions.
+    fn value(self) -> f64;
+}
+
+impl Element for f32 {
+    const KIND: Kind = Kind::F32;
+    const GROUP: usize = 1;
+    const FLIP: u32 = 0;
+
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        self.to_bits()
+    }
+
+    fn value(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Element for bf16 {
+    const KIND: Kind = Kind::Bf16;
+    const GROUP: usize = 2;
+    const FLIP: u32 = 0;
+
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        u32::from(self.to_bits())
+    }
+
+    fn value(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Element for i8 {
+    const KIND: Kind = Kind::Int8;
+    const GROUP: usize = 4;
+    const FLIP: u32 = 0x8080_8080;
+
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        u32::from(self.cast_unsigned())
+    }
+
+    fn value(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+/// The word of up to `GROUP` elements; those that are missing are zero.
+#[inline(always)]
+pub(crate) fn word<T: Element>(group: &[T]) -> u32 {
+    let bits = 32 / T::GROUP;
+    group.iter().enumerate().fold(0, |word, (q, v)| word | (v.bits() << (q * bits)))
+}
+
+/// Writes runs of `run` elements as words, each run from a new word on, combined with `flip`.
+#[inline(always)]
+pub(crate) fn copy_runs<T: Element>(from: &[T], run: usize, flip: u32, to: &mut [u32]) {
+    if run.is_multiple_of(T::GROUP) {
+        for (to, group) in to.iter_mut().zip(from.chunks_exact(T::GROUP)) {
+            *to = word(group) ^ flip;
+        }
+    } else {
+        for (to, run) in to.chunks_exact_mut(run.div_ceil(T::GROUP)).zip(from.chunks_exact(run)) {
+            for (to, group) in to.iter_mut().zip(run.chunks(T::GROUP)) {
+                *to = word(group) ^ flip;
+            }
+        }
+    }
+}
+
+/// Writes the words of lanes that follow each other: row `q` of up to `GROUP` holds element `q` of every lane. Lanes
+/// beyond the rows' and rows that are missing are zero.
+#[inline(always)]
+pub(crate) fn interleave<T: Element>(rows: &[&[T]], flip: u32, to: &mut [u32]) {
+    let lanes = rows.first().map_or(0, |row| row.len()).min(to.len());
+    let (to, beyond) = to.split_at_mut(lanes);
+    beyond.fill(flip);
+    let bits = 32 / T::GROUP;
+    if rows.len() == T::GROUP {
+        // Every row is cut to the lanes' number first, so that the loop needs no checks.
+        let row = |q: usize| if q < T::GROUP { &rows[q][..lanes] } else { &rows[0][..lanes] };
+        let [a, b, c, d] = [row(0), row(1), row(2), row(3)];
+        match T::GROUP {
+            1 => (0..lanes).for_each(|l| to[l] = a[l].bits() ^ flip),
+            2 => (0..lanes).for_each(|l| to[l] = (a[l].bits() | (b[l].bits() << bits)) ^ flip),
+            _ => (0..lanes).for_each(|l| {
+                let low = a[l].bits() | (b[l].bits() << bits);
+                let high = c[l].bits() | (d[l].bits() << bits);
+                to[l] = (low | (high << (2 * bits))) ^ flip;
+            }),
+        }
+    } else {
+        for (l, to) in to.iter_mut().enumerate() {
+            *to = rows.iter().enumerate().fold(0, |w, (q, row)| w | (row[l].bits() << (q * bits)))
+                ^ flip;
+        }
+    }
+}
+
+/// The longest reduction of int8 whose sums surely fit 32 bits.
+pub(crate) const LONGEST_INT8: usize = (i32::MAX / (127 * 127)) as usize;
+
+/// Whether sums of so many products fit.
+pub(crate) fn check_reduction<T: Element>(len: usize) -> Result<(), KernelError> {
+    if T::KIND == Kind::Int8 && len > LONGEST_INT8 {
+        return Err(KernelError::Shape {
+            what: "int8 product",
+            problem: format!(
+                "a sum of {len} products may not fit 32 bits; up to {LONGEST_INT8} do"
+            ),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! Products of matrices.
+#![expect(unsafe_code, reason = "tasks write disjoint blocks of one output")]
+
+use rayon::prelude::*;
+
+use super::buffer::{Scratch, Shared};
+use super::element::{BLOCK, Element, check_reduction, copy_runs};
+use super::pack::{Images, Panels, left_of_images, left_of_runs, right_of_images, right_of_rows};
+use super::tile::{Kernels, ROWS, Segment};
+use super::{Finish, Patterns, RowTile, Sweep, TASKS};
+use crate::{KernelError, Level, Scale};
+
+/// A matrix and whether it is stored with its axes swapped.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a, T> {
+    pub elements: &'a [T],
+    pub is_transposed: bool,
+}
+
+/// `out[m, n] = scale * sum over k of a[m, k] * b[k, n] + bias[n]`, for each of a batch.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub m: usize,
+    pub k: usize,
+    pub n: usize,
+    pub scale: Scale<'a>,
+    /// Whether the channels of the scale are rows.
+    pub scales_rows: bool,
+    pub bias: Option<&'a [f32]>,
+}
+
+/// Bytes of left rows that a task packs at a time.
+const LEFT_BYTES: usize = 256 << 10;
+/// Products above which one matrix of a batch is worth the work of several tasks.
+const LARGE: usize = 1 << 22;
+
+impl Product<'_> {
+    /// Computes the product of each pair of a batch of matrices, of which the lengths fit.
+    pub fn run<T: Element>(
+        &self,
+        level: Level,
+        a: Matrix<T>,
+        b: Matrix<T>,
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        check_reduction::<T>(self.k)?;
+        let (a_len, b_len, len) = (self.m * self.k, self.k * self.n, self.m * self.n);
+        if out.is_empty() {
+            return Ok(());
+        }
+        if self.k == 0 {
+            let finish = |n: usize| self.bias.map_or(0.0, |bias| bias[n]);
+            for row in out.chunks_exact_mut(self.n) {
+                row.iter_mut().enumerate().for_each(|(n, v)| *v = finish(n));
+            }
+            return Ok(());
+        }
+        let kernels = Kernels::of(T::KIND, level);
+        let part = |i: usize| {
+            let a = Matrix { elements: &a.elements[i * a_len..(i + 1) * a_len], ..a };
+            let b = Matrix { elements: &b.elements[i * b_len..(i + 1) * b_len], ..b };
+            (a, b)
+        };
+        if a_len.saturating_mul(self.n) >= LARGE {
+            for (i, out) in out.chunks_exact_mut(len).enumerate() {
+                let (a, b) = part(i);
+                self.one(&kernels, a, b, out);
+            }
+        } else {
+            out.par_chunks_exact_mut(len).enumerate().for_each(|(i, out)| {
+                let (a, b) = part(i);
+                self.one(&kernels, a, b, out);
+            });
+        }
+        Ok(())
+    }
+
+    fn one<T: Element>(&self, kernels: &Kernels, a: Matrix<T>, b: Matrix<T>, out: &mut [f32]) {
+        let groups = self.k.div_ceil(T::GROUP);
+        let panels = self.pack_right(kernels, groups, b);
+        // Blocks of rows fill the cache, unless that leaves too few of them.
+        let fits = (LEFT_BYTES / (4 * groups)).clamp(ROWS, 512) / ROWS * ROWS;
+        let block = fits.min(self.m.div_ceil(TASKS / 2).next_multiple_of(ROWS)).max(4 * ROWS);
+        let blocks = self.m.div_ceil(block);
+        let parts = TASKS.div_ceil(blocks).min(panels.count());
+        let shared = Shared::new(out);
+        let patterns = Patterns::new(
+            &[vec![Segment { start: 0, end: groups }]],
+            Segment { start: 0, end: groups },
+        );
+        let offsets: Vec<u32> =
+            (0..groups).map(|g| 4 * u32::try_from(g).unwrap_or(u32::MAX)).collect();
+        let task = |task: usize| {
+            let (i, part) = (task / parts, task % parts);
+            let rows = i * block..self.m.min((i + 1) * block);
+            let mut left = Scratch::new(rows.len() * groups);
+            self.pack_left(kernels.level, groups, a, rows.start, &mut left);
+            let tiles = self.tiles(rows.clone(), groups);
+            for p in panels.count() * part / parts..panels.count() * (part + 1) / parts {
+                let starts = panels.correction(p, 0..1);
+                let sweep = Sweep {
+                    kernels,
+                    a: &left,
+                    offsets: &offsets,
+                    tiles: &tiles,
+                    patterns: &patterns,
+                    starts: starts.as_slice(),
+                };
+                let first = p * super::tile::WIDE;
+                let columns = (self.n - first).min(super::tile::WIDE);
+                let scale = if self.scales_rows { Scale::Tensor(1.0) } else { self.scale };
+                let finish = Finish::new(scale, self.bias, first, columns);
+                let width = panels.width(p);
+                let mut sums = Scratch::new(sweep.sums_len(width));
+                // SAFETY: the tiles' rows are those of this block, of `n` elements each, and the panels of this part are no
+                // other task's; every row of `left` has as many groups as a panel.
+                unsafe {
+                    let out = shared.raw().0.add(first);
+                    sweep.values(panels.panel(p), width, out, columns, &finish, &mut sums);
+                }
+            }
+        };
+        if blocks * parts == 1 {
+            task(0);
+        } else {
+            (0..blocks * parts).into_par_iter().for_each(task);
+        }
+    }
+
+    fn tiles(&self, rows: std::ops::Range<usize>, groups: usize) -> Vec<RowTile> {
+        rows.clone()
+            .step_by(ROWS)
+            .map(|first| {
+                let row = |r: usize| (first + r).min(rows.end - 1);
+                let scale = |r: usize| match self.scale {
+                    Scale::Channel(scale) if self.scales_rows => scale[row(r)],
+                    Scale::Tensor(scale) if self.scales_rows => scale,
+                    _ => 1.0,
+                };
+                RowTile {
+                    rows: std::array::from_fn(|r| 4 * groups * (row(r) - rows.start)),
+                    out: std::array::from_fn(|r| row(r) * self.n),
+                    row_scale: std::array::from_fn(scale),
+                    count: ROWS.min(rows.end - first),
+                    pattern: 0,
+                }
+            })
+            .collect()
+    }
+
+    fn pack_left<T: Element>(
+        &self,
+        level: Level,
+        groups: usize,
+        a: Matrix<T>,
+        first: usize,
+        to: &mut [u32],
+    ) {
+        let rows = to.len() / groups;
+        if !a.is_transposed {
+            let from = &a.elements[first * self.k..(first + rows) * self.k];
+            left_of_runs(level, from, self.k, to);
+            return;
+        }
+        let images = Images { count: self.k, image: self.m, position: 0 };
+        for (i, to) in to.chunks_mut(BLOCK * groups).enumerate() {
+            let mut to: Vec<_> = to.chunks_exact_mut(groups).collect();
+            left_of_images(level, a.elements, images, 0, first + i * BLOCK, &mut to);
+        }
+    }
+
+    fn pack_right<T: Element>(&self, kernels: &Kernels, groups: usize, b: Matrix<T>) -> Panels {
+        let level = kernels.level;
+        if !b.is_transposed {
+            let images = Images { count: self.k, image: self.n, position: 0 };
+            return Panels::new::<T>(kernels, groups, 1, self.n, |first, lanes, width, to| {
+                right_of_images(level, b.elements, images, first, lanes, width, 0, to);
+            });
+        }
+        let place: Vec<u32> = (0..groups).map(|g| u32::try_from(g).unwrap_or(u32::MAX)).collect();
+        Panels::new::<T>(kernels, groups, 1, self.n, |first, lanes, width, to| {
+            let mut rows = Scratch::new(lanes * groups);
+            let from = &b.elements[first * self.k..(first + lanes) * self.k];
+            copy_runs(from, self.k, 0, &mut rows);
+            right_of_rows(level, &rows, groups, lanes, width, &place, to);
+        })
+    }
+}
