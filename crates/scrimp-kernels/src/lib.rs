@@ -9,10 +9,19 @@
 //! time ([`Level`]). Integer products are exact; sums of floats run in an order that depends on shapes alone, so that the
 //! number of threads never changes a bit.
 
+pub mod batch_norm;
+mod blocks;
+mod dispatch;
 mod error;
+mod gate;
 mod level;
 mod operand;
+pub mod optim;
+pub mod pool;
+#[cfg(test)]
+mod testing;
 
 pub use error::KernelError;
+pub use gate::Gate;
 pub use level::Level;
 pub use operand::{Kind, Operand, Scale};
