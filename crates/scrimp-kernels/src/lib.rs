@@ -9,16 +9,26 @@
 //! time ([`Level`]). Integer products are exact; sums of floats run in an order that depends on shapes alone, so that the
 //! number of threads never changes a bit.
 
+pub mod batch_norm;
+mod blocks;
 pub mod conv2d;
+mod dispatch;
 mod error;
+mod gate;
 mod gemm;
 mod level;
 pub mod linear;
 pub mod matmul;
 mod operand;
+pub mod optim;
+pub mod pool;
+mod reduce;
 #[cfg(test)]
 mod testing;
 
 pub use error::KernelError;
+pub use gate::Gate;
 pub use level::Level;
+pub use gemm::element::LONGEST_INT8;
 pub use operand::{Kind, Operand, Scale};
+pub use reduce::column_sums;

@@ -82,7 +82,7 @@ mod tests {
 
     use super::{MatmulShape, matmul_at};
     use crate::linear::{self, LinearShape};
-    use crate::testing::{Draws, TestElement, assert_near};
+    use crate::gemm::testing::{Draws, TestElement, assert_near};
     use crate::{Level, Scale};
 
     /// The definition: sums of products, and of their magnitudes.

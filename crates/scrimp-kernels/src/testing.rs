@@ -1,115 +1,75 @@
-//! What tests of products share: numbers, and how near a result must be.
+//! What tests of several operations share.
 
-use half::bf16;
+use crate::Level;
+use crate::dispatch::forced;
 
-use crate::gemm::element::Element;
-use crate::{Kind, Operand, Scale};
+/// Numbers in [-1, 1), the same for the same seed.
+pub(crate) fn values(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
 
-/// Numbers that look random, from a seed.
-pub(crate) struct Draws(u64);
-
-impl Draws {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+/// The same work on 1, 2 and 3 threads and at every level of this machine gives the same bits, which are returned.
+pub(crate) fn same_everywhere(work: impl Fn() -> Vec<Vec<f32>> + Sync) -> Vec<Vec<f32>> {
+    let bits = |v: &Vec<Vec<f32>>| -> Vec<Vec<u32>> {
+        v.iter().map(|v| v.iter().map(|x| x.to_bits()).collect()).collect()
+    };
+    let first = work();
+    for threads in 1..=3 {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        assert!(bits(&pool.install(&work)) == bits(&first), "{threads} threads");
     }
-
-    pub fn next(&mut self) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        u32::try_from(self.0 >> 32).unwrap_or(0)
+    for level in Level::available() {
+        assert!(bits(&forced::at(level, &work)) == bits(&first), "{level:?}");
     }
+    first
+}
 
-    pub fn float(&mut self) -> f32 {
-        f32::from(u16::try_from(self.next() >> 16).unwrap_or(0)) / 32768.0 - 1.0
-    }
-
-    pub fn floats(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.float()).collect()
+/// Every value is within a tolerance, relative to the largest expected magnitude.
+#[track_caller]
+pub(crate) fn assert_close(what: &str, actual: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    let top = expected.iter().fold(1e-30, |m: f64, v| m.max(v.abs()));
+    for (i, (a, e)) in actual.iter().zip(expected).enumerate() {
+        let error = (f64::from(*a) - e).abs();
+        assert!(error <= tolerance * top, "{what}[{i}]: {a} instead of {e}");
     }
 }
 
-/// An element that tests can draw, and give to an operation.
-pub(crate) trait TestElement: Element {
-    fn draw(draws: &mut Draws) -> Self;
-    fn operand(elements: &[Self]) -> Operand<'_>;
-
-    fn many(draws: &mut Draws, n: usize) -> Vec<Self> {
-        (0..n).map(|_| Self::draw(draws)).collect()
-    }
+/// The gradient of `loss` by central differences.
+pub(crate) fn slope(at: &[f64], loss: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    let mut x = at.to_vec();
+    (0..x.len())
+        .map(|i| {
+            let step = 1e-5;
+            x[i] = at[i] + step;
+            let up = loss(&x);
+            x[i] = at[i] - step;
+            let down = loss(&x);
+            x[i] = at[i];
+            (up - down) / (2.0 * step)
+        })
+        .collect()
 }
 
-impl TestElement for f32 {
-    fn draw(draws: &mut Draws) -> Self {
-        draws.float()
-    }
-
-    fn operand(elements: &[Self]) -> Operand<'_> {
-        Operand::F32(elements)
-    }
+/// The values as f64.
+pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|v| f64::from(*v)).collect()
 }
 
-impl TestElement for bf16 {
-    fn draw(draws: &mut Draws) -> Self {
-        bf16::from_f32(draws.float())
-    }
-
-    fn operand(elements: &[Self]) -> Operand<'_> {
-        Operand::Bf16(elements)
-    }
+/// `sum of a * b`.
+pub(crate) fn dot(a: &[f64], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * f64::from(*b)).sum()
 }
 
-impl TestElement for i8 {
-    /// All codes, the extreme ones more often than others.
-    fn draw(draws: &mut Draws) -> Self {
-        match draws.next() {
-            n if n >> 29 == 0 => -128,
-            n if n >> 29 == 1 => 127,
-            n => n.to_le_bytes()[0].cast_signed(),
-        }
-    }
-
-    fn operand(elements: &[Self]) -> Operand<'_> {
-        Operand::Int8(elements)
-    }
-}
-
-/// Compares with sums in f64, each beside the sum of magnitudes: int8 bit for bit; others within one rounding of f32 for
-/// each of `len` products and the last steps. `channel` is that of an element.
-pub(crate) fn assert_near<T: Element>(
-    actual: &[f32],
-    sums: &[[f64; 2]],
-    len: usize,
-    scale: Scale,
-    bias: Option<&[f32]>,
-    channel: impl Fn(usize) -> usize,
-    case: &str,
-) {
-    assert_eq!(actual.len(), sums.len(), "{case}");
-    for (i, (actual, [sum, magnitude])) in actual.iter().zip(sums).enumerate() {
-        let factor = match scale {
-            Scale::Tensor(scale) => scale,
-            Scale::Channel(scale) => scale[channel(i)],
-        };
-        let bias = bias.map_or(0.0, |bias| bias[channel(i)]);
-        if T::KIND == Kind::Int8 {
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "the sum of a short reduction is exact"
-            )]
-            let expected = *sum as f32 * factor + bias;
-            assert_eq!(*actual, expected, "{case}: element {i}");
-        } else {
-            let factor = f64::from(factor);
-            let expected = sum * factor + f64::from(bias);
-            let unit = f64::from(f32::EPSILON) / 2.0;
-            let bound =
-                (len + 4) as f64 * unit * (magnitude * factor.abs() + f64::from(bias.abs()));
-            let error = (f64::from(*actual) - expected).abs();
-            assert!(
-                error <= bound,
-                "{case}: element {i} is {actual}, not {expected}, bound {bound}"
-            );
-        }
-    }
+/// The largest magnitude; NaN if any value is.
+pub(crate) fn absmax(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |m, v| if v.is_nan() || m < v.abs() { v.abs() } else { m })
 }

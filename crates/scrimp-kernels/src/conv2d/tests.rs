@@ -4,7 +4,7 @@ use super::{
     Conv2dShape, Window, forward_at, input_gradient_at, reference, weight_gradient,
     weight_gradient_at,
 };
-use crate::testing::{Draws, TestElement, assert_near};
+use crate::gemm::testing::{Draws, TestElement, assert_near};
 use crate::{KernelError, Kind, Level, Operand, Scale};
 
 fn shape(input: [usize; 4], weight: [usize; 4], window: Window) -> Conv2dShape {

@@ -123,7 +123,7 @@ pub(crate) fn interleave<T: Element>(rows: &[&[T]], flip: u32, to: &mut [u32]) {
 }
 
 /// The longest reduction of int8 whose sums surely fit 32 bits.
-pub(crate) const LONGEST_INT8: usize = (i32::MAX / (127 * 127)) as usize;
+pub const LONGEST_INT8: usize = (i32::MAX / (127 * 127)) as usize;
 
 /// Whether sums of so many products fit.
 pub(crate) fn check_reduction<T: Element>(len: usize) -> Result<(), KernelError> {

@@ -23,6 +23,8 @@ mod dot;
 pub(crate) mod element;
 pub(crate) mod pack;
 pub(crate) mod product;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod tile;
 
 use tile::{End, Kernels, ROWS, Segment, Start, Tile, Values, WIDE};

@@ -1,0 +1,190 @@
+//! Passes over memory in GB/s, beside `memcpy` in the same run.
+//!
+//! Bytes are those that a pass must read and write at least; a name on the command line chooses among the passes.
+#![expect(clippy::print_stdout, reason = "a table is the purpose")]
+#![expect(clippy::unwrap_used, reason = "the shapes are right")]
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use rayon::prelude::*;
+use scrimp_kernels::batch_norm::{self, After, Gradients};
+use scrimp_kernels::pool::{self, Window};
+use scrimp_kernels::{Gate, optim};
+
+fn values(count: usize) -> Vec<f32> {
+    let mut state = 1u32;
+    (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+struct Table {
+    filter: Option<String>,
+}
+
+impl Table {
+    /// One row: the median and the best time of a pass over `floats` values.
+    fn row(&self, name: &str, floats: usize, mut pass: impl FnMut()) {
+        if self.filter.as_ref().is_some_and(|f| !name.contains(f.as_str())) {
+            return;
+        }
+        let mut times: Vec<f64> = (0..41)
+            .map(|_| {
+                let start = Instant::now();
+                pass();
+                start.elapsed().as_secs_f64()
+            })
+            .skip(4)
+            .collect();
+        times.sort_by(f64::total_cmp);
+        let rate = |t: f64| 4e-9 * floats as f64 / t;
+        let (median, best) = (times[times.len() / 2], times[0]);
+        println!(
+            "{name:<44} {:>8.3} ms {:>6.1} GB/s   best {:>8.3} ms {:>6.1} GB/s",
+            median * 1e3,
+            rate(median),
+            best * 1e3,
+            rate(best)
+        );
+    }
+}
+
+fn main() {
+    let filter = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    let table = Table { filter };
+    memcpy(&table);
+    norms(&table);
+    pools(&table);
+    optimizers(&table);
+}
+
+fn memcpy(table: &Table) {
+    for n in [1 << 21, 11_170_000] {
+        let (x, mut y) = (values(n), vec![0.0; n]);
+        table.row(&format!("memcpy {n}"), 2 * n, || {
+            y.par_chunks_mut(1 << 15)
+                .zip(x.par_chunks(1 << 15))
+                .for_each(|(y, x)| y.copy_from_slice(x));
+        });
+    }
+}
+
+fn norms(table: &Table) {
+    let n = 1 << 21;
+    let (x, dout, residual) = (values(n), values(n), values(n));
+    let (mut out, mut dx, mut dresidual) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+    let mut words = vec![0; n / 32];
+    for c in [64, 512, 6] {
+        let x = &x[..n / c * c];
+        let n = x.len();
+        let (out, dx, dout) = (&mut out[..n], &mut dx[..n], &dout[..n]);
+        let words = &mut words[..n.div_ceil(32)];
+        let (gamma, beta) = (vec![1.0; c], vec![0.0; c]);
+        table.row(&format!("batch norm statistics, {c} channels"), n, || {
+            black_box(batch_norm::statistics(x, c, 1e-5).unwrap());
+        });
+        let s = batch_norm::statistics(x, c, 1e-5).unwrap();
+        let moments = [&s.mean[..], &s.rstd[..]];
+        let relu = || After { relu: true, ..After::default() };
+        table.row(&format!("batch norm + relu, {c} channels"), 2 * n, || {
+            black_box(batch_norm::apply(x, moments, &gamma, &beta, relu(), out).unwrap());
+        });
+        table.row(&format!("batch norm + relu with bits, {c} channels"), 2 * n, || {
+            let after = After { bits: Some(&mut *words), ..relu() };
+            black_box(batch_norm::apply(x, moments, &gamma, &beta, after, out).unwrap());
+        });
+        table.row(&format!("batch norm + residual + relu, {c} channels"), 3 * n, || {
+            let after = After { residual: Some(&residual[..n]), ..relu() };
+            black_box(batch_norm::apply(x, moments, &gamma, &beta, after, out).unwrap());
+        });
+        let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
+        let mut backward = |name: &str, floats, gate: Gate, mut dresidual: Option<&mut [f32]>| {
+            table.row(&format!("batch norm backward, {name}, {c} channels"), floats, || {
+                let gradients = Gradients {
+                    dx,
+                    dgamma: &mut dgamma,
+                    dbeta: &mut dbeta,
+                    dresidual: dresidual.as_deref_mut(),
+                };
+                black_box(batch_norm::backward(dout, gate, x, moments, &gamma, gradients).unwrap());
+            });
+        };
+        backward("no relu", 5 * n, Gate::Open, None);
+        backward("relu", 7 * n, Gate::Output(out), None);
+        backward("relu by bits", 5 * n, Gate::Bits(words), None);
+        backward("relu + residual", 8 * n, Gate::Output(out), Some(&mut dresidual[..n]));
+    }
+}
+
+fn pools(table: &Table) {
+    let shape = [64, 28, 28, 6];
+    let n: usize = shape.iter().product();
+    let (x, mut out, mut taps) = (values(n), vec![0.0; n / 4], vec![0u8; n / 4]);
+    let mut dx = vec![0.0; n];
+    let window = Window { kernel: [2, 2], stride: [2, 2], padding: [0, 0] };
+    table.row("relu + max pool 2x2, [64, 28, 28, 6]", n + n / 4, || {
+        pool::relu_max_pool2d(&x, shape, window, &mut out, &mut taps).unwrap();
+    });
+    table.row("relu + max pool 2x2 backward, [64, 28, 28, 6]", n + n / 4, || {
+        pool::max_pool2d_backward(&out, &taps, shape, window, &mut dx).unwrap();
+    });
+    let shape = [16, 56, 56, 64];
+    let n: usize = shape.iter().product();
+    let (x, mut out, mut taps) = (values(n), vec![0.0; n / 4], vec![0u8; n / 4]);
+    let mut dx = vec![0.0; n];
+    let window = Window { kernel: [3, 3], stride: [2, 2], padding: [1, 1] };
+    table.row("max pool 3x3 stride 2, [16, 56, 56, 64]", n + n / 4, || {
+        pool::max_pool2d(&x, shape, window, &mut out, &mut taps).unwrap();
+    });
+    table.row("max pool 3x3 stride 2 backward", n + n / 4, || {
+        pool::max_pool2d_backward(&out, &taps, shape, window, &mut dx).unwrap();
+    });
+    table.row("average pool 3x3 stride 2", n + n / 4, || {
+        pool::avg_pool2d(&x, shape, window, true, &mut out).unwrap();
+    });
+    table.row("average pool 3x3 stride 2 backward", n + n / 4, || {
+        pool::avg_pool2d_backward(&out, shape, window, true, &mut dx).unwrap();
+    });
+    let mut mean = vec![0.0; 16 * 64];
+    table.row("global average pool, [16, 56, 56, 64]", n, || {
+        pool::global_avg_pool(&x, shape, &mut mean).unwrap();
+    });
+    table.row("global average pool backward", n, || {
+        pool::global_avg_pool_backward(&mean, shape, &mut dx).unwrap();
+    });
+}
+
+fn optimizers(table: &Table) {
+    let n = 11_170_000;
+    let (mut w, g) = (values(n), values(n));
+    let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
+    let sgd = |momentum| optim::Sgd { lr: 1e-3, momentum, nesterov: false, weight_decay: 1e-4 };
+    table.row("sgd, 11.17M parameters", 3 * n, || {
+        black_box(optim::sgd(&sgd(0.0), 1, &mut w, &g, None).unwrap());
+    });
+    table.row("sgd with momentum, 11.17M parameters", 5 * n, || {
+        black_box(optim::sgd(&sgd(0.9), 1, &mut w, &g, Some(&mut m)).unwrap());
+    });
+    let adam = optim::Adam {
+        lr: 1e-3,
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.01,
+        decoupled: true,
+    };
+    table.row("adam, 11.17M parameters", 7 * n, || {
+        let moments = optim::Moments { m: &mut m, v: &mut v, v_max: None };
+        black_box(optim::adam(&adam, 1, &mut w, &g, moments).unwrap());
+    });
+    table.row("global norm, 11.17M parameters", n, || {
+        black_box(optim::global_norm(&[&g]));
+    });
+    table.row("scale, 11.17M parameters", 2 * n, || {
+        black_box(optim::scale(&mut w, 1.0));
+    });
+}

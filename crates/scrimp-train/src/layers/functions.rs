@@ -1,0 +1,66 @@
+//! What stands between layers and has no parameters.
+
+use burn::tensor::activation;
+use burn::tensor::module::max_pool2d;
+use burn::tensor::ops::MaxPoolOptions;
+use burn::tensor::Tensor;
+
+use crate::ops;
+use crate::tap::Arithmetic;
+
+/// Images as layers take them: `[batch, channels, height, width]` becomes `[batch, height, width, channels]`, except with
+/// the engine's own arithmetic.
+pub fn images(x: Tensor<4>, arithmetic: Arithmetic) -> Tensor<4> {
+    match arithmetic {
+        Arithmetic::Kernels if x.dims()[1] == 1 => {
+            // One channel: the values stay where they are.
+            let [batch, _, height, width] = x.dims();
+            x.reshape([batch, height, width, 1])
+        }
+        Arithmetic::Kernels => x.permute([0, 2, 3, 1]),
+        Arithmetic::Engine => x,
+    }
+}
+
+/// Rows of features, in the order that a linear layer of a usual checkpoint expects: channel by channel.
+pub fn features(x: Tensor<4>, arithmetic: Arithmetic) -> Tensor<2> {
+    match arithmetic {
+        Arithmetic::Kernels => x.permute([0, 3, 1, 2]).flatten(1, 3),
+        Arithmetic::Engine => x.flatten(1, 3),
+    }
+}
+
+/// `max(x, 0)`; saves one bit for each value.
+pub fn relu<const D: usize>(x: Tensor<D>, arithmetic: Arithmetic) -> Tensor<D> {
+    match arithmetic {
+        Arithmetic::Kernels => ops::relu(x),
+        Arithmetic::Engine => activation::relu(x),
+    }
+}
+
+/// The largest value of each window, of which one lies beside the other; saves one byte for each output.
+pub fn max_pool(x: Tensor<4>, window: [usize; 2], arithmetic: Arithmetic) -> Tensor<4> {
+    match arithmetic {
+        Arithmetic::Kernels => ops::max_pool(x, window),
+        Arithmetic::Engine => max_pool2d(x, MaxPoolOptions::new(window)),
+    }
+}
+
+/// [`max_pool`] of [`relu`], in one pass.
+pub fn relu_max_pool(x: Tensor<4>, window: [usize; 2], arithmetic: Arithmetic) -> Tensor<4> {
+    match arithmetic {
+        Arithmetic::Kernels => ops::relu_max_pool(x, window),
+        Arithmetic::Engine => max_pool(relu(x, arithmetic), window, arithmetic),
+    }
+}
+
+/// The mean of each channel over height and width: `[batch, channels]`.
+pub fn global_average(x: Tensor<4>, arithmetic: Arithmetic) -> Tensor<2> {
+    match arithmetic {
+        Arithmetic::Kernels => ops::global_average(x),
+        Arithmetic::Engine => {
+            let x: Tensor<3> = x.flatten(2, 3);
+            x.mean_dim(2).flatten(1, 2)
+        }
+    }
+}

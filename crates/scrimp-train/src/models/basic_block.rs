@@ -1,0 +1,155 @@
+//! The block of two 3x3 convolutions that residual networks of 18, 20 and 34 layers are made of.
+
+use burn::module::Module;
+use burn::tensor::module::max_pool2d;
+use burn::tensor::ops::MaxPoolOptions;
+use burn::tensor::{Device, Tensor};
+
+use crate::layers::{After, BatchNorm, Conv2d, Conv2dOptions, Init};
+use crate::tap::{Arithmetic, Scope};
+
+/// `relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))`.
+///
+/// # Source
+/// He et al. 2016, arXiv:1512.03385, figure 2.
+#[derive(Module, Debug)]
+pub(super) struct BasicBlock {
+    conv1: Conv2d,
+    bn1: BatchNorm,
+    conv2: Conv2d,
+    bn2: BatchNorm,
+    /// Convolution and norm of a shortcut with weights.
+    downsample: Option<(Conv2d, BatchNorm)>,
+    #[module(skip)]
+    stride: usize,
+    #[module(skip)]
+    arithmetic: Arithmetic,
+}
+
+/// How the input gets past a block that changes its shape (section 3.3 of the paper).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shortcut {
+    /// Option A: subsampled, with zero channels around, half before and half after.
+    Pad,
+    /// Option B: a 1x1 convolution and a norm.
+    Project,
+}
+
+/// A convolution without bias, since a batch norm follows.
+pub(super) fn conv(
+    scope: &Scope,
+    [inputs, outputs]: [usize; 2],
+    kernel: usize,
+    stride: usize,
+    device: &Device,
+) -> Conv2d {
+    let options = Conv2dOptions {
+        stride: [stride; 2],
+        padding: [kernel / 2; 2],
+        bias: false,
+        init: Init::KaimingNormal,
+        ..Conv2dOptions::new(kernel)
+    };
+    Conv2d::new(scope, inputs, outputs, options, device)
+}
+
+impl BasicBlock {
+    pub fn new(
+        scope: &Scope,
+        [inputs, outputs]: [usize; 2],
+        stride: usize,
+        shortcut: Shortcut,
+        device: &Device,
+    ) -> Self {
+        let project = shortcut == Shortcut::Project && (stride != 1 || inputs != outputs);
+        let downsample = || {
+            let scope = scope.at("downsample");
+            let conv = conv(&scope.at(0), [inputs, outputs], 1, stride, device);
+            (conv, BatchNorm::new(&scope.at(1), outputs, device))
+        };
+        Self {
+            conv1: conv(&scope.at("conv1"), [inputs, outputs], 3, stride, device),
+            bn1: BatchNorm::new(&scope.at("bn1"), outputs, device),
+            conv2: conv(&scope.at("conv2"), [outputs, outputs], 3, 1, device),
+            bn2: BatchNorm::new(&scope.at("bn2"), outputs, device),
+            downsample: project.then(downsample),
+            stride,
+            arithmetic: scope.arithmetic(),
+        }
+    }
+
+    /// A stage: blocks of which the first may change the shape.
+    pub fn stage(
+        scope: &Scope,
+        [inputs, outputs]: [usize; 2],
+        stride: usize,
+        blocks: usize,
+        shortcut: Shortcut,
+        device: &Device,
+    ) -> Vec<Self> {
+        (0..blocks)
+            .map(|i| {
+                let (inputs, stride) = if i == 0 { (inputs, stride) } else { (outputs, 1) };
+                Self::new(&scope.at(i), [inputs, outputs], stride, shortcut, device)
+            })
+            .collect()
+    }
+
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let y = self.bn1.forward(self.conv1.forward(x.clone()), After::Relu);
+        let y = self.conv2.forward(y);
+        self.bn2.forward(y, After::AddRelu(self.shortcut(x)))
+    }
+
+    fn shortcut(&self, x: Tensor<4>) -> Tensor<4> {
+        if let Some((conv, norm)) = &self.downsample {
+            return norm.forward(conv.forward(x), After::Nothing);
+        }
+        let stride = self.stride;
+        if stride == 1 {
+            return x;
+        }
+        match self.arithmetic {
+            Arithmetic::Kernels => {
+                let [batch, height, width, channels] = x.dims();
+                let (height, width) = (height / stride, width / stride);
+                let x: Tensor<6> = x.reshape([batch, height, stride, width, stride, channels]);
+                let x = x.slice([0..batch, 0..height, 0..1, 0..width, 0..1, 0..channels]);
+                let x: Tensor<4> = x.reshape([batch, height, width, channels]);
+                let zeros = Tensor::zeros([batch, height, width, channels / 2], &x.device());
+                Tensor::cat(vec![zeros.clone(), x, zeros], 3)
+            }
+            Arithmetic::Engine => {
+                // A 1x1 window takes the pixels themselves.
+                let x = max_pool2d(x, MaxPoolOptions::new([1; 2]).with_stride([stride; 2]));
+                let [batch, channels, height, width] = x.dims();
+                let zeros = Tensor::zeros([batch, channels / 2, height, width], &x.device());
+                Tensor::cat(vec![zeros.clone(), x, zeros], 1)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shortcut_takes_every_second_pixel_and_pads_channels() {
+        let device = Device::flex();
+        let x = Tensor::<1>::from_floats(std::array::from_fn::<f32, 32, _>(|i| i as f32), &device);
+        let x: Tensor<4> = x.reshape([1, 2, 4, 4]);
+        let expected = [[0.0; 4], [0.0, 2.0, 8.0, 10.0], [16.0, 18.0, 24.0, 26.0], [0.0; 4]];
+        for arithmetic in [Arithmetic::Kernels, Arithmetic::Engine] {
+            let scope = Scope::root(0).with(arithmetic);
+            let block = BasicBlock::new(&scope, [2, 4], 2, Shortcut::Pad, &device);
+            let y = match arithmetic {
+                Arithmetic::Kernels => {
+                    block.shortcut(x.clone().permute([0, 2, 3, 1])).permute([0, 3, 1, 2])
+                }
+                Arithmetic::Engine => block.shortcut(x.clone()),
+            };
+            assert_eq!(crate::engine::values_of(y), expected.concat());
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Batch normalization with what follows it: two passes over memory on the way there, two on the way back.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::backend::TensorMetadata;
+use burn::tensor::{Tensor, TensorData};
+use scrimp_kernels::Gate;
+use scrimp_kernels::batch_norm::{self, Gradients, Statistics};
+
+use super::{Function, Values, apply, contiguous, room, slice, tensor};
+use crate::engine::values_of;
+
+/// A norm, and what follows it.
+#[derive(Debug)]
+pub(crate) struct Norm {
+    epsilon: f32,
+    relu: bool,
+    has_residual: bool,
+    /// Running mean and variance, where these are taken instead of the batch's own.
+    averages: Option<[Vec<f32>; 2]>,
+    /// The batch's own, once they are known.
+    statistics: Arc<Mutex<Option<Statistics>>>,
+}
+
+/// What the way back needs. Where the output was not zero is one bit for each value.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    x: Values,
+    gamma: Values,
+    mean: Vec<f32>,
+    rstd: Vec<f32>,
+    bits: Option<Vec<u32>>,
+}
+
+/// Values of a word of bits.
+const WORD: usize = u32::BITS as usize;
+const CHECKED: &str = "the shapes of a norm are those of its input and its channels";
+
+impl Function<4> for Norm {
+    type Saved = Saved;
+
+    fn forward(&self, [x, gamma, beta, residual]: [Values; 4], keep: bool) -> (Values, Option<Saved>) {
+        let residual = self.has_residual.then(|| contiguous(residual));
+        let [x, gamma, beta] = [x, gamma, beta].map(contiguous);
+        let shape = x.shape().as_slice().to_vec();
+        let mut y = room(&shape);
+        let mut bits = (keep && self.relu).then(|| vec![0u32; y.len().div_ceil(WORD)]);
+        let after = batch_norm::After {
+            residual: residual.as_ref().map(slice),
+            relu: self.relu,
+            bits: bits.as_deref_mut(),
+        };
+        let (values, scale, shift) = (slice(&x), slice(&gamma), slice(&beta));
+        let (mean, rstd) = match &self.averages {
+            Some([mean, var]) => {
+                batch_norm::infer(values, [mean, var], scale, shift, self.epsilon, after, &mut y)
+                    .expect(CHECKED);
+                (mean.clone(), Vec::new())
+            }
+            None => {
+                let (statistics, _) =
+                    batch_norm::forward(values, scale, shift, self.epsilon, after, &mut y)
+                        .expect(CHECKED);
+                let of = (statistics.mean.clone(), statistics.rstd.clone());
+                *self.statistics.lock().unwrap_or_else(PoisonError::into_inner) = Some(statistics);
+                of
+            }
+        };
+        (tensor(y, &shape), keep.then_some(Saved { x, gamma, mean, rstd, bits }))
+    }
+
+    fn backward(&self, dy: Values, saved: Saved, needs: [bool; 4]) -> [Option<Values>; 4] {
+        let Saved { x, gamma, mean, rstd, bits } = saved;
+        assert!(self.averages.is_none(), "gradients are followed only where a batch has its own statistics");
+        let dy = contiguous(dy);
+        let shape = x.shape().as_slice().to_vec();
+        let channels = mean.len();
+        let (mut dx, mut dgamma, mut dbeta) = (room(&shape), room(&[channels]), room(&[channels]));
+        let mut dresidual = (self.has_residual && needs[3]).then(|| room(&shape));
+        let gradients = Gradients {
+            dx: &mut dx,
+            dgamma: &mut dgamma,
+            dbeta: &mut dbeta,
+            dresidual: dresidual.as_deref_mut(),
+        };
+        let gate = bits.as_deref().map_or(Gate::Open, Gate::Bits);
+        batch_norm::backward(slice(&dy), gate, slice(&x), [&mean, &rstd], slice(&gamma), gradients)
+            .expect(CHECKED);
+        [
+            Some(tensor(dx, &shape)),
+            Some(tensor(dgamma, &[channels])),
+            Some(tensor(dbeta, &[channels])),
+            dresidual.map(|d| tensor(d, &shape)),
+        ]
+    }
+}
+
+/// Normalizes the channels of `x`, which stand on its last axis: by these averages (mean and variance), or by the batch's
+/// own statistics, which are then given back, the variance without bias.
+pub(crate) fn batch_norm(
+    x: Tensor<4>,
+    [gamma, beta]: [Tensor<1>; 2],
+    residual: Option<Tensor<4>>,
+    relu: bool,
+    epsilon: f32,
+    averages: Option<[Tensor<1>; 2]>,
+) -> (Tensor<4>, Option<[Tensor<1>; 2]>) {
+    let device = x.device().inner();
+    let statistics = Arc::default();
+    let norm = Norm {
+        epsilon,
+        relu,
+        has_residual: residual.is_some(),
+        averages: averages.map(|both| both.map(values_of)),
+        statistics: Arc::clone(&statistics),
+    };
+    let beta = beta.into_dispatch();
+    let residual = residual.map_or_else(|| beta.clone(), Tensor::into_dispatch);
+    let y = apply(norm, [x.into_dispatch(), gamma.into_dispatch(), beta, residual]);
+    let batch = statistics.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let batch = batch.map(|Statistics { count, mean, var, .. }| {
+        let unbiased = count as f32 / count.saturating_sub(1).max(1) as f32;
+        let var = var.into_iter().map(|v| v * unbiased).collect();
+        [mean, var].map(|values: Vec<f32>| {
+            let channels = values.len();
+            Tensor::from_data(TensorData::new(values, [channels]), &device)
+        })
+    });
+    (Tensor::from_dispatch(y), batch)
+}

@@ -1,0 +1,142 @@
+//! A tensor as a product takes it: values, bf16, or the bytes of its scheme.
+
+use std::borrow::Cow;
+
+use half::bf16;
+use rayon::prelude::*;
+use scrimp_codec::codecs::{IntegerCodes, Integers};
+use scrimp_kernels::{Kind, Operand};
+
+use super::{Values, contiguous, slice};
+use crate::engine::PointRef;
+
+/// A tensor that was rounded and waits for the products that it is a factor of.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// Values.
+    Float(Values),
+    /// Values that bf16 holds exactly.
+    Short(Vec<bf16>),
+    /// Bytes as the scheme of the point stores them.
+    Packed { bytes: Vec<u8>, point: PointRef, shape: Vec<usize> },
+}
+
+/// A factor in the kind that was asked for, and what its elements are multiplied by.
+pub(super) struct Factor<'a> {
+    elements: Elements<'a>,
+    /// One scale for the whole tensor, or one for each index of the axis that its granularity names.
+    pub scales: Vec<f32>,
+}
+
+enum Elements<'a> {
+    F32(Cow<'a, [f32]>),
+    Bf16(Cow<'a, [bf16]>),
+    Int8(Cow<'a, [i8]>),
+}
+
+impl Factor<'_> {
+    pub fn operand(&self) -> Operand<'_> {
+        match &self.elements {
+            Elements::F32(v) => Operand::F32(v),
+            Elements::Bf16(v) => Operand::Bf16(v),
+            Elements::Int8(v) => Operand::Int8(v),
+        }
+    }
+}
+
+/// Rounds a tensor as its point says and holds it as the products of these kinds need it.
+pub(super) fn hold(x: Values, point: Option<&PointRef>, kinds: &[Kind]) -> Held {
+    let mut x = contiguous(x);
+    let Some(point) = point else { return Held::Float(x) };
+    let shape = x.shape();
+    let (shape, count) = (shape.as_slice().to_vec(), shape.num_elements());
+    let integers = kinds.contains(&Kind::Int8) || kinds.contains(&Kind::Bf16) && !point.is_short();
+    if integers && let Some(bytes) = point.encode(slice(&x), &shape) {
+        return Held::Packed { bytes, point: PointRef::clone(point), shape };
+    }
+    if point.is_active() {
+        // In place when the buffer is ours alone; the engine copies it when it is shared.
+        point.apply(&mut x.storage_mut::<f32>()[..count], &shape);
+    }
+    if kinds.contains(&Kind::Bf16)
+        && let Some(values) = exactly(slice(&x))
+    {
+        return Held::Short(values);
+    }
+    Held::Float(x)
+}
+
+impl Held {
+    /// The tensor as a factor of this kind; `None` if it has values that the kind does not hold.
+    pub fn factor(&self, kind: Kind) -> Option<Factor<'_>> {
+        let plain = |elements| Some(Factor { elements, scales: vec![1.0] });
+        match (self, kind) {
+            (Self::Float(x), Kind::F32) => plain(Elements::F32(slice(x).into())),
+            (Self::Short(x), Kind::Bf16) => plain(Elements::Bf16(x.into())),
+            (Self::Short(x), Kind::F32) => plain(Elements::F32(widened(x).into())),
+            (Self::Packed { bytes, point, shape }, Kind::F32) => {
+                plain(Elements::F32(point.decode(bytes, shape).into()))
+            }
+            (Self::Packed { bytes, point, shape }, _) => {
+                let Integers { scales, codes } = point.integers(bytes, shape)?;
+                let elements = match (codes, kind) {
+                    (IntegerCodes::Narrow(codes), Kind::Int8) => Elements::Int8(codes),
+                    (IntegerCodes::Narrow(codes), _) => {
+                        let short = |c: &i8| bf16::from_f32(f32::from(*c));
+                        Elements::Bf16(codes.par_iter().map(short).collect::<Vec<_>>().into())
+                    }
+                    (IntegerCodes::Wide(_), Kind::Int8) => return None,
+                    (IntegerCodes::Wide(codes), _) => {
+                        let short = |c: &i16| bf16::from_f32(f32::from(*c));
+                        Elements::Bf16(codes.par_iter().map(short).collect::<Vec<_>>().into())
+                    }
+                };
+                Some(Factor { elements, scales })
+            }
+            (Self::Float(_), Kind::Bf16 | Kind::Int8) | (Self::Short(_), Kind::Int8) => None,
+        }
+    }
+
+    /// The values.
+    pub fn values(&self) -> Cow<'_, [f32]> {
+        match self {
+            Self::Float(x) => slice(x).into(),
+            Self::Short(x) => widened(x).into(),
+            Self::Packed { bytes, point, shape } => point.decode(bytes, shape).into(),
+        }
+    }
+}
+
+/// Two factors of a product in this kind, or in f32 where one has values that the kind does not hold.
+pub(super) fn factors<'a>(
+    left: &'a Held,
+    right: &'a Held,
+    kind: Kind,
+) -> (Factor<'a>, Factor<'a>) {
+    let both = |kind| Some((left.factor(kind)?, right.factor(kind)?));
+    both(kind).or_else(|| both(Kind::F32)).expect("every tensor has values")
+}
+
+/// The values as bf16, if none of them loses a bit.
+fn exactly(x: &[f32]) -> Option<Vec<bf16>> {
+    const PART: usize = 1 << 14;
+    let mut short = vec![bf16::ZERO; x.len()];
+    let lost = short
+        .par_chunks_mut(PART)
+        .zip(x.par_chunks(PART))
+        .map(|(short, x)| {
+            let mut lost = 0;
+            for (short, x) in short.iter_mut().zip(x) {
+                let bits = x.to_bits();
+                lost |= bits & 0xFFFF;
+                *short = bf16::from_bits((bits >> 16) as u16);
+            }
+            lost
+        })
+        .reduce(|| 0, |a, b| a | b);
+    (lost == 0).then_some(short)
+}
+
+fn widened(x: &[bf16]) -> Vec<f32> {
+    x.par_iter().map(|v| f32::from_bits(u32::from(v.to_bits()) << 16)).collect()
+}

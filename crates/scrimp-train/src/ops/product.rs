@@ -1,0 +1,177 @@
+//! The product of a layer with all of its tensors rounded: forward, and both gradients.
+
+use burn::backend::TensorMetadata;
+use burn::tensor::Tensor;
+use scrimp_kernels::conv2d::{self, Conv2dShape};
+use scrimp_kernels::linear::{self, LinearShape};
+use scrimp_kernels::{KernelError, Operand, Scale, column_sums};
+
+use super::held::{Held, factors, hold};
+use super::{Function, Values, apply, room, tensor};
+use crate::compute::Products;
+use crate::engine::PointRef;
+
+/// What is multiplied with what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Geometry {
+    /// `[rows, in] x [out, in]`
+    Linear(LinearShape),
+    /// `[batch, height, width, in] x [out, in / groups, kernel height, kernel width]`
+    Conv2d(Conv2dShape),
+}
+
+impl Geometry {
+    fn forward(
+        &self,
+        x: Operand,
+        w: Operand,
+        scale: Scale,
+        b: Option<&[f32]>,
+        y: &mut [f32],
+    ) -> Result<(), KernelError> {
+        match self {
+            Self::Linear(shape) => linear::forward(shape, x, w, scale, b, y),
+            Self::Conv2d(shape) => conv2d::forward(shape, x, w, scale, b, y),
+        }
+    }
+
+    fn input_gradient(
+        &self,
+        dy: Operand,
+        w: Operand,
+        scale: Scale,
+        dx: &mut [f32],
+    ) -> Result<(), KernelError> {
+        match self {
+            Self::Linear(shape) => linear::input_gradient(shape, dy, w, scale, dx),
+            Self::Conv2d(shape) => conv2d::input_gradient(shape, dy, w, scale, dx),
+        }
+    }
+
+    fn weight_gradient(
+        &self,
+        x: Operand,
+        dy: Operand,
+        scale: Scale,
+        dw: &mut [f32],
+    ) -> Result<(), KernelError> {
+        match self {
+            Self::Linear(shape) => linear::weight_gradient(shape, x, dy, scale, dw),
+            Self::Conv2d(shape) => conv2d::weight_gradient(shape, x, dy, scale, dw),
+        }
+    }
+}
+
+/// A layer's product: its geometry, what its tensors are rounded to, and in which kinds it is computed.
+#[derive(Debug)]
+pub(crate) struct Product {
+    pub geometry: Geometry,
+    pub products: Products,
+    /// Shape of the output.
+    pub output: Vec<usize>,
+    pub x: Option<PointRef>,
+    pub w: Option<PointRef>,
+    pub b: Option<PointRef>,
+    pub y: Option<PointRef>,
+    pub dy: Option<PointRef>,
+    pub dx: Option<PointRef>,
+    /// Whether there is a bias; without one, the weight stands in its place.
+    pub has_bias: bool,
+}
+
+/// What the way back needs: the rounded operands, and the shapes of their gradients.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    x: Held,
+    w: Held,
+    input: Vec<usize>,
+    weight: Vec<usize>,
+}
+
+/// The scale of a product whose one factor has a single scale and whose other may have one for each output channel.
+fn product_scale<'a>(single: &[f32], channels: &'a mut [f32]) -> Scale<'a> {
+    // A plan gives integers to no other tensors.
+    let factor = single[0];
+    if let [scale] = channels {
+        return Scale::Tensor(factor * *scale);
+    }
+    channels.iter_mut().for_each(|s| *s *= factor);
+    Scale::Channel(channels)
+}
+
+const CHECKED: &str = "a layer checks its shapes when it is given its input";
+
+impl Function<3> for Product {
+    type Saved = Saved;
+
+    fn forward(&self, [x, w, b]: [Values; 3], keep: bool) -> (Values, Option<Saved>) {
+        let Products { forward, input_gradient, weight_gradient } = self.products.kinds();
+        let (input, weight) = (x.shape().as_slice().to_vec(), w.shape().as_slice().to_vec());
+        let bias = self.has_bias.then(|| hold(b, self.b.as_ref(), &[]));
+        // What is kept is held as the way back needs it, too.
+        let back = |kind| if keep { kind } else { forward };
+        let x = hold(x, self.x.as_ref(), &[forward, back(weight_gradient)]);
+        let w = hold(w, self.w.as_ref(), &[forward, back(input_gradient)]);
+        let bias = bias.as_ref().map(Held::values);
+        let mut y = room(&self.output);
+        {
+            let (x, mut w) = factors(&x, &w, forward);
+            let mut scales = std::mem::take(&mut w.scales);
+            let scale = product_scale(&x.scales, &mut scales);
+            self.geometry
+                .forward(x.operand(), w.operand(), scale, bias.as_deref(), &mut y)
+                .expect(CHECKED);
+        }
+        if let Some(point) = self.y.as_ref().filter(|p| p.is_active()) {
+            point.apply(&mut y, &self.output);
+        }
+        (tensor(y, &self.output), keep.then_some(Saved { x, w, input, weight }))
+    }
+
+    fn backward(&self, dy: Values, saved: Saved, needs: [bool; 3]) -> [Option<Values>; 3] {
+        let Products { input_gradient, weight_gradient, .. } = self.products.kinds();
+        let Saved { x, w, input, weight } = saved;
+        let [need_x, need_w, need_b] = needs;
+        let dy = hold(dy, self.dy.as_ref(), &[input_gradient, weight_gradient]);
+        let dx = need_x.then(|| {
+            let mut dx = room(&input);
+            {
+                let (dy, w) = factors(&dy, &w, input_gradient);
+                let scale = Scale::Tensor(dy.scales[0] * w.scales[0]);
+                self.geometry
+                    .input_gradient(dy.operand(), w.operand(), scale, &mut dx)
+                    .expect(CHECKED);
+            }
+            if let Some(point) = self.dx.as_ref().filter(|p| p.is_active()) {
+                point.apply(&mut dx, &input);
+            }
+            tensor(dx, &input)
+        });
+        drop(w);
+        let dw = need_w.then(|| {
+            let mut dw = room(&weight);
+            let (x, mut dy) = factors(&x, &dy, weight_gradient);
+            let mut scales = std::mem::take(&mut dy.scales);
+            let scale = product_scale(&x.scales, &mut scales);
+            self.geometry
+                .weight_gradient(x.operand(), dy.operand(), scale, &mut dw)
+                .expect(CHECKED);
+            tensor(dw, &weight)
+        });
+        let db = (need_b && self.has_bias)
+            .then(|| tensor(column_sums(&dy.values(), weight[0]), &weight[..1]));
+        [dx, dw, db]
+    }
+}
+
+/// The output of a layer, of the shape that its [`Product`] says.
+pub(crate) fn product<const D: usize, const W: usize>(
+    x: Tensor<D>,
+    w: Tensor<W>,
+    b: Option<Tensor<1>>,
+    layer: Product,
+) -> Tensor<D> {
+    let w = w.into_dispatch();
+    let b = b.map_or_else(|| w.clone(), Tensor::into_dispatch);
+    Tensor::from_dispatch(apply(layer, [x.into_dispatch(), w, b]))
+}
