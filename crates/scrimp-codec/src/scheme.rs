@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::codecs::{Codec, Job, Scaled, Size, Terms};
+use crate::codecs::{Codec, Factors, Integers, Job, Scaled, Size, Terms};
 use crate::families::FAMILIES;
 use crate::formats::{Card, Float32, Format, HeadError, Scaling};
 use crate::granularity::elems;
@@ -155,12 +155,12 @@ impl Scheme {
         }
     }
 
-    /// The scheme for a tensor whose channels lie on axis 1 (a batch of activations or of their gradients):
-    /// `channel` becomes `axis:1`.
+    /// The scheme for a tensor whose channels lie on this axis (a batch of activations or of their gradients): `channel`
+    /// becomes `axis:N`.
     #[must_use]
-    pub fn for_activation(&self) -> Self {
+    pub fn for_activation(&self, channels: usize) -> Self {
         if self.granularity() == Some(Granularity::Channel) {
-            let terms = Terms { granularity: Granularity::Axis(1), ..self.terms.clone() };
+            let terms = Terms { granularity: Granularity::Axis(channels), ..self.terms.clone() };
             Self::build(self.codec.clone(), terms)
         } else {
             self.clone()
@@ -363,6 +363,24 @@ impl Scheme {
     pub fn codes(&self, bytes: &[u8], shape: &[usize]) -> Result<Option<Vec<u32>>, DecodeError> {
         self.check_bytes(bytes, shape, elems(shape)?)?;
         self.codec.codes(&self.terms, bytes, shape)
+    }
+
+    /// What the elements of a tensor are as factors of a product: whether integers or bf16 hold them exactly.
+    pub fn factors(&self) -> Factors {
+        self.codec.factors(&self.terms)
+    }
+
+    /// The integers and scales that the bytes of a tensor hold; `None` where [`factors`](Self::factors) has no integers.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn integers<'a>(
+        &self,
+        bytes: &'a [u8],
+        shape: &[usize],
+    ) -> Result<Option<Integers<'a>>, DecodeError> {
+        self.check_bytes(bytes, shape, elems(shape)?)?;
+        self.codec.integers(&self.terms, bytes, shape)
     }
 
     fn check_length(&self, actual: usize, shape: &[usize]) -> Result<(), EncodeError> {
@@ -893,7 +911,7 @@ mod tests {
 
     #[test]
     fn channels_of_an_activation_are_its_axis_1() {
-        assert_eq!(parse("int8/channel").for_activation().to_string(), "int8/axis:1");
-        assert_eq!(parse("int8/group:4").for_activation().to_string(), "int8/group:4");
+        assert_eq!(parse("int8/channel").for_activation(1).to_string(), "int8/axis:1");
+        assert_eq!(parse("int8/group:4").for_activation(1).to_string(), "int8/group:4");
     }
 }

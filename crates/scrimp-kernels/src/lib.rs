@@ -28,7 +28,7 @@ mod testing;
 
 pub use error::KernelError;
 pub use gate::Gate;
-pub use level::Level;
 pub use gemm::element::LONGEST_INT8;
+pub use level::Level;
 pub use operand::{Kind, Operand, Scale};
 pub use reduce::column_sums;

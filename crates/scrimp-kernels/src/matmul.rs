@@ -81,8 +81,8 @@ mod tests {
     use half::bf16;
 
     use super::{MatmulShape, matmul_at};
-    use crate::linear::{self, LinearShape};
     use crate::gemm::testing::{Draws, TestElement, assert_near};
+    use crate::linear::{self, LinearShape};
     use crate::{Level, Scale};
 
     /// The definition: sums of products, and of their magnitudes.

@@ -10,6 +10,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::Stream;
 use scrimp_train::burn;
+use scrimp_train::compute::Compute;
 use scrimp_train::gradients::GradientTaps;
 use scrimp_train::loss::cross_entropy;
 use scrimp_train::models::{LeNet, Network, ResNet20};
@@ -67,7 +68,9 @@ impl<N: Network> Training<N> {
             ..Rule::new("*")
         });
         let rules: Vec<Rule> = rules.into_iter().collect();
-        resolve(&sites, &rules, batch).expect("the rules fit").apply(&sites, &session);
+        resolve(&sites, &rules, batch, Compute::Auto)
+            .expect("the rules fit")
+            .apply(&sites, &session);
         let gradients = GradientTaps::new(&sites, &session);
         let optimizer = Optimizer::new(OptimizerConfig::default());
         Self { net, optimizer, session, gradients, steps: 0 }

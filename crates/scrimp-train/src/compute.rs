@@ -3,13 +3,11 @@
 use schemars::JsonSchema;
 use scrimp_codec::codecs::Width;
 use scrimp_codec::{Granularity, Scheme};
-use scrimp_kernels::Kind;
+use scrimp_kernels::{Kind, LONGEST_INT8};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// In what products are computed.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compute {
     /// In int8 where both factors are integers of up to 8 bits, in bf16 where it holds both exactly, else in f32.
@@ -52,15 +50,24 @@ impl Products {
         Self { forward: choice, input_gradient: choice, weight_gradient: choice }
     };
 
-    /// The kinds that suit the schemes of a layer's `x`, `w` and `dy`.
-    pub fn of(compute: Compute, x: &Scheme, w: &Scheme, dy: &Scheme) -> Self {
+    /// The kinds that suit the schemes of a layer's `x`, `w` and `dy`, where so many products are summed.
+    pub fn of(compute: Compute, [x, w, dy]: [&Scheme; 3], lengths: Products<usize>) -> Self {
         if compute == Compute::Emulate {
             return Self::EMULATED;
         }
+        let Products { forward, input_gradient, weight_gradient } = lengths;
         Self {
-            forward: choose(&Part::of(x, Axes::None), &Part::of(w, Axes::First)),
-            input_gradient: choose(&Part::of(dy, Axes::None), &Part::of(w, Axes::None)),
-            weight_gradient: choose(&Part::of(x, Axes::None), &Part::of(dy, Axes::Last)),
+            forward: choose(&Part::of(x, Axes::None), &Part::of(w, Axes::First), forward),
+            input_gradient: choose(
+                &Part::of(dy, Axes::None),
+                &Part::of(w, Axes::None),
+                input_gradient,
+            ),
+            weight_gradient: choose(
+                &Part::of(x, Axes::None),
+                &Part::of(dy, Axes::Last),
+                weight_gradient,
+            ),
         }
     }
 
@@ -117,10 +124,14 @@ impl Part {
     }
 }
 
-fn choose(left: &Part, right: &Part) -> Choice {
+fn choose(left: &Part, right: &Part, length: usize) -> Choice {
     let narrow = |part: &Part| part.integers == Some(Width::Narrow);
     if narrow(left) && narrow(right) {
-        return Choice { kind: Kind::Int8, why: "" };
+        return if length <= LONGEST_INT8 {
+            Choice { kind: Kind::Int8, why: "" }
+        } else {
+            Choice { kind: Kind::Bf16, why: "sums are too long for 32-bit integers" }
+        };
     }
     match [left, right].into_iter().find(|part| !part.fits_bf16()) {
         Some(part) => Choice { kind: Kind::F32, why: part.why },

@@ -8,21 +8,25 @@
 //! Every tap passes gradients straight through (derivative 1, no mask), after QML.
 
 pub mod checkpoint;
+pub mod compute;
 pub mod data;
 mod engine;
 pub mod gradients;
 pub mod layers;
 pub mod loss;
 pub mod models;
+mod ops;
 pub mod optimizers;
 pub mod params;
 pub mod plan;
 pub mod reparameterize;
 pub mod role;
 pub mod rules;
+pub mod stepper;
 pub mod tap;
 pub mod trainer;
 
 pub use burn;
 pub use engine::{DEVICES, UnknownDevice, device};
 pub use role::Role;
+pub use scrimp_kernels as kernels;

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use scrimp_codec::{Scheme, ShapeError};
+use scrimp_kernels::Kind;
 use serde::Serialize;
 
+use crate::compute::{Choice, Compute, Products};
 use crate::engine;
 use crate::models::Network;
 use crate::params;
@@ -28,6 +30,8 @@ pub struct PlanRequest {
     pub rules: Vec<Rule>,
     /// The device, as [`crate::device`] names it.
     pub device: String,
+    /// In what products are computed.
+    pub compute: Compute,
 }
 
 /// How a tensor of a plan is held.
@@ -65,11 +69,26 @@ pub struct PlannedTensor {
     pub status: Status,
 }
 
+/// How the products of a layer are computed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlannedProducts {
+    /// Path of the layer.
+    pub layer: String,
+    /// Of `x` and `w`.
+    pub y: Choice,
+    /// Of `dy` and `w`; `None` where it is never computed.
+    pub dx: Option<Choice>,
+    /// Of `x` and `dy`.
+    pub dw: Choice,
+}
+
 /// What every tensor of a network is held in.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// All tensors, layer by layer.
     pub tensors: Vec<PlannedTensor>,
+    /// How the products of each layer are computed, in the order of the layers.
+    pub products: Vec<PlannedProducts>,
     /// Samples in a batch.
     pub batch: usize,
     /// Parameters of the network that no rule can speak of (norms), and their bytes in f32.
@@ -196,7 +215,7 @@ impl PlanError {
 pub(crate) fn plan_network<N: Network>(request: &PlanRequest) -> Result<Plan, PlanError> {
     let scope = Scope::root(0);
     let (net, _) = build::<N>(request, &scope)?;
-    let plan = resolve(&scope.sites(), &request.rules, request.batch)?;
+    let plan = resolve(&scope.sites(), &request.rules, request.batch, request.compute)?;
     Ok(Plan { untapped_parameters: untapped(net.num_params(), &scope), ..plan })
 }
 
@@ -241,7 +260,12 @@ pub(crate) fn untapped(parameters: usize, scope: &Scope) -> usize {
 ///
 /// # Errors
 /// Everything that promise 3 forbids: a rule or a key without effect, rules at odds, a scheme that does not fit.
-pub fn resolve(sites: &[Arc<Site>], rules: &[Rule], batch: usize) -> Result<Plan, PlanError> {
+pub fn resolve(
+    sites: &[Arc<Site>],
+    rules: &[Rule],
+    batch: usize,
+    compute: Compute,
+) -> Result<Plan, PlanError> {
     let paths: Vec<&str> = sites.iter().map(|s| s.path.as_str()).collect();
     let mut matchers = Vec::new();
     for (i, rule) in rules.iter().enumerate() {
@@ -262,8 +286,9 @@ pub fn resolve(sites: &[Arc<Site>], rules: &[Rule], batch: usize) -> Result<Plan
     let mut claims: Vec<Vec<&str>> = vec![Vec::new(); rules.len()];
     let mut stands = vec![false; rules.len()];
     let mut overridden_by = vec![0; rules.len()];
-    let mut tensors = Vec::new();
+    let (mut tensors, mut products) = (Vec::<PlannedTensor>::new(), Vec::new());
     for (i, site) in sites.iter().enumerate() {
+        let first = tensors.len();
         for role in Role::ALL {
             let Some(sample) = site.shape(role) else { continue };
             let mut winner = None;
@@ -284,7 +309,7 @@ pub fn resolve(sites: &[Arc<Site>], rules: &[Rule], batch: usize) -> Result<Plan
             if let Some((r, key, chosen)) = winner {
                 stands[r] = true;
                 scheme = if role.has_batch() {
-                    chosen.for_activation()
+                    chosen.for_activation(site.channel_axis(shape.len()))
                 } else {
                     chosen.for_weight(&shape)
                 };
@@ -318,6 +343,17 @@ pub fn resolve(sites: &[Arc<Site>], rules: &[Rule], batch: usize) -> Result<Plan
                 status,
             });
         }
+        let float32 = Scheme::float32();
+        let own = &tensors[first..];
+        let scheme = |role| own.iter().find(|t| t.role == role).map_or(&float32, |t| &t.scheme);
+        let [x, w, dy] = [Role::Input, Role::Weight, Role::OutputGrad].map(scheme);
+        let chosen = Products::of(compute, [x, w, dy], site.lengths(batch));
+        products.push(PlannedProducts {
+            layer: site.path.clone(),
+            y: chosen.forward,
+            dx: (i > 0).then_some(chosen.input_gradient),
+            dw: chosen.weight_gradient,
+        });
     }
     for (r, rule) in rules.iter().enumerate() {
         if let Some(key) = rule.keys().find(|k| !claims[r].contains(k) && *k != "default") {
@@ -327,7 +363,7 @@ pub fn resolve(sites: &[Arc<Site>], rules: &[Rule], batch: usize) -> Result<Plan
             return Err(PlanError::Overridden { rule: r + 1, by: overridden_by[r] + 1 });
         }
     }
-    Ok(Plan { tensors, batch, untapped_parameters: 0 })
+    Ok(Plan { tensors, products, batch, untapped_parameters: 0 })
 }
 
 pub(crate) fn layer_help(pattern: &str, paths: &[&str]) -> String {
@@ -358,7 +394,14 @@ impl Plan {
                 let name = format!("{}.{}", t.layer, t.role);
                 (t.role, Arc::new(Point::of_role(name, t.role, &t.scheme, session)))
             };
-            site.set_points(of_site.map(point).collect());
+            let unplanned = Choice { kind: Kind::F32, why: "" };
+            let products = self.products.iter().find(|p| p.layer == site.path);
+            let products = products.map_or(Products::EMULATED, |p| Products {
+                forward: p.y,
+                input_gradient: p.dx.unwrap_or(unplanned),
+                weight_gradient: p.dw,
+            });
+            site.set_points(of_site.map(point).collect(), products);
         }
     }
 
@@ -407,6 +450,7 @@ mod tests {
             batch: 64,
             rules: rules.to_vec(),
             device: "flex".into(),
+            compute: Compute::Auto,
         };
         plan_network::<crate::models::LeNet>(&request)
     }
@@ -483,6 +527,7 @@ mod tests {
             batch: 1,
             rules: vec![rule("layer1.*", &[("w", "int8"), ("b", "int8")])],
             device: "flex".into(),
+            compute: Compute::Auto,
         };
         let error = plan_network::<crate::models::ResNet20>(&request).unwrap_err();
         assert_eq!(error, PlanError::NoTensor { rule: 1, key: "b" });

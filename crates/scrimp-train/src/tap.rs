@@ -7,13 +7,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use burn::tensor::Tensor;
+use scrimp_codec::codecs::Integers;
 use scrimp_codec::{EncodeError, Memory, Scheme, Stream, Tally};
 
+use crate::compute::Products;
 use crate::engine::{self, PointRef};
+use crate::ops::{self, Geometry, Product};
 use crate::params::NamedTensor;
 use crate::role::Role;
+use crate::stepper::ProductTime;
 
 /// A tensor that went wrong: the first one of a session.
 #[derive(Clone, Debug, PartialEq)]
@@ -204,27 +209,85 @@ impl Point {
         self.scheme.is_some() || self.session.audit()
     }
 
+    /// Whether the scheme's values fit bf16 as they are.
+    pub(crate) fn is_short(&self) -> bool {
+        self.scheme.as_ref().is_some_and(|s| s.factors().short)
+    }
+
     /// Rounds the values in place. What cannot be held is reported to the session, which stops the training.
     pub(crate) fn apply(&self, x: &mut [f32], shape: &[usize]) {
+        self.look(x);
+        if let Some(scheme) = &self.scheme {
+            self.with_memory(scheme, shape, |stream, memory| {
+                scheme.emulate_next(x, shape, stream, memory)
+            });
+        }
+    }
+
+    /// The bytes of the values, which [`apply`](Self::apply) would round to what these hold; `None` where there is no
+    /// scheme, or it cannot hold them, which is reported.
+    pub(crate) fn encode(&self, x: &[f32], shape: &[usize]) -> Option<Vec<u8>> {
+        let scheme = self.scheme.as_ref()?;
+        self.look(x);
+        let mut bytes = Vec::new();
+        self.with_memory(scheme, shape, |stream, memory| {
+            scheme.encode_next(x, shape, stream, memory, &mut bytes)
+        })
+        .then_some(bytes)
+    }
+
+    /// The values that bytes of [`encode`](Self::encode) hold.
+    pub(crate) fn decode(&self, bytes: &[u8], shape: &[usize]) -> Vec<f32> {
+        let mut x = vec![0.0; shape.iter().product()];
+        if let Some(scheme) = &self.scheme
+            && let Err(e) = scheme.decode(bytes, shape, &mut x)
+        {
+            self.session.report(&self.name, e.to_string());
+        }
+        x
+    }
+
+    /// The integers in bytes of [`encode`](Self::encode), where the scheme has integers.
+    pub(crate) fn integers<'a>(&self, bytes: &'a [u8], shape: &[usize]) -> Option<Integers<'a>> {
+        match self.scheme.as_ref()?.integers(bytes, shape) {
+            Ok(integers) => integers,
+            Err(e) => {
+                self.session.report(&self.name, e.to_string());
+                None
+            }
+        }
+    }
+
+    /// Reports the first value that is not finite, while the session is audited.
+    fn look(&self, x: &[f32]) {
         if self.session.audit()
             && let Some(index) = x.iter().position(|v| !v.is_finite())
         {
             self.session.report(&self.name, format!("element {index} is {}", x[index]));
         }
-        let Some(scheme) = &self.scheme else { return };
+    }
+
+    /// Lets `round` work with the random numbers of this step and what is remembered of the tensor, and reports what it
+    /// complains of. Answers whether there was nothing.
+    fn with_memory(
+        &self,
+        scheme: &Scheme,
+        shape: &[usize],
+        round: impl FnOnce(&Stream, Option<&mut Memory>) -> Result<Tally, EncodeError>,
+    ) -> bool {
         let stream = self.stream.at_step(self.session.step());
         let rounded = if self.remembers {
-            self.session.remember(&self.name, scheme, shape, |memory| {
-                scheme.emulate_next(x, shape, &stream, memory)
-            })
+            self.session.remember(&self.name, scheme, shape, |memory| round(&stream, memory))
         } else {
-            scheme.emulate(x, shape, &stream)
+            round(&stream, None)
         };
         match rounded {
-            Ok(tally) if tally == Tally::default() => {}
             Ok(tally) => {
-                let mut all = self.session.tally.lock().unwrap_or_else(PoisonError::into_inner);
-                *all = all.join(tally);
+                if tally != Tally::default() {
+                    let mut all = self.session.tally.lock().unwrap_or_else(PoisonError::into_inner);
+                    *all = all.join(tally);
+                }
+                return true;
             }
             Err(EncodeError::NonFinite { index, value, scheme, .. }) => {
                 self.session.report(
@@ -234,6 +297,7 @@ impl Point {
             }
             Err(e) => self.session.report(&self.name, e.to_string()),
         }
+        false
     }
 }
 
@@ -248,11 +312,56 @@ pub struct Site {
     pub weight: Vec<usize>,
     /// Shape of the bias, where there is one.
     pub bias: Option<Vec<usize>>,
+    arithmetic: Arithmetic,
     /// Shape of the input without the batch axis, known after a first pass.
     input: OnceLock<Vec<usize>>,
     /// Shape of the output without the batch axis, known after a first pass.
     output: OnceLock<Vec<usize>>,
     points: OnceLock<Vec<(Role, PointRef)>>,
+    products: OnceLock<Products>,
+    clock: Clock,
+}
+
+/// Seconds that the products of a layer take, once somebody wants to know.
+#[derive(Debug, Default)]
+pub(crate) struct Clock {
+    runs: AtomicBool,
+    /// Of `y`, `dx` and `dw`: products of two numbers, and seconds.
+    spent: Mutex<[[f64; 2]; 3]>,
+}
+
+impl Clock {
+    /// Times the product of that number, if the clock runs.
+    pub(crate) fn time<R>(&self, product: usize, macs: usize, work: impl FnOnce() -> R) -> R {
+        if !self.runs.load(Ordering::Relaxed) {
+            return work();
+        }
+        let start = Instant::now();
+        let result = work();
+        let seconds = start.elapsed().as_secs_f64();
+        let spent = &mut self.spent.lock().unwrap_or_else(PoisonError::into_inner)[product];
+        *spent = [spent[0] + macs as f64, spent[1] + seconds];
+        result
+    }
+
+    /// Lets the clock run from now on, and reads what it counted until now.
+    pub(crate) fn read(&self, site: &Site) -> Vec<ProductTime> {
+        self.runs.store(true, Ordering::Relaxed);
+        let spent = std::mem::take(&mut *self.spent.lock().unwrap_or_else(PoisonError::into_inner));
+        let Products { forward, input_gradient, weight_gradient } = site.products();
+        [("y", forward), ("dx", input_gradient), ("dw", weight_gradient)]
+            .into_iter()
+            .zip(spent)
+            .filter(|(_, [macs, _])| *macs > 0.0)
+            .map(|((product, choice), [macs, seconds])| ProductTime {
+                layer: site.path.clone(),
+                product,
+                choice,
+                macs,
+                seconds,
+            })
+            .collect()
+    }
 }
 
 impl Site {
@@ -267,9 +376,41 @@ impl Site {
         }
     }
 
-    /// Gives the taps their points. Only the first call has an effect.
-    pub(crate) fn set_points(&self, points: Vec<(Role, PointRef)>) {
+    /// How many products are summed for an element of `y`, `dx` and `dw`, in a batch of so many samples.
+    pub fn lengths(&self, batch: usize) -> Products<usize> {
+        let [outputs, rest @ ..] = &self.weight[..] else {
+            return Products { forward: 0, input_gradient: 0, weight_gradient: 0 };
+        };
+        let positions = self.output.get().map_or(0, |y| y.iter().product::<usize>() / outputs);
+        Products {
+            forward: rest.iter().product(),
+            // With groups it is less; that only matters to sums of more than a hundred thousand.
+            input_gradient: outputs * rest[1..].iter().product::<usize>(),
+            weight_gradient: batch * positions,
+        }
+    }
+
+    /// The axis of the channels of an activation with so many axes.
+    pub fn channel_axis(&self, axes: usize) -> usize {
+        match self.arithmetic {
+            Arithmetic::Kernels => axes.saturating_sub(1),
+            Arithmetic::Engine => 1,
+        }
+    }
+
+    /// Gives the taps their points, and says how the layer's products are computed. Only the first call has an effect.
+    pub(crate) fn set_points(&self, points: Vec<(Role, PointRef)>, products: Products) {
         let _ = self.points.set(points);
+        let _ = self.products.set(products);
+    }
+
+    /// In which kinds the layer's products are computed.
+    pub(crate) fn products(&self) -> Products {
+        self.products.get().copied().unwrap_or(Products::EMULATED)
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     pub(crate) fn point(&self, role: Role) -> Option<&PointRef> {
@@ -294,13 +435,36 @@ impl Sites {
 pub struct Scope {
     path: String,
     seed: u32,
+    arithmetic: Arithmetic,
     sites: Arc<Sites>,
+}
+
+/// Whose arithmetic layers use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// That of `scrimp-kernels`; activations are `[batch, height, width, channels]`.
+    #[default]
+    Kernels,
+    /// The engine's own, in f32, to compare with; activations are `[batch, channels, height, width]`.
+    Engine,
 }
 
 impl Scope {
     /// The root of a network.
     pub fn root(seed: u32) -> Self {
-        Self { path: String::new(), seed, sites: Arc::default() }
+        let arithmetic = Arithmetic::default();
+        Self { path: String::new(), seed, arithmetic, sites: Arc::default() }
+    }
+
+    /// The scope whose layers use this arithmetic.
+    #[must_use]
+    pub fn with(self, arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, ..self }
+    }
+
+    /// Whose arithmetic the layers use.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
     }
 
     /// The scope of a part of this one.
@@ -331,9 +495,12 @@ impl Scope {
             kind,
             weight: weight.to_vec(),
             bias: bias.map(<[usize]>::to_vec),
+            arithmetic: self.arithmetic,
             input: OnceLock::new(),
             output: OnceLock::new(),
             points: OnceLock::new(),
+            products: OnceLock::new(),
+            clock: Clock::default(),
         });
         let mut sites = self.sites.0.lock().unwrap_or_else(PoisonError::into_inner);
         let paths: BTreeSet<&str> = sites.iter().map(|s| s.path.as_str()).collect();
@@ -355,9 +522,45 @@ impl Tap {
         &self.site
     }
 
+    /// Whose arithmetic the layer uses.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.site.arithmetic
+    }
+
+    /// The layer's product, of which one op makes everything: rounding, arithmetic and both gradients.
+    ///
+    /// # Panics
+    /// If there are no samples in the input, which is a mistake of the caller.
+    pub(crate) fn product<const D: usize, const W: usize>(
+        &self,
+        x: Tensor<D>,
+        w: Tensor<W>,
+        b: Option<Tensor<1>>,
+        geometry: Geometry,
+        output: [usize; D],
+    ) -> Tensor<D> {
+        self.see_input(x.dims());
+        self.see_output(output);
+        let point = |role| self.site.point(role).cloned();
+        let layer = Product {
+            geometry,
+            products: self.site.products(),
+            output: output.to_vec(),
+            x: point(Role::Input),
+            w: point(Role::Weight),
+            b: point(Role::Bias),
+            y: point(Role::Output),
+            dy: point(Role::OutputGrad),
+            dx: point(Role::InputGrad),
+            has_bias: b.is_some(),
+            site: Arc::clone(&self.site),
+        };
+        ops::product(x, w, b, layer)
+    }
+
     /// Taps what comes in, and on the way back its gradient. Shape `[batch, ...]`.
     pub fn input<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.site.input.get_or_init(|| x.dims()[1..].to_vec());
+        self.see_input(x.dims());
         self.through(x, Role::Input, Some(Role::InputGrad))
     }
 
@@ -373,8 +576,16 @@ impl Tap {
 
     /// Taps what goes out, and on the way back its gradient. Shape `[batch, ...]`.
     pub fn output<const D: usize>(&self, y: Tensor<D>) -> Tensor<D> {
-        self.site.output.get_or_init(|| y.dims()[1..].to_vec());
+        self.see_output(y.dims());
         self.through(y, Role::Output, Some(Role::OutputGrad))
+    }
+
+    fn see_input<const D: usize>(&self, shape: [usize; D]) {
+        self.site.input.get_or_init(|| shape[1..].to_vec());
+    }
+
+    fn see_output<const D: usize>(&self, shape: [usize; D]) {
+        self.site.output.get_or_init(|| shape[1..].to_vec());
     }
 
     fn through<const D: usize>(

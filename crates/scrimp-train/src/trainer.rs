@@ -223,7 +223,8 @@ pub(crate) fn train<N: Network>(
     // A first build on the plain device learns the shapes: a pass in training mode would change running statistics.
     let shapes = Scope::root(job.seed);
     let (net, device) = plan::build::<N>(&job.plan, &shapes)?;
-    let mut plan = plan::resolve(&shapes.sites(), &job.plan.rules, job.plan.batch)?;
+    let mut plan =
+        plan::resolve(&shapes.sites(), &job.plan.rules, job.plan.batch, job.plan.compute)?;
     plan.untapped_parameters = plan::untapped(net.num_params(), &shapes);
     drop(net);
 

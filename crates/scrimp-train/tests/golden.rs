@@ -9,14 +9,15 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::Scheme;
 use scrimp_train::burn;
+use scrimp_train::compute::Compute;
 use scrimp_train::gradients::{self, GradientTaps};
-use scrimp_train::layers::{Conv2d, Conv2dOptions, Linear};
+use scrimp_train::layers::{Conv2d, Conv2dOptions, Linear, channels_last};
 use scrimp_train::loss::cross_entropy;
 use scrimp_train::optimizers::{Optimizer, OptimizerConfig, Schedule};
 use scrimp_train::params::{self, NamedTensor};
 use scrimp_train::plan::resolve;
 use scrimp_train::rules::Rule;
-use scrimp_train::tap::{Scope, Session};
+use scrimp_train::tap::{Arithmetic, Scope, Session};
 
 fn rows(text: &'static str) -> impl Iterator<Item = Vec<&'static str>> {
     text.lines().filter(|l| !l.starts_with('#')).skip(1).map(|l| l.split(',').collect())
@@ -52,6 +53,14 @@ fn plus_zero(values: Vec<f32>) -> Vec<f32> {
 
 #[test]
 fn the_eight_points_of_a_layer_round_as_an_autograd_function_of_pytorch_does() {
+    for arithmetic in [Arithmetic::Kernels, Arithmetic::Engine] {
+        for compute in [Compute::Emulate, Compute::Auto] {
+            eight_points(arithmetic, compute);
+        }
+    }
+}
+
+fn eight_points(arithmetic: Arithmetic, compute: Compute) {
     /// Shape and values of a tensor.
     type Values = (Vec<usize>, Vec<f32>);
     let mut cases: BTreeMap<(&str, &str), BTreeMap<&str, Values>> = BTreeMap::new();
@@ -62,7 +71,8 @@ fn the_eight_points_of_a_layer_round_as_an_autograd_function_of_pytorch_does() {
     assert!(cases.len() >= 6);
     let device = Device::flex().autodiff();
     for ((case, schemes), tensors) in cases {
-        let scope = Scope::root(0);
+        let case = format!("{case} {arithmetic:?} {compute:?}");
+        let scope = Scope::root(0).with(arithmetic);
         let values = |name: &str| tensors[name].1.clone();
         let dims = |name: &str| tensors[name].0.clone();
         let w = dims("w");
@@ -99,7 +109,13 @@ fn the_eight_points_of_a_layer_round_as_an_autograd_function_of_pytorch_does() {
             let y = match (&net.linear, &net.conv) {
                 (Some(l), _) => l.forward(x.clone().reshape([d[0], d[1]])).flatten(0, 1),
                 (_, Some(c)) => {
-                    c.forward(x.clone().reshape([d[0], d[1], d[2], d[3]])).flatten(0, 3)
+                    let x = channels_last(x.clone().reshape([d[0], d[1], d[2], d[3]]), arithmetic);
+                    let y = c.forward(x);
+                    let y = match arithmetic {
+                        Arithmetic::Kernels => y.permute([0, 3, 1, 2]),
+                        Arithmetic::Engine => y,
+                    };
+                    y.flatten(0, 3)
                 }
                 _ => unreachable!(),
             };
@@ -124,7 +140,7 @@ fn the_eight_points_of_a_layer_round_as_an_autograd_function_of_pytorch_does() {
         }
         let session = Session::new(0);
         let sites = scope.sites();
-        resolve(&sites, &[rule], dims("x")[0]).unwrap().apply(&sites, &session);
+        resolve(&sites, &[rule], dims("x")[0], compute).unwrap().apply(&sites, &session);
 
         let (x, y) = forward(values("x"));
         let upstream = values("upstream");

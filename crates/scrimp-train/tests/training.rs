@@ -12,9 +12,10 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::{Scheme, Stream, Tally};
 use scrimp_train::burn;
+use scrimp_train::compute::{Compute, Products};
 use scrimp_train::data::{Augment, Images, Splits};
 use scrimp_train::gradients::{self, GradientTaps};
-use scrimp_train::layers::{Conv2d, Conv2dOptions, Linear};
+use scrimp_train::layers::{Conv2d, Conv2dOptions, Linear, channels_last};
 use scrimp_train::loss::cross_entropy;
 use scrimp_train::models;
 use scrimp_train::optimizers::{Optimizer, OptimizerConfig, Schedule};
@@ -22,7 +23,7 @@ use scrimp_train::params::{self, NamedTensor};
 use scrimp_train::plan::{Plan, PlanError, PlanRequest, resolve};
 use scrimp_train::reparameterize::round_weights;
 use scrimp_train::rules::Rule;
-use scrimp_train::tap::{Scope, Session};
+use scrimp_train::tap::{Arithmetic, Scope, Session};
 use scrimp_train::trainer::{CheckpointJob, Observer, Outcome, TrainError, TrainJob};
 
 /// Values in [-1, 1), the same everywhere.
@@ -55,6 +56,8 @@ fn rule(layers: &str, keys: &[(&str, &str)]) -> Rule {
 struct Layer {
     linear: Option<Linear>,
     conv: Option<Conv2d>,
+    #[module(skip)]
+    arithmetic: Arithmetic,
 }
 
 /// A layer, with the shape of its input.
@@ -98,7 +101,11 @@ impl Case {
         let [inputs, outputs] = self.channels;
         let linear = || Linear::new(&scope.at("linear"), inputs, outputs, device);
         let conv = |options| Conv2d::new(&scope.at("conv"), inputs, outputs, options, device);
-        Layer { linear: self.options.is_none().then(linear), conv: self.options.map(conv) }
+        Layer {
+            linear: self.options.is_none().then(linear),
+            conv: self.options.map(conv),
+            arithmetic: scope.arithmetic(),
+        }
     }
 }
 
@@ -107,7 +114,13 @@ impl Layer {
     fn forward(&self, x: Tensor<4>) -> Tensor<1> {
         match (&self.linear, &self.conv) {
             (Some(linear), _) => linear.forward(x.flatten(1, 3)).flatten(0, 1),
-            (_, Some(conv)) => conv.forward(x).flatten(0, 3),
+            (_, Some(conv)) => match self.arithmetic {
+                Arithmetic::Kernels => {
+                    let y = conv.forward(channels_last(x, self.arithmetic));
+                    y.permute([0, 3, 1, 2]).flatten(0, 3)
+                }
+                Arithmetic::Engine => conv.forward(x).flatten(0, 3),
+            },
             _ => unreachable!("one of them is there"),
         }
     }
@@ -191,13 +204,93 @@ fn rounded(scheme: &str, mut x: Vec<f32>, shape: &[usize], name: &str) -> Vec<f3
     x
 }
 
+/// Output and gradients of a layer whose operands are rounded.
+fn layer_results(
+    case: &Case,
+    arithmetic: Arithmetic,
+    compute: Compute,
+    [x, w, dy]: [&str; 3],
+) -> [Vec<f32>; 4] {
+    let device = Device::flex().autodiff();
+    let scope = Scope::root(0).with(arithmetic);
+    let net = case.build(&scope, &device);
+    let input = noise(case.input.iter().product(), 1);
+    net.forward(tensor(input.clone(), case.input, &device));
+    let session = Session::new(0);
+    let rule = rule("*", &[("x", x), ("w", w), ("dy", dy)]);
+    let sites = scope.sites();
+    resolve(&sites, &[rule], case.input[0], compute).unwrap().apply(&sites, &session);
+    let xt = tensor(input, case.input, &device).require_grad();
+    let y = net.forward(xt.clone());
+    let n = y.dims()[0];
+    let mut all = (y.clone() * tensor(noise(n, 2), [n], &device)).sum().backward();
+    let dx = values(xt.grad(&all).unwrap());
+    let (dw, db) = net.gradients(&mut GradientsParams::from_module(&mut all, &net));
+    assert_eq!(session.problem(), None);
+    [values(y), dx, dw, db.unwrap_or_default()]
+}
+
+#[test]
+fn products_in_int8_and_bf16_are_those_of_the_rounded_values_in_f32() {
+    let kinds = |compute, [x, w, dy]: [&str; 3]| {
+        let [x, w, dy] = [x, w, dy].map(|s| s.parse::<Scheme>().unwrap());
+        let short = Products { forward: 9, input_gradient: 9, weight_gradient: 9 };
+        let of = Products::of(compute, [&x, &w, &dy], short);
+        [of.forward, of.input_gradient, of.weight_gradient].map(|choice| choice.kind.name())
+    };
+    let exact = [
+        (["int8/scale:pow2", "int8/scale:pow2", "int8/scale:pow2"], ["int8", "int8", "int8"]),
+        (
+            ["int4/scale:pow2", "int8/channel/scale:pow2", "uint7/scale:pow2"],
+            ["int8", "bf16", "int8"],
+        ),
+    ];
+    let near = [
+        (["int8", "int8", "int8"], ["int8", "int8", "int8"]),
+        (["int8", "int4/channel", "e4m3fn"], ["int8", "f32", "bf16"]),
+        (["uint8", "int8", "int8"], ["bf16", "int8", "bf16"]),
+        (["e4m3fn", "e3m2fn", "e5m2"], ["bf16", "bf16", "bf16"]),
+        (["bf16", "mxfp4/group:2", "e5m2"], ["bf16", "bf16", "bf16"]),
+        (["int8", "int8/group:2", "int8"], ["f32", "f32", "int8"]),
+        (["f16", "int8", "e5m2"], ["f32", "bf16", "f32"]),
+    ];
+    for case in cases() {
+        for (at, (schemes, expected)) in exact.into_iter().chain(near).enumerate() {
+            assert_eq!(kinds(Compute::Auto, schemes), expected, "{schemes:?}");
+            assert_eq!(kinds(Compute::Emulate, schemes), ["f32"; 3]);
+            let engine = layer_results(&case, Arithmetic::Engine, Compute::Emulate, schemes);
+            let emulated = layer_results(&case, Arithmetic::Kernels, Compute::Emulate, schemes);
+            let computed = layer_results(&case, Arithmetic::Kernels, Compute::Auto, schemes);
+            // Scales that are powers of two leave sums of integers exact, in f32 as in i32.
+            if at < exact.len() {
+                assert_eq!(computed, emulated, "{} {schemes:?}", case.name);
+            }
+            for (what, i) in [("y", 0), ("dx", 1), ("dw", 2), ("db", 3)] {
+                let scale = engine[i].iter().fold(1e-3f32, |m, v| m.max(v.abs()));
+                for values in [&emulated[i], &computed[i]] {
+                    assert_eq!(values.len(), engine[i].len());
+                    for (v, e) in values.iter().zip(&engine[i]) {
+                        let error = (v - e).abs();
+                        assert!(
+                            error <= 1e-5 * scale,
+                            "{} {schemes:?} {what}: {v}, {e}",
+                            case.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_gradient_goes_straight_through_to_the_rounded_operands() {
     let device = Device::flex().autodiff();
     let (x, w, b, y) = ("uint4", "int3/channel", "e5m2", "int4/stochastic");
     let (dy, dx, dw, db) = ("e4m3/stochastic", "int5", "bf16", "int6");
     for case in cases().into_iter().filter(|case| case.options.is_none_or(|o| o.bias)) {
-        let scope = Scope::root(0);
+        // In this layout the elements of a tensor draw their numbers in the order of the reference below.
+        let scope = Scope::root(0).with(Arithmetic::Engine);
         let net = case.build(&scope, &device);
         let input = noise(case.input.iter().product(), 1);
         net.forward(tensor(input.clone(), case.input, &device));
@@ -216,7 +309,7 @@ fn the_gradient_goes_straight_through_to_the_rounded_operands() {
             ],
         );
         let sites = scope.sites();
-        resolve(&sites, &[rule], case.input[0]).unwrap().apply(&sites, &session);
+        resolve(&sites, &[rule], case.input[0], Compute::Emulate).unwrap().apply(&sites, &session);
         let xt = tensor(input.clone(), case.input, &device).require_grad();
         let out = net.forward(xt.clone());
         let n = out.dims()[0];
@@ -475,7 +568,7 @@ fn an_own_network_in_an_own_loop_learns_the_exclusive_or() {
         rule("hidden", &[("w", "int4/row")]),
     ];
     let sites = scope.sites();
-    let plan: Plan = resolve(&sites, &rules, 4).unwrap();
+    let plan: Plan = resolve(&sites, &rules, 4, Compute::Auto).unwrap();
     let session = Session::new(2);
     plan.apply(&sites, &session);
     let taps = GradientTaps::new(&sites, &session);
@@ -529,7 +622,14 @@ fn splits() -> Splits {
 
 fn job(splits: &Splits, rules: Vec<Rule>) -> TrainJob<'_> {
     TrainJob {
-        plan: PlanRequest { image: [1, 4, 4], classes: 2, batch: 8, rules, device: "flex".into() },
+        plan: PlanRequest {
+            image: [1, 4, 4],
+            classes: 2,
+            batch: 8,
+            rules,
+            device: "flex".into(),
+            compute: Compute::Auto,
+        },
         splits,
         seed: 1,
         epochs: 2,

@@ -5,6 +5,7 @@ use std::ops;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
+use scrimp_train::compute::Compute;
 use scrimp_train::data::{self, Augment};
 use scrimp_train::models;
 use scrimp_train::optimizers::{OptimizerConfig, Schedule};
@@ -55,6 +56,10 @@ pub struct Recipe {
     /// Random changes to training images.
     #[serde(default)]
     pub augment: AugmentConfig,
+    /// In what the products of layers are computed: `auto` takes int8 where both factors are integers of up to 8 bits,
+    /// bf16 where it holds both exactly, and f32 elsewhere; `emulate` is always f32, on the rounded values.
+    #[serde(default)]
+    pub compute: Compute,
     /// Save a checkpoint after so many steps, besides the end of every epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_steps: Option<u64>,
@@ -84,6 +89,9 @@ pub struct AugmentConfig {
 pub struct VariantConfig {
     /// Its name, which is also the name of its folder.
     pub name: String,
+    /// In what its products are computed, if not as the recipe says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Compute>,
     /// Rules after those of the recipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quantize: Vec<Rule>,
@@ -121,6 +129,8 @@ pub struct Variant {
     pub name: String,
     /// All of its rules.
     pub rules: Vec<Rule>,
+    /// In what its products are computed.
+    pub compute: Compute,
     /// Where its own rules begin, and which variant of the recipe it is.
     own: Option<(usize, usize)>,
 }
@@ -421,17 +431,20 @@ impl Recipe {
     pub fn variants(&self, baseline: bool) -> Vec<Variant> {
         let mut all: Vec<Variant> = if self.variant.is_empty() {
             let name = if self.quantize.is_empty() { BASELINE } else { "quantized" };
-            vec![Variant { name: name.into(), rules: self.quantize.clone(), own: None }]
+            let (rules, compute) = (self.quantize.clone(), self.compute);
+            vec![Variant { name: name.into(), rules, compute, own: None }]
         } else {
             let named = |(i, v): (usize, &VariantConfig)| Variant {
                 name: v.name.clone(),
                 rules: [self.quantize.as_slice(), &v.quantize].concat(),
+                compute: v.compute.unwrap_or(self.compute),
                 own: Some((self.quantize.len(), i)),
             };
             self.variant.iter().enumerate().map(named).collect()
         };
         if baseline && !all.iter().any(|v| v.rules.is_empty()) {
-            all.insert(0, Variant { name: BASELINE.into(), rules: Vec::new(), own: None });
+            let (name, compute) = (BASELINE.into(), self.compute);
+            all.insert(0, Variant { name, rules: Vec::new(), compute, own: None });
         }
         all
     }
@@ -463,6 +476,7 @@ impl Variant {
             batch: recipe.batch,
             rules: self.rules.clone(),
             device: device.to_owned(),
+            compute: self.compute,
         }
     }
 }

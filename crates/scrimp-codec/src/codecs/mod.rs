@@ -10,6 +10,7 @@ mod blocks;
 mod error;
 pub(crate) mod flexpoint;
 pub(crate) mod gguf;
+mod integers;
 mod levels;
 pub(crate) mod onebit;
 mod places;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 pub use batch_norm::BatchNormAware;
 pub use error::{DecodeError, EncodeError, Tally};
 pub use flexpoint::Autoflex;
+pub use integers::{Factors, IntegerCodes, Integers, Width};
 pub(crate) use scaled::Scaled;
 pub(crate) use staged::Staged;
 
@@ -261,6 +263,24 @@ pub trait Codec: Debug + Send + Sync {
         bytes: &[u8],
         shape: &[usize],
     ) -> Result<Option<Vec<u32>>, DecodeError> {
+        let _ = (terms, bytes, shape);
+        Ok(None)
+    }
+    /// What the elements are as factors of a product.
+    fn factors(&self, terms: &Terms) -> Factors {
+        let _ = terms;
+        Factors::default()
+    }
+    /// The integers that bytes hold, where [`factors`](Self::factors) says that there are any.
+    ///
+    /// # Errors
+    /// If the bytes are not what this codec writes for this shape.
+    fn integers<'a>(
+        &self,
+        terms: &Terms,
+        bytes: &'a [u8],
+        shape: &[usize],
+    ) -> Result<Option<Integers<'a>>, DecodeError> {
         let _ = (terms, bytes, shape);
         Ok(None)
     }

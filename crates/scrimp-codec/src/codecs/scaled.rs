@@ -11,6 +11,7 @@
 //!
 //! All little-endian. Groups are numbered in storage order of their first elements (tiles: row-major).
 
+use std::borrow::Cow;
 use std::ops;
 use std::sync::Arc;
 
@@ -19,7 +20,10 @@ use super::bands::{
     is_long, split,
 };
 use super::blocks::Blocks;
-use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Staged, Tally, Terms};
+use super::{
+    Codec, DecodeError, Defaults, EncodeError, Factors, IntegerCodes, Integers, Job, Size, Staged,
+    Tally, Terms, Width,
+};
 use crate::blank::{self, Blank};
 use crate::formats::{Card, CodesMut, Format, Groups, HeadError, Header, Params, Scaling};
 use crate::granularity::{BAND_ELEMS, Layout, Piece};
@@ -153,6 +157,19 @@ impl Codec for Scaled {
         let front = parts.scales + parts.offsets + parts.zeros;
         pack::unpack(&bytes[front..], self.format.bits(), 0, &mut codes);
         Ok(Some(codes))
+    }
+
+    fn factors(&self, terms: &Terms) -> Factors {
+        self.bound(terms).factors()
+    }
+
+    fn integers<'a>(
+        &self,
+        terms: &Terms,
+        bytes: &'a [u8],
+        shape: &[usize],
+    ) -> Result<Option<Integers<'a>>, DecodeError> {
+        self.bound(terms).integers(bytes, shape)
     }
 
     fn complaint(&self) -> Option<HeadError> {
@@ -1020,6 +1037,77 @@ impl Bound<'_> {
             let out = &mut out[window.start - begin..window.end - begin];
             self.format.decode_groups(U::codes(&codes[before..]), groups, out);
         });
+    }
+
+    fn factors(&self) -> Factors {
+        const LAST: u32 = 16;
+        let powers = match self.terms.scale {
+            None => self.header().scaling != Scaling::Never,
+            Some(
+                ScaleFormat::Pow2
+                | ScaleFormat::Log2
+                | ScaleFormat::Exponent(_)
+                | ScaleFormat::Bias,
+            ) => true,
+            Some(_) => false,
+        };
+        let bf16 = |v: f32| v.to_bits() & 0xFFFF == 0 || !v.is_finite();
+        let bits = self.format.bits();
+        let short = powers
+            && bits <= LAST
+            && !self.header().offset
+            && (0..1 << bits).all(|code| bf16(self.format.decode(code, &Params::UNIT)));
+        Factors { integers: self.width(), short }
+    }
+
+    /// How wide integers less their zero point are.
+    fn width(&self) -> Option<Width> {
+        let header = self.header();
+        let codes = self.format.integers().filter(|_| !header.offset && self.format.bits() <= 8)?;
+        let (low, high) = (*codes.start(), *codes.end());
+        let reach = if header.zero_bits > 0 { high - low } else { high };
+        Some(if reach <= 127 { Width::Narrow } else { Width::Wide })
+    }
+
+    fn integers<'a>(
+        &self,
+        bytes: &'a [u8],
+        shape: &[usize],
+    ) -> Result<Option<Integers<'a>>, DecodeError> {
+        let Some(width) = self.width() else { return Ok(None) };
+        let parts = self.parts(shape)?;
+        let (header, packed) = parts.stored(bytes);
+        let mut all = Scratch::new(parts.groups);
+        self.read_groups(&header, 0..parts.groups, &mut all.params).result()?;
+        let (params, elems) = (&all.params[..], parts.layout.elems());
+        let scales = params.iter().map(|p| p.scale).collect();
+        let signed = self.format.integers().is_some_and(|codes| *codes.start() < 0);
+        if self.format.bits() == 8 && signed {
+            let codes = IntegerCodes::Narrow(Cow::Borrowed(bytemuck::cast_slice(packed)));
+            return Ok(Some(Integers { scales, codes }));
+        }
+        let mut codes = vec![0u8; elems];
+        pack::unpack_bytes(packed, self.format.bits(), &mut codes);
+        let codes = if signed {
+            // Codes are in two's complement of their own width.
+            let unused = 8 - self.format.bits();
+            IntegerCodes::Narrow(
+                codes.iter().map(|c| (c << unused).cast_signed() >> unused).collect(),
+            )
+        } else {
+            let mut wide: Vec<i16> = codes.into_iter().map(i16::from).collect();
+            self.windows(parts.layout, 0..elems, params, 0, usize::MAX, |window, groups| {
+                for (codes, params) in wide[window].chunks_mut(groups.len).zip(groups.params) {
+                    // A zero point is a code of at most 8 bits.
+                    codes.iter_mut().for_each(|c| *c -= params.zero as i16);
+                }
+            });
+            match width {
+                Width::Narrow => IntegerCodes::Narrow(wide.iter().map(|c| *c as i8).collect()),
+                Width::Wide => IntegerCodes::Wide(wide),
+            }
+        };
+        Ok(Some(Integers { scales, codes }))
     }
 
     fn saturated(

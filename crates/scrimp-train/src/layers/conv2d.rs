@@ -4,9 +4,11 @@ use burn::module::{Module, Param};
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
+use scrimp_kernels::conv2d::{Conv2dShape, Window};
 
 use super::{Init, uniform};
-use crate::tap::{Scope, Tap};
+use crate::ops::Geometry;
+use crate::tap::{Arithmetic, Scope, Tap};
 
 /// Geometry of a convolution; each pair is (height, width).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,13 +91,31 @@ impl Conv2d {
     /// The forward pass.
     ///
     /// # Shapes
-    /// - `x`: `[batch, in, height, width]`
-    /// - result: `[batch, out, height', width']`
+    /// - `x`: `[batch, height, width, in]`
+    /// - result: `[batch, height', width', out]`
+    ///
+    /// With the engine's own [`Arithmetic`] channels stand on axis 1 in both.
+    ///
+    /// # Panics
+    /// If the input does not fit the layer, which is a mistake in the network's code.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let x = self.tap.input(x);
-        let w = self.tap.weight(self.weight.val());
-        let b = self.bias.as_ref().map(|b| self.tap.bias(b.val()));
+        let (w, b) = (self.weight.val(), self.bias.as_ref().map(Param::val));
         let Conv2dOptions { stride, padding, dilation, groups, .. } = self.options;
-        self.tap.output(conv2d(x, w, b, ConvOptions::new(stride, padding, dilation, groups)))
+        match self.tap.arithmetic() {
+            Arithmetic::Kernels => {
+                let window = Window { stride, padding, dilation, groups };
+                let shape = Conv2dShape::new(x.dims(), w.dims(), window)
+                    .unwrap_or_else(|e| panic!("{}: {e}", self.tap.site().path));
+                let output = shape.output();
+                self.tap.product(x, w, b, Geometry::Conv2d(shape), output)
+            }
+            Arithmetic::Engine => {
+                let x = self.tap.input(x);
+                let w = self.tap.weight(w);
+                let b = b.map(|b| self.tap.bias(b));
+                let options = ConvOptions::new(stride, padding, dilation, groups);
+                self.tap.output(conv2d(x, w, b, options))
+            }
+        }
     }
 }

@@ -1,16 +1,16 @@
 //! What stands between layers and has no parameters.
 
+use burn::tensor::Tensor;
 use burn::tensor::activation;
 use burn::tensor::module::max_pool2d;
 use burn::tensor::ops::MaxPoolOptions;
-use burn::tensor::Tensor;
 
 use crate::ops;
 use crate::tap::Arithmetic;
 
 /// Images as layers take them: `[batch, channels, height, width]` becomes `[batch, height, width, channels]`, except with
 /// the engine's own arithmetic.
-pub fn images(x: Tensor<4>, arithmetic: Arithmetic) -> Tensor<4> {
+pub fn channels_last(x: Tensor<4>, arithmetic: Arithmetic) -> Tensor<4> {
     match arithmetic {
         Arithmetic::Kernels if x.dims()[1] == 1 => {
             // One channel: the values stay where they are.
@@ -33,8 +33,7 @@ pub fn features(x: Tensor<4>, arithmetic: Arithmetic) -> Tensor<2> {
 /// `max(x, 0)`; saves one bit for each value.
 pub fn relu<const D: usize>(x: Tensor<D>, arithmetic: Arithmetic) -> Tensor<D> {
     match arithmetic {
-        Arithmetic::Kernels => ops::relu(x),
-        Arithmetic::Engine => activation::relu(x),
+        Arithmetic::Kernels | Arithmetic::Engine => activation::relu(x),
     }
 }
 

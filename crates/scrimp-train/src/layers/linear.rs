@@ -2,9 +2,11 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
+use scrimp_kernels::linear::LinearShape;
 
 use super::{Init, uniform};
-use crate::tap::{Scope, Tap};
+use crate::ops::Geometry;
+use crate::tap::{Arithmetic, Scope, Tap};
 
 /// `y = x w^T + b`, with all eight tensors tapped.
 ///
@@ -39,12 +41,21 @@ impl Linear {
     /// - `x`: `[batch, in]`
     /// - result: `[batch, out]`
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let x = self.tap.input(x);
-        let w = self.tap.weight(self.weight.val());
-        let mut y = x.matmul(w.transpose());
-        if let Some(bias) = &self.bias {
-            y = y + self.tap.bias(bias.val()).unsqueeze();
+        let (w, b) = (self.weight.val(), self.bias.as_ref().map(Param::val));
+        match self.tap.arithmetic() {
+            Arithmetic::Kernels => {
+                let ([rows, inputs], [outputs, _]) = (x.dims(), w.dims());
+                let shape = LinearShape { rows, inputs, outputs };
+                self.tap.product(x, w, b, Geometry::Linear(shape), [rows, outputs])
+            }
+            Arithmetic::Engine => {
+                let x = self.tap.input(x);
+                let mut y = x.matmul(self.tap.weight(w).transpose());
+                if let Some(bias) = b {
+                    y = y + self.tap.bias(bias).unsqueeze();
+                }
+                self.tap.output(y)
+            }
         }
-        self.tap.output(y)
     }
 }

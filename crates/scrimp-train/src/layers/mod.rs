@@ -1,13 +1,17 @@
 //! Layers whose eight tensors are tapped. All other layers of Burn may stand between them.
 
+mod batch_norm;
 mod conv2d;
+mod functions;
 mod linear;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::Stream;
 
+pub use batch_norm::{After, BatchNorm};
 pub use conv2d::{Conv2d, Conv2dOptions};
+pub use functions::{channels_last, features, global_average, max_pool, relu, relu_max_pool};
 pub use linear::Linear;
 
 /// How a weight gets its first values.

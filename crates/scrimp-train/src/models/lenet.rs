@@ -1,14 +1,11 @@
 //! LeNet in the form that QML's experiments use.
 
 use burn::module::Module;
-use burn::tensor::activation::relu;
-use burn::tensor::module::max_pool2d;
-use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
 
 use super::Network;
-use crate::layers::{Conv2d, Conv2dOptions, Linear};
-use crate::tap::Scope;
+use crate::layers::{Conv2d, Conv2dOptions, Linear, channels_last, features, relu, relu_max_pool};
+use crate::tap::{Arithmetic, Scope};
 
 /// Two 5x5 convolutions (1-6-16 channels, padded) with `ReLU` and 2x2 max pooling, then 784-120-84-classes.
 ///
@@ -22,6 +19,8 @@ pub struct LeNet {
     fc1: Linear,
     fc2: Linear,
     fc3: Linear,
+    #[module(skip)]
+    arithmetic: Arithmetic,
 }
 
 impl Network for LeNet {
@@ -43,15 +42,18 @@ impl Network for LeNet {
             fc1: Linear::new(&scope.at("fc1"), features, 120, device),
             fc2: Linear::new(&scope.at("fc2"), 120, 84, device),
             fc3: Linear::new(&scope.at("fc3"), 84, classes, device),
+            arithmetic: scope.arithmetic(),
         }
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<2> {
-        let halve = |x| max_pool2d(x, MaxPoolOptions::new([2; 2]));
-        let x = halve(relu(self.conv1.forward(x))); // [batch, 6, 14, 14]
-        let x = halve(relu(self.conv2.forward(x))); // [batch, 16, 7, 7]
-        let x = relu(self.fc1.forward(x.flatten(1, 3)));
-        let x = relu(self.fc2.forward(x));
+        let arithmetic = self.arithmetic;
+        let halve = |x| relu_max_pool(x, [2; 2], arithmetic);
+        let x = channels_last(x, arithmetic);
+        let x = halve(self.conv1.forward(x)); // [batch, 14, 14, 6]
+        let x = halve(self.conv2.forward(x)); // [batch, 7, 7, 16]
+        let x = relu(self.fc1.forward(features(x, arithmetic)), arithmetic);
+        let x = relu(self.fc2.forward(x), arithmetic);
         self.fc3.forward(x)
     }
 }

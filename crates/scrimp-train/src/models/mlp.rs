@@ -1,12 +1,11 @@
 //! A multilayer perceptron.
 
 use burn::module::Module;
-use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
 
 use super::Network;
-use crate::layers::Linear;
-use crate::tap::Scope;
+use crate::layers::{Linear, relu};
+use crate::tap::{Arithmetic, Scope};
 
 /// Three fully connected layers with `ReLU` between them.
 ///
@@ -16,6 +15,8 @@ pub struct Mlp {
     fc1: Linear,
     fc2: Linear,
     fc3: Linear,
+    #[module(skip)]
+    arithmetic: Arithmetic,
 }
 
 impl Network for Mlp {
@@ -31,13 +32,14 @@ impl Network for Mlp {
             fc1: Linear::new(&scope.at("fc1"), image.iter().product(), 256, device),
             fc2: Linear::new(&scope.at("fc2"), 256, 128, device),
             fc3: Linear::new(&scope.at("fc3"), 128, classes, device),
+            arithmetic: scope.arithmetic(),
         }
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<2> {
         let x = x.flatten(1, 3); // [batch, pixels]
-        let x = relu(self.fc1.forward(x));
-        let x = relu(self.fc2.forward(x));
+        let x = relu(self.fc1.forward(x), self.arithmetic);
+        let x = relu(self.fc2.forward(x), self.arithmetic);
         self.fc3.forward(x)
     }
 }

@@ -1,7 +1,9 @@
 //! Networks: one file each, one row each in [`MODELS`].
 
+mod basic_block;
 mod lenet;
 mod mlp;
+mod resnet18;
 mod resnet20;
 
 use burn::module::Module;
@@ -9,9 +11,11 @@ use burn::tensor::{Device, Tensor};
 
 pub use lenet::LeNet;
 pub use mlp::Mlp;
+pub use resnet18::ResNet18;
 pub use resnet20::ResNet20;
 
 use crate::plan::{Plan, PlanError, PlanRequest};
+use crate::stepper::{self, StepJob, Stepper};
 use crate::tap::Scope;
 use crate::trainer::{self, Observer, Outcome, TrainError, TrainJob};
 
@@ -49,6 +53,8 @@ pub struct ModelEntry {
     pub accepts: fn([usize; 3]) -> Result<(), String>,
     /// Resolves rules against the network's layers.
     pub plan: fn(&PlanRequest) -> Result<Plan, PlanError>,
+    /// Builds the network to time its training steps.
+    pub stepper: fn(&StepJob) -> Result<Box<dyn Stepper>, PlanError>,
     /// Trains, or only evaluates where the job has no epochs.
     pub train: fn(&TrainJob, &mut dyn Observer) -> Result<Outcome, TrainError>,
 }
@@ -60,14 +66,19 @@ impl ModelEntry {
             about: N::ABOUT,
             accepts: N::accepts,
             plan: crate::plan::plan_network::<N>,
+            stepper: stepper::stepper::<N>,
             train: trainer::train::<N>,
         }
     }
 }
 
 /// All networks.
-pub static MODELS: &[ModelEntry] =
-    &[ModelEntry::of::<Mlp>(), ModelEntry::of::<LeNet>(), ModelEntry::of::<ResNet20>()];
+pub static MODELS: &[ModelEntry] = &[
+    ModelEntry::of::<Mlp>(),
+    ModelEntry::of::<LeNet>(),
+    ModelEntry::of::<ResNet20>(),
+    ModelEntry::of::<ResNet18>(),
+];
 
 /// A model name that is not known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

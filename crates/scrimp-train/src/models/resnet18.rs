@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::Network;
 use super::basic_block::{BasicBlock, Shortcut, conv};
-use crate::layers::{After, BatchNorm, Conv2d, Linear, global_average, images};
+use crate::layers::{After, BatchNorm, Conv2d, Linear, channels_last, global_average};
 use crate::tap::{Arithmetic, Scope};
 
 /// A stem, four stages of two basic blocks with 64, 128, 256 and 512 channels, and a linear classifier.
@@ -53,7 +53,7 @@ impl Network for ResNet18 {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<2> {
-        let x = images(x, self.arithmetic);
+        let x = channels_last(x, self.arithmetic);
         let x = self.bn1.forward(self.conv1.forward(x), After::Relu);
         let stages = [&self.layer1, &self.layer2, &self.layer3, &self.layer4];
         let x = stages.into_iter().flatten().fold(x, |x, block| block.forward(x));

@@ -39,7 +39,11 @@ const CHECKED: &str = "the shapes of a norm are those of its input and its chann
 impl Function<4> for Norm {
     type Saved = Saved;
 
-    fn forward(&self, [x, gamma, beta, residual]: [Values; 4], keep: bool) -> (Values, Option<Saved>) {
+    fn forward(
+        &self,
+        [x, gamma, beta, residual]: [Values; 4],
+        keep: bool,
+    ) -> (Values, Option<Saved>) {
         let residual = self.has_residual.then(|| contiguous(residual));
         let [x, gamma, beta] = [x, gamma, beta].map(contiguous);
         let shape = x.shape().as_slice().to_vec();
@@ -71,7 +75,10 @@ impl Function<4> for Norm {
 
     fn backward(&self, dy: Values, saved: Saved, needs: [bool; 4]) -> [Option<Values>; 4] {
         let Saved { x, gamma, mean, rstd, bits } = saved;
-        assert!(self.averages.is_none(), "gradients are followed only where a batch has its own statistics");
+        assert!(
+            self.averages.is_none(),
+            "gradients are followed only where a batch has its own statistics"
+        );
         let dy = contiguous(dy);
         let shape = x.shape().as_slice().to_vec();
         let channels = mean.len();

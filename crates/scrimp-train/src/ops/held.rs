@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use burn::backend::TensorMetadata;
 use half::bf16;
 use rayon::prelude::*;
 use scrimp_codec::codecs::{IntegerCodes, Integers};
@@ -48,8 +49,8 @@ impl Factor<'_> {
 pub(super) fn hold(x: Values, point: Option<&PointRef>, kinds: &[Kind]) -> Held {
     let mut x = contiguous(x);
     let Some(point) = point else { return Held::Float(x) };
-    let shape = x.shape();
-    let (shape, count) = (shape.as_slice().to_vec(), shape.num_elements());
+    let shape: Vec<usize> = x.shape().as_slice().to_vec();
+    let count = shape.iter().product();
     let integers = kinds.contains(&Kind::Int8) || kinds.contains(&Kind::Bf16) && !point.is_short();
     if integers && let Some(bytes) = point.encode(slice(&x), &shape) {
         return Held::Packed { bytes, point: PointRef::clone(point), shape };
@@ -108,11 +109,7 @@ impl Held {
 }
 
 /// Two factors of a product in this kind, or in f32 where one has values that the kind does not hold.
-pub(super) fn factors<'a>(
-    left: &'a Held,
-    right: &'a Held,
-    kind: Kind,
-) -> (Factor<'a>, Factor<'a>) {
+pub(super) fn factors<'a>(left: &'a Held, right: &'a Held, kind: Kind) -> (Factor<'a>, Factor<'a>) {
     let both = |kind| Some((left.factor(kind)?, right.factor(kind)?));
     both(kind).or_else(|| both(Kind::F32)).expect("every tensor has values")
 }

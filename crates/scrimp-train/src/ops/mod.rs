@@ -15,11 +15,13 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, DispatchTensor, Flex, TensorMetadata, backend_extension};
+use burn::backend::{
+    Autodiff, Backend, Dispatch, DispatchTensor, Flex, TensorMetadata, backend_extension,
+};
 use burn::tensor::TensorData;
 
 pub(crate) use batch_norm::batch_norm;
-pub(crate) use pool::{global_average, max_pool, relu, relu_max_pool};
+pub(crate) use pool::{global_average, max_pool, relu_max_pool};
 pub(crate) use product::{Geometry, Product, product};
 
 /// A tensor of the CPU backend.
@@ -180,7 +182,10 @@ impl<B: FunctionOps, C: CheckpointStrategy> FunctionOps for Autodiff<B, C> {
 }
 
 /// The result of a function of tensors.
-fn apply<F: Function<N>, const N: usize>(function: F, inputs: [DispatchTensor; N]) -> DispatchTensor {
+fn apply<F: Function<N>, const N: usize>(
+    function: F,
+    inputs: [DispatchTensor; N],
+) -> DispatchTensor {
     let call = Arc::new(Placed { function, saved: Mutex::new(None) });
     let spare = inputs[N - 1].clone();
     let mut inputs = inputs.into_iter();

@@ -1,5 +1,7 @@
 //! The product of a layer with all of its tensors rounded: forward, and both gradients.
 
+use std::sync::Arc;
+
 use burn::backend::TensorMetadata;
 use burn::tensor::Tensor;
 use scrimp_kernels::conv2d::{self, Conv2dShape};
@@ -10,6 +12,7 @@ use super::held::{Held, factors, hold};
 use super::{Function, Values, apply, room, tensor};
 use crate::compute::Products;
 use crate::engine::PointRef;
+use crate::tap::Site;
 
 /// What is multiplied with what.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +24,14 @@ pub(crate) enum Geometry {
 }
 
 impl Geometry {
+    /// Products of two numbers in one pass.
+    fn macs(&self) -> usize {
+        match self {
+            Self::Linear(shape) => shape.rows * shape.inputs * shape.outputs,
+            Self::Conv2d(shape) => shape.products(),
+        }
+    }
+
     fn forward(
         &self,
         x: Operand,
@@ -75,6 +86,8 @@ pub(crate) struct Product {
     pub y: Option<PointRef>,
     pub dy: Option<PointRef>,
     pub dx: Option<PointRef>,
+    /// The layer, whose clock runs while its products are timed.
+    pub site: Arc<Site>,
     /// Whether there is a bias; without one, the weight stands in its place.
     pub has_bias: bool,
 }
@@ -99,6 +112,12 @@ fn product_scale<'a>(single: &[f32], channels: &'a mut [f32]) -> Scale<'a> {
     Scale::Channel(channels)
 }
 
+impl Product {
+    fn time(&self, product: usize, work: impl FnOnce()) {
+        self.site.clock().time(product, self.geometry.macs(), work);
+    }
+}
+
 const CHECKED: &str = "a layer checks its shapes when it is given its input";
 
 impl Function<3> for Product {
@@ -114,14 +133,14 @@ impl Function<3> for Product {
         let w = hold(w, self.w.as_ref(), &[forward, back(input_gradient)]);
         let bias = bias.as_ref().map(Held::values);
         let mut y = room(&self.output);
-        {
+        self.time(0, || {
             let (x, mut w) = factors(&x, &w, forward);
             let mut scales = std::mem::take(&mut w.scales);
             let scale = product_scale(&x.scales, &mut scales);
             self.geometry
                 .forward(x.operand(), w.operand(), scale, bias.as_deref(), &mut y)
                 .expect(CHECKED);
-        }
+        });
         if let Some(point) = self.y.as_ref().filter(|p| p.is_active()) {
             point.apply(&mut y, &self.output);
         }
@@ -135,13 +154,13 @@ impl Function<3> for Product {
         let dy = hold(dy, self.dy.as_ref(), &[input_gradient, weight_gradient]);
         let dx = need_x.then(|| {
             let mut dx = room(&input);
-            {
+            self.time(1, || {
                 let (dy, w) = factors(&dy, &w, input_gradient);
                 let scale = Scale::Tensor(dy.scales[0] * w.scales[0]);
                 self.geometry
                     .input_gradient(dy.operand(), w.operand(), scale, &mut dx)
                     .expect(CHECKED);
-            }
+            });
             if let Some(point) = self.dx.as_ref().filter(|p| p.is_active()) {
                 point.apply(&mut dx, &input);
             }
@@ -150,16 +169,18 @@ impl Function<3> for Product {
         drop(w);
         let dw = need_w.then(|| {
             let mut dw = room(&weight);
-            let (x, mut dy) = factors(&x, &dy, weight_gradient);
-            let mut scales = std::mem::take(&mut dy.scales);
-            let scale = product_scale(&x.scales, &mut scales);
-            self.geometry
-                .weight_gradient(x.operand(), dy.operand(), scale, &mut dw)
-                .expect(CHECKED);
+            self.time(2, || {
+                let (x, mut dy) = factors(&x, &dy, weight_gradient);
+                let mut scales = std::mem::take(&mut dy.scales);
+                let scale = product_scale(&x.scales, &mut scales);
+                self.geometry
+                    .weight_gradient(x.operand(), dy.operand(), scale, &mut dw)
+                    .expect(CHECKED);
+            });
             tensor(dw, &weight)
         });
         let db = (need_b && self.has_bias)
-            .then(|| tensor(column_sums(&dy.values(), weight[0]), &weight[..1]));
+            .then(|| tensor(column_sums(&dy.values(), weight[0]).expect(CHECKED), &weight[..1]));
         [dx, dw, db]
     }
 }

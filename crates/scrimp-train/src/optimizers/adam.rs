@@ -1,9 +1,8 @@
 //! Adam and `AdamW`.
 
 use schemars::JsonSchema;
+use scrimp_kernels::optim;
 use serde::{Deserialize, Serialize};
-
-use super::in_parallel;
 
 /// Adam: `m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr/(1-b1^t) m / (sqrt(v/(1-b2^t)) + eps)`.
 ///
@@ -41,12 +40,15 @@ fn epsilon() -> f64 {
     1e-8
 }
 
+impl Default for Adam {
+    fn default() -> Self {
+        let (beta1, beta2, epsilon) = (beta1(), beta2(), epsilon());
+        Self { lr: 1e-3, beta1, beta2, epsilon, weight_decay: 0.0 }
+    }
+}
+
 impl Adam {
     /// One update. `decoupled`: the decay shrinks the weight itself.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "options are rounded to f32, in which weights are kept"
-    )]
     pub(super) fn update(
         &self,
         lr: f64,
@@ -56,21 +58,9 @@ impl Adam {
         g: &[f32],
         [m, v]: [&mut [f32]; 2],
     ) {
-        let t = i32::try_from(step).unwrap_or(i32::MAX);
-        let (bias1, bias2) = (1.0 - self.beta1.powi(t), 1.0 - self.beta2.powi(t));
-        let shrink = if decoupled { (1.0 - lr * self.weight_decay) as f32 } else { 1.0 };
-        let decay = if decoupled { 0.0 } else { self.weight_decay as f32 };
-        let (b1, b2) = (self.beta1 as f32, self.beta2 as f32);
-        let (rest1, rest2) = ((1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32);
-        let (rate, root) = ((lr / bias1) as f32, bias2.sqrt() as f32);
-        let epsilon = self.epsilon as f32;
-        in_parallel(w, g, m, v, |w, g, m, v| {
-            for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
-                let g = g + decay * *w;
-                *m = b1 * *m + rest1 * g;
-                *v = b2 * *v + rest2 * g * g;
-                *w = *w * shrink - rate * *m / (v.sqrt() / root + epsilon);
-            }
-        });
+        let Self { beta1, beta2, epsilon, weight_decay, .. } = *self;
+        let options = optim::Adam { lr, beta1, beta2, epsilon, weight_decay, decoupled };
+        let moments = optim::Moments { m, v, v_max: None };
+        optim::adam(&options, step, w, g, moments).expect("a gradient is as long as its parameter");
     }
 }

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -77,7 +76,7 @@ impl OptimizerConfig {
     fn update(&self, lr: f64, step: u64, w: &mut [f32], g: &[f32], moments: &mut [Vec<f32>]) {
         match (self, moments) {
             (Self::Sgd(o), moments) => {
-                o.update(lr, step, w, g, moments.first_mut().map_or(&mut [], Vec::as_mut_slice));
+                o.update(lr, step, w, g, moments.first_mut().map(Vec::as_mut_slice));
             }
             (Self::Adam(o), [m, v]) => o.update(lr, step, false, w, g, [m, v]),
             (Self::Adamw(o), [m, v]) => o.update(lr, step, true, w, g, [m, v]),
@@ -221,49 +220,13 @@ impl ModuleMapper for Update<'_> {
     }
 }
 
-/// Cuts the slices into parts of one length and runs them on all cores. A moment that an optimizer lacks is empty, in
-/// every part.
-fn in_parallel(
-    w: &mut [f32],
-    g: &[f32],
-    m: &mut [f32],
-    v: &mut [f32],
-    work: impl Fn(&mut [f32], &[f32], &mut [f32], &mut [f32]) + Sync,
-) {
-    assert_eq!(w.len(), g.len(), "a gradient has the length of its parameter");
-    assert!(
-        [0, w.len()].contains(&m.len()) && [0, w.len()].contains(&v.len()),
-        "and so has a moment"
-    );
-    if w.len() <= PART {
-        return work(w, g, m, v);
-    }
-    let count = w.len().div_ceil(PART);
-    w.par_chunks_mut(PART)
-        .zip(g.par_chunks(PART))
-        .zip(parts(m, count).into_par_iter().zip(parts(v, count)))
-        .for_each(|((w, g), (m, v))| work(w, g, m, v));
-}
-
-/// Values that one task works on; enough that a task costs nothing beside them.
-const PART: usize = 1 << 16;
-
-/// `count` parts, all of them empty if the slice is.
-fn parts(slice: &mut [f32], count: usize) -> Vec<&mut [f32]> {
-    if slice.is_empty() {
-        (0..count).map(|_| &mut [][..]).collect()
-    } else {
-        slice.chunks_mut(PART).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_long_parameter_is_updated_as_short_ones_are() {
-        let n = 2 * PART + 77;
+        let n = 131_149;
         let value = |i: usize| (i % 1009) as f32 / 500.0 - 1.0;
         let start: Vec<f32> = (0..n).map(value).collect();
         let sgd = |momentum, nesterov| Sgd { lr: 0.1, momentum, nesterov, weight_decay: 0.01 };

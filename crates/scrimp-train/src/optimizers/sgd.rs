@@ -1,9 +1,8 @@
 //! Stochastic gradient descent.
 
 use schemars::JsonSchema;
+use scrimp_kernels::optim;
 use serde::{Deserialize, Serialize};
-
-use super::in_parallel;
 
 /// SGD: `g += wd w; m = mu m + g; w -= lr (nesterov ? g + mu m : m)`.
 ///
@@ -33,28 +32,17 @@ impl Default for Sgd {
 }
 
 impl Sgd {
-    /// One update; `m` is empty without momentum.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "options are rounded to f32, in which weights are kept"
-    )]
-    pub(super) fn update(&self, lr: f64, step: u64, w: &mut [f32], g: &[f32], m: &mut [f32]) {
-        let (lr, mu, decay) = (lr as f32, self.momentum as f32, self.weight_decay as f32);
-        if m.is_empty() {
-            return in_parallel(w, g, m, &mut [], |w, g, _, _| {
-                for (w, g) in w.iter_mut().zip(g) {
-                    *w -= lr * (g + decay * *w);
-                }
-            });
-        }
-        let keep = if step == 1 { 0.0 } else { mu };
-        let nesterov = self.nesterov;
-        in_parallel(w, g, m, &mut [], |w, g, m, _| {
-            for ((w, g), m) in w.iter_mut().zip(g).zip(m) {
-                let g = g + decay * *w;
-                *m = keep * *m + g;
-                *w -= lr * if nesterov { g + mu * *m } else { *m };
-            }
-        });
+    /// One update; there is no `m` without momentum.
+    pub(super) fn update(
+        &self,
+        lr: f64,
+        step: u64,
+        w: &mut [f32],
+        g: &[f32],
+        m: Option<&mut [f32]>,
+    ) {
+        let Self { momentum, nesterov, weight_decay, .. } = *self;
+        let options = optim::Sgd { lr, momentum, nesterov, weight_decay };
+        optim::sgd(&options, step, w, g, m).expect("a gradient is as long as its parameter");
     }
 }

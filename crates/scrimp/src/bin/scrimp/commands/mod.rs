@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 
 use crate::ui::Ui;
 
+mod bench;
 mod completions;
 mod decode;
 mod encode;
@@ -62,6 +63,7 @@ enum Command {
     Decode(decode::Decode),
     Inspect(inspect::Inspect),
     Score(score::ScoreCommand),
+    Bench(bench::Bench),
     Schema(schema::Schema),
     Completions(completions::Completions),
 }
@@ -80,6 +82,7 @@ impl Cli {
             Command::Decode(command) => command.run(ui),
             Command::Inspect(command) => command.run(ui),
             Command::Score(command) => command.run(ui),
+            Command::Bench(command) => command.run(ui),
             Command::Schema(command) => command.run(ui),
             Command::Completions(command) => command.run(ui),
         }

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use clap::Args;
 use scrimp::recipe::{Source, Variant};
 use scrimp::train::Role;
+use scrimp::train::compute::Choice;
 use scrimp::train::plan::{Plan, PlannedTensor, Status, Total};
 
 use crate::ui::{self, Side, Table, Ui};
@@ -117,6 +118,9 @@ fn show(ui: &Ui, variant: &Variant, plan: &Plan) -> anyhow::Result<()> {
         ]);
     }
     ui.table(&table)?;
+    for line in products(plan) {
+        ui.say(line)?;
+    }
     let layers = plan.tensors.iter().filter(|t| t.role == Role::Weight).count();
     let computed = || plan.tensors.iter().filter(|t| t.status != Status::NotComputed);
     let claimed = computed().filter(|t| t.rule.is_some()).count();
@@ -153,6 +157,33 @@ fn show(ui: &Ui, variant: &Variant, plan: &Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Which products are computed in what, and why: a line for each kind and reason.
+fn products(plan: &Plan) -> Vec<String> {
+    let mut groups: Vec<(Choice, Vec<String>)> = Vec::new();
+    for p in &plan.products {
+        for (role, choice) in [("y", Some(p.y)), ("dx", p.dx), ("dw", Some(p.dw))] {
+            let Some(choice) = choice else { continue };
+            let name = format!("{}.{role}", p.layer);
+            match groups.iter_mut().find(|(c, _)| *c == choice) {
+                Some((_, names)) => names.push(name),
+                None => groups.push((choice, vec![name])),
+            }
+        }
+    }
+    let all: usize = groups.iter().map(|(_, names)| names.len()).sum();
+    let line = |(choice, names): (Choice, Vec<String>)| {
+        let why = if choice.why.is_empty() { String::new() } else { format!(": {}", choice.why) };
+        let (kind, count) = (choice.kind.name(), names.len());
+        let names = match &names[..] {
+            _ if count == all => "all products of layers".into(),
+            [first, .., last] if count > 6 => format!("{count} products, {first} to {last}"),
+            names => names.join(", "),
+        };
+        format!("computed in {kind}: {names}{why}")
+    };
+    groups.into_iter().map(line).collect()
+}
+
 /// Axis 0 of an activation is the batch.
 fn shape(t: &PlannedTensor) -> String {
     let whole = ui::shape(&t.shape);
@@ -176,6 +207,11 @@ fn reason(t: &PlannedTensor, variant: &Variant) -> String {
 fn json(ui: &Ui, variant: &Variant, plan: &Plan) -> anyhow::Result<()> {
     for t in &plan.tensors {
         ui.json(&serde_json::json!({"type": "tensor", "variant": variant.name, "tensor": t}))?;
+    }
+    for p in &plan.products {
+        ui.json(&serde_json::json!({
+            "type": "products", "variant": variant.name, "products": p,
+        }))?;
     }
     for role in Role::ALL {
         let total = plan.total(role);

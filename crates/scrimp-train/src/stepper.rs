@@ -1,0 +1,136 @@
+//! Training steps on noise, to time them: what a step takes does not depend on the values.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Tensor, TensorData};
+use scrimp_codec::Stream;
+
+use crate::compute::{Choice, Compute};
+use crate::gradients::GradientTaps;
+use crate::loss::cross_entropy;
+use crate::models::Network;
+use crate::optimizers::{Optimizer, OptimizerConfig};
+use crate::plan::{self, PlanError, PlanRequest};
+use crate::rules::Rule;
+use crate::tap::{Arithmetic, Scope, Session, Site};
+
+/// What is timed.
+#[derive(Clone, Debug)]
+pub struct StepJob {
+    /// `[channels, height, width]` of an image.
+    pub image: [usize; 3],
+    /// Number of classes.
+    pub classes: usize,
+    /// Images in a batch.
+    pub batch: usize,
+    /// The rules.
+    pub rules: Vec<Rule>,
+    /// In what products are computed.
+    pub compute: Compute,
+    /// Whose arithmetic layers use.
+    pub arithmetic: Arithmetic,
+    /// The optimizer.
+    pub optimizer: OptimizerConfig,
+    /// The device, as [`crate::device`] names it.
+    pub device: String,
+}
+
+/// A network in training.
+pub trait Stepper {
+    /// Makes a step and says how many seconds it took.
+    fn step(&mut self) -> f64;
+
+    /// What the products of the layers took since the last call. They are timed from the first call on.
+    fn products(&mut self) -> Vec<ProductTime>;
+}
+
+/// What a product of a layer took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProductTime {
+    /// Path of the layer.
+    pub layer: String,
+    /// Which product: `y`, `dx` or `dw`.
+    pub product: &'static str,
+    /// In what it was computed.
+    pub choice: Choice,
+    /// Products of two numbers, in all calls together; those with padding are counted.
+    pub macs: f64,
+    /// Seconds, in all calls together, without the rounding of operands.
+    pub seconds: f64,
+}
+
+/// A network that trains on noise, for its [`ModelEntry`](crate::models::ModelEntry).
+pub(crate) fn stepper<N: Network>(job: &StepJob) -> Result<Box<dyn Stepper>, PlanError> {
+    let request = PlanRequest {
+        image: job.image,
+        classes: job.classes,
+        batch: job.batch,
+        rules: job.rules.clone(),
+        device: job.device.clone(),
+        compute: job.compute,
+    };
+    let shapes = Scope::root(0).with(job.arithmetic);
+    let (_, device) = plan::build::<N>(&request, &shapes)?;
+    let plan = plan::resolve(&shapes.sites(), &job.rules, job.batch, job.compute)?;
+    let device = device.autodiff();
+    let scope = Scope::root(0).with(job.arithmetic);
+    let net = N::build(job.image, job.classes, &scope, &device);
+    let session = Session::new(0);
+    let sites = scope.sites();
+    plan.apply(&sites, &session);
+
+    let [channels, height, width] = job.image;
+    let count = job.batch * channels * height * width;
+    let noise = Stream::new(1, 2);
+    let values: Vec<f32> = (0..count as u64).map(|i| noise.uniform(i) - 0.5).collect();
+    let shape = [job.batch, channels, height, width];
+    Ok(Box::new(Steps {
+        gradients: GradientTaps::new(&sites, &session),
+        net: Some(net),
+        optimizer: Optimizer::new(job.optimizer.clone()),
+        session,
+        sites,
+        x: Tensor::from_data(TensorData::new(values, shape), &device),
+        labels: (0..job.batch).map(|i| u8::try_from(i % job.classes).unwrap_or(0)).collect(),
+        device,
+        steps: 0,
+    }))
+}
+
+struct Steps<N> {
+    /// Taken out while a step replaces it.
+    net: Option<N>,
+    optimizer: Optimizer,
+    session: Arc<Session>,
+    sites: Vec<Arc<Site>>,
+    gradients: GradientTaps,
+    x: Tensor<4>,
+    labels: Vec<u8>,
+    device: Device,
+    steps: u64,
+}
+
+impl<N: Network> Stepper for Steps<N> {
+    fn step(&mut self) -> f64 {
+        /// Small, so that noise does not drive the network to infinity.
+        const LR: f64 = 1e-4;
+        let net = self.net.take().expect("a step gives the network back");
+        let start = Instant::now();
+        self.session.set_step(self.steps);
+        let logits = net.forward(self.x.clone());
+        let loss = cross_entropy(logits, &self.labels, 0.0, &self.device);
+        let _value = loss.clone().into_scalar::<f32>();
+        let mut grads = GradientsParams::from_grads(loss.backward(), &net);
+        self.gradients.round(&net, &mut grads);
+        self.net = Some(self.optimizer.step(LR, net, &mut grads));
+        let seconds = start.elapsed().as_secs_f64();
+        self.steps += 1;
+        seconds
+    }
+
+    fn products(&mut self) -> Vec<ProductTime> {
+        self.sites.iter().flat_map(|site| site.clock().read(site)).collect()
+    }
+}
