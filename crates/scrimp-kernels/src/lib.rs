@@ -16,9 +16,11 @@ mod level;
 pub mod linear;
 pub mod matmul;
 mod operand;
+mod peak;
 #[cfg(test)]
 mod testing;
 
 pub use error::KernelError;
 pub use level::Level;
 pub use operand::{Kind, Operand, Scale};
+pub use peak::register_peak;

@@ -209,7 +209,7 @@ fn pack_forward<T: Element>(
         }
         right_of_rows(kernels.level, &rows, place.len(), lanes, width, &place, to);
     };
-    Panels::new::<T>(kernels, taps * words, taps, shape.group_out(), fill)
+    Panels::new::<T>(kernels, true, taps * words, taps, shape.group_out(), fill)
 }
 
 /// The words of a filter `[channels, taps]`, in the order `[taps, words]`.
@@ -219,8 +219,11 @@ fn words_of_filter<T: Element>(filter: &[T], taps: usize, to: &mut [u32]) {
     let bits = 32 / T::GROUP;
     for (c, group) in filter.chunks(T::GROUP * taps).enumerate() {
         for t in 0..taps {
-            let elements = group.iter().skip(t).step_by(taps).enumerate();
-            to[t * words + c] = elements.fold(0, |word, (q, v)| word | (v.bits() << (q * bits)));
+            let mut word = 0;
+            for (q, channel) in group.chunks_exact(taps).enumerate() {
+                word |= channel[t].bits() << (q * bits);
+            }
+            to[t * words + c] = word;
         }
     }
 }
@@ -262,7 +265,7 @@ fn pack_input_gradient<T: Element>(
             }
         }
     };
-    Panels::new::<T>(kernels, count * words, count, inner, fill)
+    Panels::new::<T>(kernels, true, count * words, count, inner, fill)
 }
 
 /// What tasks of one number of images know of a class.

@@ -136,6 +136,7 @@ fn one_pixel_and_one_line() {
 #[test]
 fn reductions_longer_than_a_block() {
     check_all([4, 4, 4, 130], [34, 130, 3, 3], Window { padding: [1; 2], ..Window::default() });
+    check_all([5, 3, 4, 256], [64, 256, 3, 3], Window { padding: [1; 2], ..Window::default() });
     check_all([2, 40, 40, 3], [4, 3, 3, 3], Window { padding: [1; 2], ..Window::default() });
 }
 

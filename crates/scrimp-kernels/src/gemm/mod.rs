@@ -162,16 +162,18 @@ impl Sweep<'_> {
         }
     }
 
-    /// Computes the bare sums of one panel: for each tile, for each row, a word for each column.
+    /// Computes the bare sums of one panel, without what they begin with: for each tile, for each row, a word for each
+    /// column. Adds to what is there if it `continues`.
     ///
     /// # Safety
     /// Every group of every tile's pattern lies in `a`, in the offsets and in the panel.
     #[expect(unsafe_code, reason = "tiles read where rows lie")]
-    pub unsafe fn sums(&self, panel: &[u32], width: usize, sums: &mut [u32]) {
+    pub unsafe fn sums(&self, panel: &[u32], width: usize, continues: bool, sums: &mut [u32]) {
         for (b, block) in self.patterns.blocks.iter().enumerate() {
             for (tile, sums) in self.tiles.iter().zip(sums.chunks_exact_mut(ROWS * width)) {
                 let segments = &block[tile.pattern];
-                if b > 0 && segments.is_empty() {
+                let is_first = b == 0 && !continues;
+                if !is_first && segments.is_empty() {
                     continue;
                 }
                 let mut work = Tile {
@@ -181,7 +183,7 @@ impl Sweep<'_> {
                     offsets: self.offsets,
                     segments,
                     b: panel,
-                    start: if b == 0 { self.start(tile.pattern) } else { Start::Unfinished },
+                    start: if is_first { Start::Zero } else { Start::Unfinished },
                     end: End::Unfinished,
                     unfinished: sums,
                 };

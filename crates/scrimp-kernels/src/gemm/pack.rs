@@ -9,7 +9,7 @@
 
 use rayon::prelude::*;
 
-use super::buffer::{Scratch, Shared};
+use super::buffer::Scratch;
 use super::element::{BLOCK, Element, copy_runs, interleave};
 use super::tile::{Kernels, NARROW, WIDE};
 use crate::{Kind, Level};
@@ -128,10 +128,11 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
-    /// Packs panels in parallel: `fill` gets the first column of a panel, its number of columns, its width, and its words,
-    /// which it overwrites. The reduction consists of `spans` spans of one length that may be left out of a sum.
+    /// Packs panels, in parallel or within one task: `fill` gets the first column of a panel, its number of columns, its
+    /// width, and its words, which it overwrites. The reduction consists of `spans` spans of one length that may be left out of a sum.
     pub fn new<T: Element>(
         kernels: &Kernels,
+        in_parallel: bool,
         groups: usize,
         spans: usize,
         columns: usize,
@@ -159,11 +160,28 @@ impl Panels {
             }
         };
         if groups > 0 {
-            let words = words.par_chunks_mut(groups * WIDE);
-            if spans > 0 {
-                words.zip(corrections.par_chunks_mut(spans)).enumerate().for_each(panel);
-            } else {
-                words.enumerate().for_each(|(p, words)| panel((p, (words, &mut []))));
+            let len = groups * WIDE;
+            match (in_parallel, spans > 0) {
+                (true, true) => words
+                    .par_chunks_mut(len)
+                    .zip(corrections.par_chunks_mut(spans))
+                    .enumerate()
+                    .for_each(panel),
+                (true, false) => words
+                    .par_chunks_mut(len)
+                    .enumerate()
+                    .for_each(|(p, words)| panel((p, (words, &mut [])))),
+                (false, true) => {
+                    words
+                        .chunks_mut(len)
+                        .zip(corrections.chunks_mut(spans))
+                        .enumerate()
+                        .for_each(panel);
+                }
+                (false, false) => words
+                    .chunks_mut(len)
+                    .enumerate()
+                    .for_each(|(p, words)| panel((p, (words, &mut [])))),
             }
         }
         Self { words, groups, columns, corrections, spans }
@@ -334,19 +352,4 @@ versions! {
             }
         }
     }
-}
-
-/// Splits what the rows of a block of channels are into the parts of one task.
-///
-/// # Safety
-/// No other task touches `len` words from `start` of any of the rows, each `stride` words after the one before.
-pub(crate) unsafe fn parts<'a>(
-    all: &Shared<'a, u32>,
-    stride: usize,
-    rows: std::ops::Range<usize>,
-    start: usize,
-    len: usize,
-) -> Vec<&'a mut [u32]> {
-    // SAFETY: the rows' parts are disjoint, and the caller promises that they are this task's alone.
-    rows.map(|row| unsafe { all.part(row * stride + start..row * stride + start + len) }).collect()
 }
