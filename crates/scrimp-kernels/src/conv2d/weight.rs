@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use super::Conv2dShape;
 use crate::gemm::buffer::{Scratch, Shared};
-use crate::gemm::element::{BLOCK, Element, check_reduction};
+use crate::gemm::element::{BLOCK, Element, LONGEST_INT8, check_reduction};
 use crate::gemm::pack::{Images, Panels, left_of_images, right_of_images, transpose};
 use crate::gemm::tile::{Kernels, NARROW, ROWS, Segment, WIDE};
 use crate::gemm::{Finish, Patterns, RowTile, Sweep, TASKS};
@@ -36,7 +36,8 @@ pub(super) fn weight_gradient<T: Element>(
     dw: &mut [f32],
 ) -> Result<(), KernelError> {
     let positions = shape.out_size[0] * shape.out_size[1];
-    check_reduction::<T>(shape.batch * positions)?;
+    // Longer sums are divided among tasks.
+    check_reduction::<T>(positions)?;
     if shape.batch == 0 {
         dw.fill(0.0);
         return Ok(());
@@ -51,8 +52,9 @@ pub(super) fn weight_gradient<T: Element>(
     let whole = Pass::new::<T>(shape, shape.batch, scale)?;
     for (group, dw) in dw.chunks_exact_mut(len).enumerate() {
         let operands = Operands { kernels: &kernels, group, x, dy };
-        if is_small && words > 1 {
-            let chunk = (PACKED_BYTES / image_bytes).clamp(1, words.div_ceil(TASKS)) * T::GROUP;
+        if is_small && words > 1 || check_reduction::<T>(shape.batch * positions).is_err() {
+            let fits = (PACKED_BYTES / image_bytes).clamp(1, words.div_ceil(TASKS)) * T::GROUP;
+            let chunk = fits.min(LONGEST_INT8 / positions).max(1);
             divided(shape, scale, &operands, chunk, dw)?;
         } else {
             whole.run(&operands, dw);
@@ -83,8 +85,11 @@ fn divided<T: Element>(
         0 => None,
         rest => Some(Pass::new::<T>(shape, rest, scale)?),
     };
+    let positions = shape.out_size[0] * shape.out_size[1];
     let chunks = shape.batch.div_ceil(chunk);
-    let parts = chunks.min(TASKS);
+    // Sums of one part fit 32 bits.
+    let most = if T::KIND == Kind::Int8 { LONGEST_INT8 / (chunk * positions) } else { chunks };
+    let parts = chunks.div_ceil(most.min(chunks.div_ceil(TASKS)));
     let count = shape.group_out().div_ceil(WIDE);
     let len = whole.tiles.len() * ROWS * WIDE;
     let mut sums = Scratch::new(parts * count * len);
@@ -93,6 +98,7 @@ fn divided<T: Element>(
     sums.par_chunks_exact_mut(count * len).zip(per_part).enumerate().for_each(
         |(part, (sums, corrections))| {
             let range = chunks * part / parts..chunks * (part + 1) / parts;
+            debug_assert!(range.len() <= most, "sums of {} chunks fit", range.len());
             for c in range.clone() {
                 let first = c * chunk;
                 let pass = rest.as_ref().filter(|_| first + chunk > shape.batch).unwrap_or(&whole);
@@ -118,27 +124,26 @@ fn divided<T: Element>(
     (0..count * splits).into_par_iter().for_each(|task| {
         let (p, tiles) = (task / splits, whole.split(task % splits, splits));
         let width = if shape.group_out() - p * WIDE <= NARROW { NARROW } else { WIDE };
-        let parts = 0..parts;
-        let all: Vec<&[u32]> = parts
-            .clone()
+        let all: Vec<Part> = (0..parts)
             .map(|part| {
                 let start = (part * count + p) * len;
-                &sums[start + tiles.start * ROWS * width..start + tiles.end * ROWS * width]
+                let patterns = whole.segments.len();
+                Part {
+                    sums: &sums
+                        [start + tiles.start * ROWS * width..start + tiles.end * ROWS * width],
+                    corrections: &corrections[(part * count + p) * patterns..][..patterns],
+                }
             })
             .collect();
-        let patterns = whole.segments.len();
-        let mut total = vec![[0_i32; WIDE]; patterns];
-        for part in parts {
-            let of_part = &corrections[(part * count + p) * patterns..][..patterns];
-            for (total, one) in total.iter_mut().zip(of_part) {
-                for (total, one) in total.iter_mut().zip(one) {
-                    *total = total.wrapping_add(*one);
-                }
-            }
-        }
-        whole.finish::<T>(operands, p, width, tiles, &all, &total, &out);
+        whole.finish::<T>(operands, p, width, tiles, &all, &out);
     });
     Ok(())
+}
+
+/// Sums over a part of the batch, and what is to be added to those of each pattern.
+struct Part<'a> {
+    sums: &'a [u32],
+    corrections: &'a [[i32; WIDE]],
 }
 
 /// The geometry of one group for some images of the batch.
@@ -263,7 +268,8 @@ impl<'a> Pass<'a> {
             unsafe { sweep.sums(panel, width, false, &mut sums) };
             let mut corrections = vec![[0; WIDE]; self.segments.len()];
             self.correct::<T>(operands.kernels, panel, width, &mut corrections);
-            self.finish::<T>(operands, p, width, tiles, &[&sums], &corrections, &out);
+            let part = Part { sums: &sums, corrections: &corrections };
+            self.finish::<T>(operands, p, width, tiles, &[part], &out);
         });
     }
 
@@ -444,15 +450,13 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds the parts of sums, scales them, and writes them as rows of filters.
-    #[expect(clippy::too_many_arguments, reason = "it is the last step of both ways to sum")]
     fn finish<T: Element>(
         &self,
         operands: &Operands<T>,
         p: usize,
         width: usize,
         tiles: Range<usize>,
-        sums: &[&[u32]],
-        corrections: &[[i32; WIDE]],
+        parts: &[Part],
         out: &Shared<f32>,
     ) {
         let taps = self.taps();
@@ -476,9 +480,8 @@ impl<'a> Pass<'a> {
                 for (r, to) in block.iter_mut().enumerate().take(count) {
                     let row = first + r;
                     let pattern = if self.is_padded { 0 } else { row % taps };
-                    let correction = &corrections[pattern][column..column + BLOCK];
                     let scale = &finish.scale[column..column + BLOCK];
-                    finish_row::<T>(sums, place(row) + column, correction, scale, to);
+                    finish_row::<T>(parts, place(row) + column, pattern, column, scale, to);
                 }
                 transpose(operands.kernels.level, &mut block);
                 for (c, values) in block.iter().enumerate().take(columns - column) {
@@ -497,21 +500,21 @@ impl<'a> Pass<'a> {
 /// Values of sums in lanes, as bits.
 #[inline(always)]
 fn finish_row<T: Element>(
-    sums: &[&[u32]],
+    parts: &[Part],
     at: usize,
-    correction: &[i32],
+    pattern: usize,
+    column: usize,
     scale: &[f32],
     to: &mut [u32; BLOCK],
 ) {
-    let (first, more) = (&sums[0][at..at + BLOCK], &sums[1..]);
     if T::KIND == Kind::Int8 {
-        let mut total = [0_i32; BLOCK];
-        for ((total, first), correction) in total.iter_mut().zip(first).zip(correction) {
-            *total = first.cast_signed().wrapping_add(*correction);
-        }
-        for part in more {
-            for (total, part) in total.iter_mut().zip(&part[at..at + BLOCK]) {
-                *total = total.wrapping_add(part.cast_signed());
+        // Each part fits 32 bits; all of them may not.
+        let mut total = [0_i64; BLOCK];
+        for part in parts {
+            let correction = &part.corrections[pattern][column..column + BLOCK];
+            let sums = &part.sums[at..at + BLOCK];
+            for ((total, sum), correction) in total.iter_mut().zip(sums).zip(correction) {
+                *total += i64::from(sum.cast_signed().wrapping_add(*correction));
             }
         }
         for ((to, total), scale) in to.iter_mut().zip(total).zip(scale) {
@@ -519,12 +522,10 @@ fn finish_row<T: Element>(
         }
     } else {
         let mut total = [0_f32; BLOCK];
-        for (total, first) in total.iter_mut().zip(first) {
-            *total = f32::from_bits(*first);
-        }
-        for part in more {
-            for (total, part) in total.iter_mut().zip(&part[at..at + BLOCK]) {
-                *total += f32::from_bits(*part);
+        for (i, part) in parts.iter().enumerate() {
+            for (total, sum) in total.iter_mut().zip(&part.sums[at..at + BLOCK]) {
+                let sum = f32::from_bits(*sum);
+                *total = if i == 0 { sum } else { *total + sum };
             }
         }
         for ((to, total), scale) in to.iter_mut().zip(total).zip(scale) {

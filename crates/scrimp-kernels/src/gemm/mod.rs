@@ -11,8 +11,9 @@
 //!   zero; the others widen to f32 and keep them.
 //! - int8: left codes are stored as code + 128, and 128 times the sum of the right ones is taken from every sum at its
 //!   start. That wraps and is exact whenever the true sum fits 32 bits: for reductions of up to
-//!   [`LONGEST_INT8`](element::LONGEST_INT8) codes within ±127; longer ones are refused. (-128 times itself is larger: with
-//!   such codes on both sides the bound is 131071.)
+//!   [`LONGEST_INT8`](element::LONGEST_INT8) codes within ±127; longer ones are refused, but for weight
+//!   gradients of convolutions, which divide the batch. (-128 times itself is larger: with such codes on both sides the
+//!   bound is 131071.)
 //! - Sums of products of integers within ±127 are the same in all three kinds while the length times 127² is below 2^24,
 //!   because f32 is exact there.
 //!
@@ -102,6 +103,19 @@ impl Finish {
             all
         });
         Self { scale: all, bias }
+    }
+
+    /// Of `times` pixels with all their channels beside each other.
+    pub fn repeated(scale: Scale, bias: Option<&[f32]>, channels: usize, times: usize) -> Self {
+        let one = Self::new(scale, bias, 0, channels);
+        let repeat = |values: [f32; WIDE]| {
+            let mut all = values;
+            for pixel in all.chunks_exact_mut(channels).take(times) {
+                pixel.copy_from_slice(&values[..channels]);
+            }
+            all
+        };
+        Self { scale: repeat(one.scale), bias: one.bias.map(repeat) }
     }
 }
 

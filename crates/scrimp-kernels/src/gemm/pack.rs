@@ -10,7 +10,7 @@
 use rayon::prelude::*;
 
 use super::buffer::Scratch;
-use super::element::{BLOCK, Element, copy_runs, interleave};
+use super::element::{BLOCK, Element, copy_runs, interleave, word};
 use super::tile::{Kernels, NARROW, WIDE};
 use crate::{Kind, Level};
 
@@ -117,7 +117,7 @@ mod x86 {
 }
 
 /// A right operand: panels of [`WIDE`] columns, the last one of [`NARROW`] where that is enough. In a panel every group of
-/// the reduction has a word for each column; columns that are missing are zero.
+/// the reduction has a word for each column; what is in columns that are missing does not matter.
 pub(crate) struct Panels {
     words: Scratch,
     groups: usize,
@@ -231,6 +231,12 @@ pub(crate) struct Images {
 }
 
 impl Images {
+    /// Where the last row of group `k` starts at a position.
+    #[inline(always)]
+    fn last(&self, position: usize, k: usize, group: usize) -> usize {
+        ((k + 1) * group).min(self.count).saturating_sub(1) * self.image + position * self.position
+    }
+
     /// The rows of group `k` at a position, each of `lanes` elements from the `first` on. Returns how many there are.
     #[inline(always)]
     fn rows<'a, T: Element>(
@@ -268,6 +274,12 @@ versions! {
         let groups = images.count.div_ceil(T::GROUP);
         let (mut position, mut k) = (first_group / groups, first_group % groups);
         for to in to.chunks_exact_mut(width) {
+            // What lies after the columns may fill lanes that nobody reads, in whole vectors.
+            let lanes = if images.last(position, k, T::GROUP) + column + width <= from.len() {
+                width
+            } else {
+                lanes
+            };
             let (rows, count) = images.rows(from, position, k, column, lanes);
             interleave(&rows[..count], 0, to);
             k += 1;
@@ -293,6 +305,21 @@ versions! {
         let len = to.first().map_or(0, |to| to.len());
         let groups = images.count.div_ceil(T::GROUP);
         let (mut position, mut k) = (first_position, 0);
+        if lanes == 1 {
+            for to in &mut *to[0] {
+                let (rows, count) = images.rows(from, position, k, first, 1);
+                let mut group = [T::default(); 4];
+                for (element, row) in group.iter_mut().zip(&rows[..count]) {
+                    *element = row[0];
+                }
+                *to = word(&group[..T::GROUP]) ^ T::FLIP;
+                k += 1;
+                if k == groups {
+                    (position, k) = (position + 1, 0);
+                }
+            }
+            return;
+        }
         let mut block = [[0; BLOCK]; BLOCK];
         for start in (0..len).step_by(BLOCK) {
             let part = BLOCK.min(len - start);
