@@ -23,6 +23,7 @@ mod operand;
 pub mod optim;
 pub mod pool;
 mod reduce;
+mod peak;
 #[cfg(test)]
 mod testing;
 
@@ -32,3 +33,4 @@ pub use gemm::element::LONGEST_INT8;
 pub use level::Level;
 pub use operand::{Kind, Operand, Scale};
 pub use reduce::column_sums;
+pub use peak::register_peak;

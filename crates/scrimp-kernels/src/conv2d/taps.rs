@@ -17,7 +17,7 @@ use super::Conv2dShape;
 use crate::gemm::buffer::{Scratch, Shared};
 use crate::gemm::element::{Element, check_reduction, interleave};
 use crate::gemm::pack::{Panels, left_of_runs, right_of_rows};
-use crate::gemm::tile::{Kernels, ROWS, Segment, WIDE};
+use crate::gemm::tile::{Kernels, NARROW, ROWS, Segment, WIDE};
 use crate::gemm::{Finish, Patterns, RowTile, Sweep, TASKS};
 use crate::{KernelError, Level, Scale};
 
@@ -55,6 +55,20 @@ impl Axis {
         match self.taps.iter().position(sees) {
             Some(start) => (start, self.taps.iter().rposition(sees).map_or(start, |last| last + 1)),
             None => (0, 0),
+        }
+    }
+
+    /// The same axis with `times` positions taken as one: its taps are those of any of them.
+    fn widened(&self, times: usize) -> Self {
+        let all = |pixel: usize| self.taps.iter().map(move |tap| tap.offset + pixel * self.step);
+        let mut offsets: Vec<usize> = (0..times).flat_map(all).collect();
+        offsets.sort_unstable();
+        offsets.dedup();
+        Self {
+            step: times * self.step,
+            count: self.count / times,
+            taps: offsets.into_iter().map(|offset| Tap { kernel: usize::MAX, offset }).collect(),
+            ..self.clone()
         }
     }
 }
@@ -209,7 +223,7 @@ fn pack_forward<T: Element>(
         }
         right_of_rows(kernels.level, &rows, place.len(), lanes, width, &place, to);
     };
-    Panels::new::<T>(kernels, taps * words, taps, shape.group_out(), fill)
+    Panels::new::<T>(kernels, true, taps * words, taps, shape.group_out(), fill)
 }
 
 /// The words of a filter `[channels, taps]`, in the order `[taps, words]`.
@@ -219,8 +233,11 @@ fn words_of_filter<T: Element>(filter: &[T], taps: usize, to: &mut [u32]) {
     let bits = 32 / T::GROUP;
     for (c, group) in filter.chunks(T::GROUP * taps).enumerate() {
         for t in 0..taps {
-            let elements = group.iter().skip(t).step_by(taps).enumerate();
-            to[t * words + c] = elements.fold(0, |word, (q, v)| word | (v.bits() << (q * bits)));
+            let mut word = 0;
+            for (q, channel) in group.chunks_exact(taps).enumerate() {
+                word |= channel[t].bits() << (q * bits);
+            }
+            to[t * words + c] = word;
         }
     }
 }
@@ -262,7 +279,7 @@ fn pack_input_gradient<T: Element>(
             }
         }
     };
-    Panels::new::<T>(kernels, count * words, count, inner, fill)
+    Panels::new::<T>(kernels, true, count * words, count, inner, fill)
 }
 
 /// What tasks of one number of images know of a class.
@@ -295,12 +312,77 @@ impl Pass<'_> {
         if self.batch == 0 {
             return;
         }
+        if let Some(times) = self.widening() {
+            let axis = self.classes[0][1].widened(times);
+            let panels = |class: &[Axis; 2], g: usize| {
+                self.widened_panels::<T>(kernels, &panels(&self.classes[0], g), &class[1], times)
+            };
+            let classes = vec![[self.classes[0][0].clone(), axis]];
+            return self.run_classes(kernels, source, &classes, panels, times, out);
+        }
+        self.run_classes(kernels, source, &self.classes, panels, 1, out);
+    }
+
+    /// How many pixels beside each other are better computed as one with all their channels, because those of one fill only
+    /// a part of a panel: taps that they share are then multiplied once.
+    fn widening(&self) -> Option<usize> {
+        let [[_, across]] = &self.classes[..] else { return None };
+        if self.groups > 1 || across.stride > 1 {
+            return None;
+        }
+        let most = NARROW / self.columns.max(1);
+        let times = (2..=most).filter(|times| across.count.is_multiple_of(*times));
+        let cost = |times: usize| across.widened(times).taps.len() as f64 / times as f64;
+        let best = times.min_by(|a, b| cost(*a).total_cmp(&cost(*b)))?;
+        (cost(best) < cost(1)).then_some(best)
+    }
+
+    /// The panels of pixels beside each other, from those of one.
+    fn widened_panels<T: Element>(
+        &self,
+        kernels: &Kernels,
+        one: &Panels,
+        wide: &Axis,
+        times: usize,
+    ) -> Panels {
+        let [down, across] = &self.classes[0];
+        let words = self.channels.div_ceil(T::GROUP);
+        let taps = down.taps.len() * wide.taps.len();
+        let (panel, width) = (one.panel(0), one.width(0));
+        let fill = |_: usize, _: usize, to_width: usize, to: &mut [u32]| {
+            to.fill(0);
+            for (t, to) in to.chunks_exact_mut(words * to_width).enumerate() {
+                let (row, offset) = (t / wide.taps.len(), wide.taps[t % wide.taps.len()].offset);
+                for pixel in 0..times {
+                    let same = |tap: &Tap| tap.offset + pixel * across.step == offset;
+                    let Some(tap) = across.taps.iter().position(same) else { continue };
+                    let from = &panel[(row * across.taps.len() + tap) * words * width..];
+                    for (to, from) in to.chunks_exact_mut(to_width).zip(from.chunks_exact(width)) {
+                        to[pixel * self.columns..][..self.columns]
+                            .copy_from_slice(&from[..self.columns]);
+                    }
+                }
+            }
+        };
+        Panels::new::<T>(kernels, false, taps * words, taps, times * self.columns, fill)
+    }
+
+    /// Computes all classes, `times` pixels beside each other at a time.
+    fn run_classes<T: Element>(
+        &self,
+        kernels: &Kernels,
+        source: &[T],
+        classes: &[[Axis; 2]],
+        panels: impl Fn(&[Axis; 2], usize) -> Panels,
+        times: usize,
+        out: &mut [f32],
+    ) {
         let panels: Vec<Vec<Panels>> =
-            self.classes.iter().map(|c| (0..self.groups).map(|g| panels(c, g)).collect()).collect();
+            classes.iter().map(|c| (0..self.groups).map(|g| panels(c, g)).collect()).collect();
         let image = self.padded[0] * self.padded[1] * self.pixel::<T>();
         let images = self.images_of_a_task(4 * image);
         let tables = |images: usize| -> Vec<Table> {
-            self.classes.iter().map(|class| self.table::<T>(class, images)).collect()
+            classes.iter().map(|class| self.table::<T>(class, times, images)).collect()
         };
         let tasks = self.batch.div_ceil(images);
         let whole = tables(images);
@@ -337,9 +419,12 @@ impl Pass<'_> {
                             starts: &starts,
                         };
                         let (first, width) = (p * WIDE, panels.width(p));
-                        let columns = (self.columns - first).min(WIDE);
-                        let finish =
-                            Finish::new(self.scale, self.bias, g * self.columns + first, columns);
+                        let columns = (times * self.columns - first).min(WIDE);
+                        let finish = if times > 1 {
+                            Finish::repeated(self.scale, self.bias, self.columns, times)
+                        } else {
+                            Finish::new(self.scale, self.bias, g * self.columns + first, columns)
+                        };
                         let mut sums = Scratch::new(sweep.sums_len(width));
                         let at = range.start * target_len + g * self.columns + first;
                         // SAFETY: rows of the table are positions of this task's images, each of `groups * columns`
@@ -392,7 +477,7 @@ impl Pass<'_> {
         }
     }
 
-    fn table<T: Element>(&self, class: &[Axis; 2], images: usize) -> Table {
+    fn table<T: Element>(&self, class: &[Axis; 2], times: usize, images: usize) -> Table {
         let [rows, columns] = class;
         let words = self.channels.div_ceil(T::GROUP);
         let pixel = self.pixel::<T>();
@@ -430,7 +515,7 @@ impl Pass<'_> {
                 let (n, a, b) = place((first + r).min(count - 1));
                 tile.rows[r] = n * image + at(a * rows.step, b * columns.step);
                 let line = n * self.target[0] + a * rows.stride + rows.first;
-                let pixel = line * self.target[1] + b * columns.stride + columns.first;
+                let pixel = line * self.target[1] + b * times * columns.stride + columns.first;
                 tile.out[r] = pixel * self.groups * self.columns;
                 let (down, across) = (ranges_down[a], ranges_across[b]);
                 if down.0 < down.1 && across.0 < across.1 {

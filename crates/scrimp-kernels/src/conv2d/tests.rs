@@ -136,6 +136,7 @@ fn one_pixel_and_one_line() {
 #[test]
 fn reductions_longer_than_a_block() {
     check_all([4, 4, 4, 130], [34, 130, 3, 3], Window { padding: [1; 2], ..Window::default() });
+    check_all([5, 3, 4, 256], [64, 256, 3, 3], Window { padding: [1; 2], ..Window::default() });
     check_all([2, 40, 40, 3], [4, 3, 3, 3], Window { padding: [1; 2], ..Window::default() });
 }
 
@@ -164,6 +165,37 @@ fn extreme_codes_are_exact() {
             weight_gradient_at(level, &shape, xo, dyo, Scale::Tensor(1.0), &mut dw).unwrap();
             let expected = reference::weight_gradient(&x, &dy, &shape);
             assert!(dw.iter().zip(&expected).all(|(y, e)| f64::from(*y) == e[0]));
+        }
+    }
+}
+
+#[test]
+fn sums_of_a_weight_gradient_may_be_longer_than_32_bits() {
+    // Two outputs of 70000 positions in each of five images, all products 127 * 127.
+    let shape = shape([5, 250, 280, 1], [2, 1, 1, 1], Window::default());
+    let (x, dy) = (vec![127_i8; 350_000], vec![127_i8; 700_000]);
+    for level in Level::available() {
+        let mut dw = [0.0; 2];
+        let (x, dy) = (Operand::Int8(&x), Operand::Int8(&dy));
+        weight_gradient_at(level, &shape, x, dy, Scale::Tensor(1.0), &mut dw).unwrap();
+        let exact = 350_000_i64 * 127 * 127;
+        assert_eq!(dw, [exact as f32; 2], "{}", level.name());
+    }
+}
+
+#[test]
+fn few_channels_of_pixels_beside_each_other() {
+    for (width, channels, outs, kernel) in
+        [(28, 1, 6, 5), (14, 16, 6, 5), (12, 3, 1, 3), (10, 2, 8, 3), (9, 2, 5, 2), (8, 5, 4, 1)]
+    {
+        for (stride, dilation) in [(1, 1), (2, 1), (1, 2)] {
+            let window = Window {
+                stride: [stride; 2],
+                padding: [kernel / 2; 2],
+                dilation: [dilation; 2],
+                groups: 1,
+            };
+            check_all([3, 9, width, channels], [outs, channels, kernel, kernel], window);
         }
     }
 }

@@ -10,18 +10,22 @@
     reason = "offsets within a channel are checked to fit 32 bits"
 )]
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::Conv2dShape;
 use crate::gemm::buffer::{Scratch, Shared};
-use crate::gemm::element::{BLOCK, Element, check_reduction};
-use crate::gemm::pack::{Images, Panels, left_of_images, parts, right_of_images, transpose};
-use crate::gemm::tile::{Kernels, ROWS, Segment, WIDE};
+use crate::gemm::element::{BLOCK, Element, LONGEST_INT8, check_reduction};
+use crate::gemm::pack::{Images, Panels, left_of_images, right_of_images, transpose};
+use crate::gemm::tile::{Kernels, NARROW, ROWS, Segment, WIDE};
 use crate::gemm::{Finish, Patterns, RowTile, Sweep, TASKS};
 use crate::{KernelError, Kind, Level, Scale};
 
-/// Groups that a part of a divided reduction has at least.
-const PART_GROUPS: usize = 1024;
+/// Bytes of filters' gradients up to which the batch is divided among tasks, each with sums of its own.
+const SMALL_BYTES: usize = 256 << 10;
+/// Bytes of both packed operands that a task of a divided batch has at a time.
+const PACKED_BYTES: usize = 400 << 10;
 
 pub(super) fn weight_gradient<T: Element>(
     x: &[T],
@@ -32,25 +36,125 @@ pub(super) fn weight_gradient<T: Element>(
     dw: &mut [f32],
 ) -> Result<(), KernelError> {
     let positions = shape.out_size[0] * shape.out_size[1];
-    check_reduction::<T>(shape.batch * positions)?;
+    // Longer sums are divided among tasks.
+    check_reduction::<T>(positions)?;
     if shape.batch == 0 {
         dw.fill(0.0);
         return Ok(());
     }
-    let pass = Pass::new::<T>(shape, scale)?;
     let kernels = Kernels::of(T::KIND, level);
-    let len = shape.group_out() * pass.rows();
+    let rows = shape.group_in() * shape.kernel[0] * shape.kernel[1];
+    let len = shape.group_out() * rows;
+    let is_small = 4 * rows * shape.group_out().next_multiple_of(NARROW) <= SMALL_BYTES;
+    let pixels = shape.size[0] * shape.size[1] * shape.group_in();
+    let image_bytes = 4 * (pixels + positions * shape.group_out().next_multiple_of(NARROW));
+    let words = shape.batch.div_ceil(T::GROUP);
+    let whole = Pass::new::<T>(shape, shape.batch, scale)?;
     for (group, dw) in dw.chunks_exact_mut(len).enumerate() {
-        pass.run(&kernels, group, x, dy, dw);
+        let operands = Operands { kernels: &kernels, group, x, dy };
+        if is_small && words > 1 || check_reduction::<T>(shape.batch * positions).is_err() {
+            let fits = (PACKED_BYTES / image_bytes).clamp(1, words.div_ceil(TASKS)) * T::GROUP;
+            let chunk = fits.min(LONGEST_INT8 / positions).max(1);
+            divided(shape, scale, &operands, chunk, dw)?;
+        } else {
+            whole.run(&operands, dw);
+        }
     }
     Ok(())
 }
 
+/// What is multiplied, and how.
+struct Operands<'a, T> {
+    kernels: &'a Kernels,
+    group: usize,
+    x: &'a [T],
+    dy: &'a [T],
+}
+
+/// The gradient of one group, in chunks of the batch whose packed operands stay in the cache. Tasks have sums of their own,
+/// which are added in order.
+fn divided<T: Element>(
+    shape: &Conv2dShape,
+    scale: Scale,
+    operands: &Operands<T>,
+    chunk: usize,
+    dw: &mut [f32],
+) -> Result<(), KernelError> {
+    let whole = Pass::new::<T>(shape, chunk, scale)?;
+    let rest = match shape.batch % chunk {
+        0 => None,
+        rest => Some(Pass::new::<T>(shape, rest, scale)?),
+    };
+    let positions = shape.out_size[0] * shape.out_size[1];
+    let chunks = shape.batch.div_ceil(chunk);
+    // Sums of one part fit 32 bits.
+    let most = if T::KIND == Kind::Int8 { LONGEST_INT8 / (chunk * positions) } else { chunks };
+    let parts = chunks.div_ceil(most.min(chunks.div_ceil(TASKS)));
+    let count = shape.group_out().div_ceil(WIDE);
+    let len = whole.tiles.len() * ROWS * WIDE;
+    let mut sums = Scratch::new(parts * count * len);
+    let mut corrections = vec![[0_i32; WIDE]; parts * count * whole.segments.len()];
+    let per_part = corrections.par_chunks_exact_mut(count * whole.segments.len());
+    sums.par_chunks_exact_mut(count * len).zip(per_part).enumerate().for_each(
+        |(part, (sums, corrections))| {
+            let range = chunks * part / parts..chunks * (part + 1) / parts;
+            debug_assert!(range.len() <= most, "sums of {} chunks fit", range.len());
+            for c in range.clone() {
+                let first = c * chunk;
+                let pass = rest.as_ref().filter(|_| first + chunk > shape.batch).unwrap_or(&whole);
+                let left = pass.pack_left(operands, first, false);
+                let right = pass.pack_right(operands, first, false);
+                let sweep = pass.sweep(operands.kernels, &left, &pass.tiles);
+                let corrections = corrections.chunks_exact_mut(pass.segments.len());
+                for (p, (sums, corrections)) in
+                    sums.chunks_exact_mut(len).zip(corrections).enumerate()
+                {
+                    let (panel, width) = (right.panel(p), right.width(p));
+                    let sums = &mut sums[..sweep.sums_len(width)];
+                    // SAFETY: segments of a tap hold the positions where it sees the packed input, and all positions of
+                    // a padded one; the panel has a row for each.
+                    unsafe { sweep.sums(panel, width, c > range.start, sums) };
+                    pass.correct::<T>(operands.kernels, panel, width, corrections);
+                }
+            }
+        },
+    );
+    let out = Shared::new(dw);
+    let splits = TASKS.div_ceil(count).min(whole.units());
+    (0..count * splits).into_par_iter().for_each(|task| {
+        let (p, tiles) = (task / splits, whole.split(task % splits, splits));
+        let width = if shape.group_out() - p * WIDE <= NARROW { NARROW } else { WIDE };
+        let all: Vec<Part> = (0..parts)
+            .map(|part| {
+                let start = (part * count + p) * len;
+                let patterns = whole.segments.len();
+                Part {
+                    sums: &sums
+                        [start + tiles.start * ROWS * width..start + tiles.end * ROWS * width],
+                    corrections: &corrections[(part * count + p) * patterns..][..patterns],
+                }
+            })
+            .collect();
+        whole.finish::<T>(operands, p, width, tiles, &all, &out);
+    });
+    Ok(())
+}
+
+/// Sums over a part of the batch, and what is to be added to those of each pattern.
+struct Part<'a> {
+    sums: &'a [u32],
+    corrections: &'a [[i32; WIDE]],
+}
+
+/// The geometry of one group for some images of the batch.
 struct Pass<'a> {
     shape: &'a Conv2dShape,
+    images: usize,
     scale: Scale<'a>,
     /// Whether the packed input is padded, and rows of a tile may be of different taps.
     is_padded: bool,
+    /// Pixels of the input from one packed pixel to the next: what a kernel of one pixel skips is not packed.
+    sample: [usize; 2],
     /// Size of the packed input, padding included.
     size: [usize; 2],
     before: [usize; 2],
@@ -58,28 +162,58 @@ struct Pass<'a> {
     words: usize,
     /// Words from one channel to the next; not a power of two, so that channels do not share places in the caches.
     stride: usize,
+    offsets: Vec<u32>,
+    tiles: Vec<RowTile>,
+    segments: Vec<Vec<Segment>>,
+    patterns: Patterns,
 }
 
 impl<'a> Pass<'a> {
-    fn new<T: Element>(shape: &'a Conv2dShape, scale: Scale<'a>) -> Result<Self, KernelError> {
+    fn new<T: Element>(
+        shape: &'a Conv2dShape,
+        images: usize,
+        scale: Scale<'a>,
+    ) -> Result<Self, KernelError> {
+        let window = shape.window;
         let is_padded = !shape.group_in().is_multiple_of(ROWS);
-        let before = if is_padded { shape.window.padding } else { [0; 2] };
-        let size = [0, 1].map(|a| shape.size[a] + 2 * before[a]);
-        let words = shape.batch.div_ceil(T::GROUP);
+        let is_sampled = shape.kernel == [1; 2] && window.padding == [0; 2];
+        let before = if is_padded { window.padding } else { [0; 2] };
+        let size = [0, 1]
+            .map(|a| if is_sampled { shape.out_size[a] } else { shape.size[a] + 2 * before[a] });
+        let words = images.div_ceil(T::GROUP);
         let channel = size[0] * size[1] * words;
         if u32::try_from(4 * channel).is_err() {
             let problem = format!("a batch of {} images of one channel is over 4 GiB", shape.batch);
             return Err(KernelError::Shape { what: "conv2d weight gradient", problem });
         }
-        Ok(Self {
+        let mut pass = Self {
             shape,
+            images,
             scale,
             is_padded,
+            sample: if is_sampled { window.stride } else { [1; 2] },
             size,
             before,
             words,
             stride: channel.next_multiple_of(BLOCK) + BLOCK,
-        })
+            offsets: Vec::new(),
+            tiles: Vec::new(),
+            segments: Vec::new(),
+            patterns: Patterns::new(&[], Segment { start: 0, end: 0 }),
+        };
+        let groups = shape.out_size[0] * shape.out_size[1] * words;
+        pass.offsets.reserve(groups);
+        for i in 0..shape.out_size[0] {
+            for j in 0..shape.out_size[1] {
+                let [down, across] = [0, 1].map(|a| window.stride[a] / pass.sample[a]);
+                let start = (i * down * size[1] + j * across) * words;
+                pass.offsets.extend((start..start + words).map(|word| 4 * word as u32));
+            }
+        }
+        pass.tiles = pass.tiles();
+        pass.segments = pass.segments();
+        pass.patterns = Patterns::new(&pass.segments, Segment { start: 0, end: groups });
+        Ok(pass)
     }
 
     fn taps(&self) -> usize {
@@ -91,134 +225,151 @@ impl<'a> Pass<'a> {
         self.shape.group_in() * self.taps()
     }
 
-    fn run<T: Element>(&self, kernels: &Kernels, group: usize, x: &[T], dy: &[T], dw: &mut [f32]) {
-        let shape = self.shape;
-        let left = self.pack_left(kernels.level, group, x);
-        let right = self.pack_right(kernels, group, dy);
-        let groups = shape.out_size[0] * shape.out_size[1] * self.words;
-        let mut offsets = Vec::with_capacity(groups);
-        for i in 0..shape.out_size[0] {
-            for j in 0..shape.out_size[1] {
-                let [down, across] = shape.window.stride;
-                let start = (i * down * self.size[1] + j * across) * self.words;
-                offsets.extend((start..start + self.words).map(|word| 4 * word as u32));
-            }
+    /// Tiles that hold whole rows of filters come in units: of all taps of eight channels, or single.
+    fn units(&self) -> usize {
+        if self.is_padded { self.tiles.len() } else { self.tiles.len() / self.taps() }
+    }
+
+    /// The tiles of one of some parts.
+    fn split(&self, part: usize, parts: usize) -> Range<usize> {
+        let units = self.units();
+        let unit = self.tiles.len() / units;
+        units * part / parts * unit..units * (part + 1) / parts * unit
+    }
+
+    fn sweep<'s>(
+        &'s self,
+        kernels: &'s Kernels,
+        left: &'s [u32],
+        tiles: &'s [RowTile],
+    ) -> Sweep<'s> {
+        Sweep {
+            kernels,
+            a: left,
+            offsets: &self.offsets,
+            tiles,
+            patterns: &self.patterns,
+            starts: &[],
         }
-        let tiles = self.tiles();
-        let segments = self.segments();
-        // Units are rows that one task finishes: whole blocks of channels, or anything.
-        let unit_tiles = if self.is_padded { 1 } else { self.taps() };
-        let units = tiles.len() / unit_tiles;
-        let splits = TASKS.div_ceil(right.count()).min(units);
-        // Few sums of many products are divided along the reduction.
-        let depth = (TASKS / (right.count() * splits)).clamp(1, (groups / PART_GROUPS).max(1));
-        let patterns: Vec<Patterns> = (0..depth)
-            .map(|d| {
-                let range = Segment { start: groups * d / depth, end: groups * (d + 1) / depth };
-                Patterns::new(&segments, range)
-            })
-            .collect();
+    }
+
+    /// All of it at once: packed by all threads, then cut into tasks by panels and rows.
+    fn run<T: Element>(&self, operands: &Operands<T>, dw: &mut [f32]) {
+        let left = self.pack_left(operands, 0, true);
+        let right = self.pack_right(operands, 0, true);
+        let splits = TASKS.div_ceil(right.count()).min(self.units());
         let out = Shared::new(dw);
-        let of = |split: usize| {
-            units * split / splits * unit_tiles..units * (split + 1) / splits * unit_tiles
-        };
-        let panel_tasks = right.count() * splits;
-        let sum = |task: usize, d: usize, sums: &mut [u32]| {
-            let (p, split) = (task / splits, task % splits);
-            let width = right.width(p);
-            let starts: Vec<[i32; WIDE]> = if T::KIND == Kind::Int8 && d == 0 {
-                segments.iter().map(|s| correction(kernels, right.panel(p), width, s)).collect()
-            } else {
-                Vec::new()
-            };
-            let sweep = Sweep {
-                kernels,
-                a: &left,
-                offsets: &offsets,
-                tiles: &tiles[of(split)],
-                patterns: &patterns[d],
-                starts: &starts,
-            };
-            // SAFETY: segments of a tap hold the positions where it sees the packed input, and all positions of a padded
-            // one; the panel has a row for each.
-            unsafe { sweep.sums(right.panel(p), width, sums) };
-        };
-        let len = |task: usize| of(task % splits).len() * ROWS * right.width(task / splits);
-        if depth == 1 {
-            (0..panel_tasks).into_par_iter().for_each(|task| {
-                let mut sums = Scratch::new(len(task));
-                sum(task, 0, &mut sums);
-                let (p, tiles) = (task / splits, of(task % splits));
-                self.finish::<T>(kernels.level, group, p, right.width(p), tiles, &[&sums], &out);
-            });
-            return;
-        }
-        let longest = (0..panel_tasks).map(len).max().unwrap_or(0);
-        let mut all = Scratch::new(panel_tasks * depth * longest);
-        all.par_chunks_exact_mut(longest).enumerate().for_each(|(i, sums)| {
-            let task = i / depth;
-            sum(task, i % depth, &mut sums[..len(task)]);
-        });
-        (0..panel_tasks).into_par_iter().for_each(|task| {
-            let sums: Vec<&[u32]> =
-                (0..depth).map(|d| &all[(task * depth + d) * longest..][..len(task)]).collect();
-            let (p, tiles) = (task / splits, of(task % splits));
-            self.finish::<T>(kernels.level, group, p, right.width(p), tiles, &sums, &out);
+        (0..right.count() * splits).into_par_iter().for_each(|task| {
+            let (p, tiles) = (task / splits, self.split(task % splits, splits));
+            let (panel, width) = (right.panel(p), right.width(p));
+            let sweep = self.sweep(operands.kernels, &left, &self.tiles[tiles.clone()]);
+            let mut sums = Scratch::new(sweep.sums_len(width));
+            // SAFETY: as in `divided`.
+            unsafe { sweep.sums(panel, width, false, &mut sums) };
+            let mut corrections = vec![[0; WIDE]; self.segments.len()];
+            self.correct::<T>(operands.kernels, panel, width, &mut corrections);
+            let part = Part { sums: &sums, corrections: &corrections };
+            self.finish::<T>(operands, p, width, tiles, &[part], &out);
         });
     }
 
-    fn pack_left<T: Element>(&self, level: Level, group: usize, x: &[T]) -> Scratch {
+    /// Adds what belongs to the sums of each pattern, for int8.
+    fn correct<T: Element>(
+        &self,
+        kernels: &Kernels,
+        panel: &[u32],
+        width: usize,
+        corrections: &mut [[i32; WIDE]],
+    ) {
+        if T::KIND != Kind::Int8 {
+            return;
+        }
+        for (segments, sums) in self.segments.iter().zip(corrections) {
+            for s in segments {
+                kernels.correct(&panel[s.start * width..s.end * width], width, sums);
+            }
+        }
+    }
+
+    /// Packs images from the `first` on.
+    fn pack_left<T: Element>(
+        &self,
+        operands: &Operands<T>,
+        first: usize,
+        in_parallel: bool,
+    ) -> Scratch {
         let shape = self.shape;
         let channels = shape.group_in();
         let mut packed = Scratch::new(channels * self.stride);
-        if self.is_padded {
-            packed.par_chunks_mut(self.stride).for_each(|channel| channel.fill(T::FLIP));
+        if self.before != [0; 2] {
+            packed.fill(T::FLIP);
         }
         let [height, width] = shape.size;
-        let images = Images {
-            count: shape.batch,
-            image: height * width * shape.in_channels,
-            position: shape.in_channels,
-        };
+        let [down, across] = self.sample;
+        let image = height * width * shape.in_channels;
+        let images = Images { count: self.images, image, position: across * shape.in_channels };
+        let x = &operands.x[first * image..];
         let all = Shared::new(&mut packed);
-        (0..height).into_par_iter().for_each(|i| {
+        let (lines, pixels) =
+            (self.size[0] - 2 * self.before[0], self.size[1] - 2 * self.before[1]);
+        let line = |i: usize| {
             let start = ((i + self.before[0]) * self.size[1] + self.before[1]) * self.words;
+            let x = &x[i * down * width * shape.in_channels..];
             for first in (0..channels).step_by(BLOCK) {
                 let rows = first..channels.min(first + BLOCK);
+                let column = operands.group * channels + first;
                 // SAFETY: the line of the image is this task's alone, and so is its place in every channel.
-                let mut to = unsafe { parts(&all, self.stride, rows, start, width * self.words) };
-                left_of_images(level, x, images, i * width, group * channels + first, &mut to);
+                unsafe {
+                    let mut to: [&mut [u32]; BLOCK] = std::array::from_fn(|_| Default::default());
+                    let count = rows.len();
+                    for (to, row) in to.iter_mut().zip(rows) {
+                        let start = row * self.stride + start;
+                        *to = all.part(start..start + pixels * self.words);
+                    }
+                    left_of_images(operands.kernels.level, x, images, 0, column, &mut to[..count]);
+                }
             }
-        });
+        };
+        if in_parallel {
+            (0..lines).into_par_iter().for_each(line);
+        } else {
+            (0..lines).for_each(line);
+        }
         packed
     }
 
-    fn pack_right<T: Element>(&self, kernels: &Kernels, group: usize, dy: &[T]) -> Panels {
+    fn pack_right<T: Element>(
+        &self,
+        operands: &Operands<T>,
+        first: usize,
+        in_parallel: bool,
+    ) -> Panels {
         let shape = self.shape;
+        let (kernels, channels) = (operands.kernels, shape.group_out());
         let [height, width] = shape.out_size;
-        let channels = shape.group_out();
-        let images = Images {
-            count: shape.batch,
-            image: height * width * shape.out_channels,
-            position: shape.out_channels,
-        };
+        let image = height * width * shape.out_channels;
+        let images = Images { count: self.images, image, position: shape.out_channels };
+        let dy = &operands.dy[first * image..];
         let line = width * self.words;
         // Spans are not used: what is left out differs between taps, and is summed where it is known.
-        Panels::new::<T>(kernels, height * line, 0, channels, |first, lanes, panel_width, to| {
-            to.par_chunks_mut(line * panel_width).enumerate().for_each(|(i, to)| {
-                let column = group * channels + first;
-                right_of_images(
-                    kernels.level,
-                    dy,
-                    images,
-                    column,
-                    lanes,
-                    panel_width,
-                    i * line,
-                    to,
-                );
-            });
-        })
+        Panels::new::<T>(
+            kernels,
+            in_parallel,
+            height * line,
+            0,
+            channels,
+            |first, lanes, width, to| {
+                let column = operands.group * channels + first;
+                let part = |(i, to): (usize, &mut [u32])| {
+                    right_of_images(kernels.level, dy, images, column, lanes, width, i * line, to);
+                };
+                if in_parallel {
+                    to.par_chunks_mut(line * width).enumerate().for_each(part);
+                } else {
+                    part((0, to));
+                }
+            },
+        )
     }
 
     fn tiles(&self) -> Vec<RowTile> {
@@ -299,21 +450,19 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds the parts of sums, scales them, and writes them as rows of filters.
-    #[expect(clippy::too_many_arguments, reason = "it is one step of `run`")]
     fn finish<T: Element>(
         &self,
-        level: Level,
-        group: usize,
+        operands: &Operands<T>,
         p: usize,
         width: usize,
-        tiles: std::ops::Range<usize>,
-        sums: &[&[u32]],
+        tiles: Range<usize>,
+        parts: &[Part],
         out: &Shared<f32>,
     ) {
         let taps = self.taps();
-        let columns = (self.shape.group_out() - p * WIDE).min(WIDE);
-        let finish =
-            Finish::new(self.scale, None, group * self.shape.group_out() + p * WIDE, columns);
+        let outs = self.shape.group_out();
+        let columns = (outs - p * WIDE).min(WIDE);
+        let finish = Finish::new(self.scale, None, operands.group * outs + p * WIDE, columns);
         // Rows of filters that these tiles hold, and where the sums of each are.
         let (start, end) = (tiles.start * ROWS, (tiles.end * ROWS).min(self.rows()));
         let place = |row: usize| {
@@ -326,15 +475,15 @@ impl<'a> Pass<'a> {
         };
         let mut block = [[0; BLOCK]; BLOCK];
         for column in (0..columns).step_by(BLOCK) {
-            let scale: &[f32; BLOCK] =
-                finish.scale[column..].first_chunk().unwrap_or(&[1.0; BLOCK]);
             for first in (start..end).step_by(BLOCK) {
                 let count = BLOCK.min(end - first);
                 for (r, to) in block.iter_mut().enumerate().take(count) {
-                    let at = place(first + r) + column;
-                    finish_row::<T>(sums, at, scale, to);
+                    let row = first + r;
+                    let pattern = if self.is_padded { 0 } else { row % taps };
+                    let scale = &finish.scale[column..column + BLOCK];
+                    finish_row::<T>(parts, place(row) + column, pattern, column, scale, to);
                 }
-                transpose(level, &mut block);
+                transpose(operands.kernels.level, &mut block);
                 for (c, values) in block.iter().enumerate().take(columns - column) {
                     let at = (p * WIDE + column + c) * self.rows() + first;
                     // SAFETY: rows of these tiles and columns of this panel are this task's alone.
@@ -350,26 +499,37 @@ impl<'a> Pass<'a> {
 
 /// Values of sums in lanes, as bits.
 #[inline(always)]
-fn finish_row<T: Element>(sums: &[&[u32]], at: usize, scale: &[f32; BLOCK], to: &mut [u32; BLOCK]) {
-    let (first, more) = (&sums[0][at..at + BLOCK], &sums[1..]);
+fn finish_row<T: Element>(
+    parts: &[Part],
+    at: usize,
+    pattern: usize,
+    column: usize,
+    scale: &[f32],
+    to: &mut [u32; BLOCK],
+) {
     if T::KIND == Kind::Int8 {
-        for (l, to) in to.iter_mut().enumerate() {
-            let sum = more.iter().fold(first[l], |sum, part| sum.wrapping_add(part[at + l]));
-            *to = (sum.cast_signed() as f32 * scale[l]).to_bits();
+        // Each part fits 32 bits; all of them may not.
+        let mut total = [0_i64; BLOCK];
+        for part in parts {
+            let correction = &part.corrections[pattern][column..column + BLOCK];
+            let sums = &part.sums[at..at + BLOCK];
+            for ((total, sum), correction) in total.iter_mut().zip(sums).zip(correction) {
+                *total += i64::from(sum.cast_signed().wrapping_add(*correction));
+            }
+        }
+        for ((to, total), scale) in to.iter_mut().zip(total).zip(scale) {
+            *to = (total as f32 * scale).to_bits();
         }
     } else {
-        for (l, to) in to.iter_mut().enumerate() {
-            let first = f32::from_bits(first[l]);
-            let sum = more.iter().fold(first, |sum, part| sum + f32::from_bits(part[at + l]));
-            *to = (sum * scale[l]).to_bits();
+        let mut total = [0_f32; BLOCK];
+        for (i, part) in parts.iter().enumerate() {
+            for (total, sum) in total.iter_mut().zip(&part.sums[at..at + BLOCK]) {
+                let sum = f32::from_bits(*sum);
+                *total = if i == 0 { sum } else { *total + sum };
+            }
+        }
+        for ((to, total), scale) in to.iter_mut().zip(total).zip(scale) {
+            *to = (total * scale).to_bits();
         }
     }
-}
-
-fn correction(kernels: &Kernels, panel: &[u32], width: usize, segments: &[Segment]) -> [i32; WIDE] {
-    let mut sums = [0; WIDE];
-    for s in segments {
-        kernels.correct(&panel[s.start * width..s.end * width], width, &mut sums);
-    }
-    sums
 }

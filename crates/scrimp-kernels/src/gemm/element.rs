@@ -74,7 +74,11 @@ impl Element for i8 {
 #[inline(always)]
 pub(crate) fn word<T: Element>(group: &[T]) -> u32 {
     let bits = 32 / T::GROUP;
-    group.iter().enumerate().fold(0, |word, (q, v)| word | (v.bits() << (q * bits)))
+    let mut word = 0;
+    for (q, v) in group.iter().enumerate() {
+        word |= v.bits() << (q * bits);
+    }
+    word
 }
 
 /// Writes runs of `run` elements as words, each run from a new word on, combined with `flip`.
@@ -103,21 +107,39 @@ pub(crate) fn interleave<T: Element>(rows: &[&[T]], flip: u32, to: &mut [u32]) {
     let bits = 32 / T::GROUP;
     if rows.len() == T::GROUP {
         // Every row is cut to the lanes' number first, so that the loop needs no checks.
-        let row = |q: usize| if q < T::GROUP { &rows[q][..lanes] } else { &rows[0][..lanes] };
-        let [a, b, c, d] = [row(0), row(1), row(2), row(3)];
+        let a = &rows[0][..lanes];
+        let b = &rows[1 % T::GROUP][..lanes];
+        let c = &rows[2 % T::GROUP][..lanes];
+        let d = &rows[3 % T::GROUP][..lanes];
+        // Loops and not closures, which would not become part of the version for an instruction set.
         match T::GROUP {
-            1 => (0..lanes).for_each(|l| to[l] = a[l].bits() ^ flip),
-            2 => (0..lanes).for_each(|l| to[l] = (a[l].bits() | (b[l].bits() << bits)) ^ flip),
-            _ => (0..lanes).for_each(|l| {
-                let low = a[l].bits() | (b[l].bits() << bits);
-                let high = c[l].bits() | (d[l].bits() << bits);
-                to[l] = (low | (high << (2 * bits))) ^ flip;
-            }),
+            1 => {
+                for l in 0..lanes {
+                    to[l] = a[l].bits() ^ flip;
+                }
+            }
+            2 => {
+                for l in 0..lanes {
+                    to[l] = (a[l].bits() | (b[l].bits() << bits)) ^ flip;
+                }
+            }
+            _ => {
+                for l in 0..lanes {
+                    let low = a[l].bits() | (b[l].bits() << bits);
+                    let high = c[l].bits() | (d[l].bits() << bits);
+                    to[l] = (low | (high << (2 * bits))) ^ flip;
+                }
+            }
         }
     } else {
-        for (l, to) in to.iter_mut().enumerate() {
-            *to = rows.iter().enumerate().fold(0, |w, (q, row)| w | (row[l].bits() << (q * bits)))
-                ^ flip;
+        to.fill(0);
+        for (q, row) in rows.iter().enumerate() {
+            for (to, v) in to.iter_mut().zip(*row) {
+                *to |= v.bits() << (q * bits);
+            }
+        }
+        for to in to {
+            *to ^= flip;
         }
     }
 }

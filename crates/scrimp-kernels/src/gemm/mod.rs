@@ -11,8 +11,9 @@
 //!   zero; the others widen to f32 and keep them.
 //! - int8: left codes are stored as code + 128, and 128 times the sum of the right ones is taken from every sum at its
 //!   start. That wraps and is exact whenever the true sum fits 32 bits: for reductions of up to
-//!   [`LONGEST_INT8`](element::LONGEST_INT8) codes within ±127; longer ones are refused. (-128 times itself is larger: with
-//!   such codes on both sides the bound is 131071.)
+//!   [`LONGEST_INT8`](element::LONGEST_INT8) codes within ±127; longer ones are refused, but for weight
+//!   gradients of convolutions, which divide the batch. (-128 times itself is larger: with such codes on both sides the
+//!   bound is 131071.)
 //! - Sums of products of integers within ±127 are the same in all three kinds while the length times 127² is below 2^24,
 //!   because f32 is exact there.
 //!
@@ -105,6 +106,19 @@ impl Finish {
         });
         Self { scale: all, bias }
     }
+
+    /// Of `times` pixels with all their channels beside each other.
+    pub fn repeated(scale: Scale, bias: Option<&[f32]>, channels: usize, times: usize) -> Self {
+        let one = Self::new(scale, bias, 0, channels);
+        let repeat = |values: [f32; WIDE]| {
+            let mut all = values;
+            for pixel in all.chunks_exact_mut(channels).take(times) {
+                pixel.copy_from_slice(&values[..channels]);
+            }
+            all
+        };
+        Self { scale: repeat(one.scale), bias: one.bias.map(repeat) }
+    }
 }
 
 impl Sweep<'_> {
@@ -164,16 +178,18 @@ impl Sweep<'_> {
         }
     }
 
-    /// Computes the bare sums of one panel: for each tile, for each row, a word for each column.
+    /// Computes the bare sums of one panel, without what they begin with: for each tile, for each row, a word for each
+    /// column. Adds to what is there if it `continues`.
     ///
     /// # Safety
     /// Every group of every tile's pattern lies in `a`, in the offsets and in the panel.
     #[expect(unsafe_code, reason = "tiles read where rows lie")]
-    pub unsafe fn sums(&self, panel: &[u32], width: usize, sums: &mut [u32]) {
+    pub unsafe fn sums(&self, panel: &[u32], width: usize, continues: bool, sums: &mut [u32]) {
         for (b, block) in self.patterns.blocks.iter().enumerate() {
             for (tile, sums) in self.tiles.iter().zip(sums.chunks_exact_mut(ROWS * width)) {
                 let segments = &block[tile.pattern];
-                if b > 0 && segments.is_empty() {
+                let is_first = b == 0 && !continues;
+                if !is_first && segments.is_empty() {
                     continue;
                 }
                 let mut work = Tile {
@@ -183,7 +199,7 @@ impl Sweep<'_> {
                     offsets: self.offsets,
                     segments,
                     b: panel,
-                    start: if b == 0 { self.start(tile.pattern) } else { Start::Unfinished },
+                    start: if is_first { Start::Zero } else { Start::Unfinished },
                     end: End::Unfinished,
                     unfinished: sums,
                 };

@@ -9,8 +9,8 @@
 
 use rayon::prelude::*;
 
-use super::buffer::{Scratch, Shared};
-use super::element::{BLOCK, Element, copy_runs, interleave};
+use super::buffer::Scratch;
+use super::element::{BLOCK, Element, copy_runs, interleave, word};
 use super::tile::{Kernels, NARROW, WIDE};
 use crate::{Kind, Level};
 
@@ -117,7 +117,7 @@ mod x86 {
 }
 
 /// A right operand: panels of [`WIDE`] columns, the last one of [`NARROW`] where that is enough. In a panel every group of
-/// the reduction has a word for each column; columns that are missing are zero.
+/// the reduction has a word for each column; what is in columns that are missing does not matter.
 pub(crate) struct Panels {
     words: Scratch,
     groups: usize,
@@ -128,10 +128,11 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
-    /// Packs panels in parallel: `fill` gets the first column of a panel, its number of columns, its width, and its words,
-    /// which it overwrites. The reduction consists of `spans` spans of one length that may be left out of a sum.
+    /// Packs panels, in parallel or within one task: `fill` gets the first column of a panel, its number of columns, its
+    /// width, and its words, which it overwrites. The reduction consists of `spans` spans of one length that may be left out of a sum.
     pub fn new<T: Element>(
         kernels: &Kernels,
+        in_parallel: bool,
         groups: usize,
         spans: usize,
         columns: usize,
@@ -159,11 +160,28 @@ impl Panels {
             }
         };
         if groups > 0 {
-            let words = words.par_chunks_mut(groups * WIDE);
-            if spans > 0 {
-                words.zip(corrections.par_chunks_mut(spans)).enumerate().for_each(panel);
-            } else {
-                words.enumerate().for_each(|(p, words)| panel((p, (words, &mut []))));
+            let len = groups * WIDE;
+            match (in_parallel, spans > 0) {
+                (true, true) => words
+                    .par_chunks_mut(len)
+                    .zip(corrections.par_chunks_mut(spans))
+                    .enumerate()
+                    .for_each(panel),
+                (true, false) => words
+                    .par_chunks_mut(len)
+                    .enumerate()
+                    .for_each(|(p, words)| panel((p, (words, &mut [])))),
+                (false, true) => {
+                    words
+                        .chunks_mut(len)
+                        .zip(corrections.chunks_mut(spans))
+                        .enumerate()
+                        .for_each(panel);
+                }
+                (false, false) => words
+                    .chunks_mut(len)
+                    .enumerate()
+                    .for_each(|(p, words)| panel((p, (words, &mut [])))),
             }
         }
         Self { words, groups, columns, corrections, spans }
@@ -213,6 +231,12 @@ pub(crate) struct Images {
 }
 
 impl Images {
+    /// Where the last row of group `k` starts at a position.
+    #[inline(always)]
+    fn last(&self, position: usize, k: usize, group: usize) -> usize {
+        ((k + 1) * group).min(self.count).saturating_sub(1) * self.image + position * self.position
+    }
+
     /// The rows of group `k` at a position, each of `lanes` elements from the `first` on. Returns how many there are.
     #[inline(always)]
     fn rows<'a, T: Element>(
@@ -250,6 +274,12 @@ versions! {
         let groups = images.count.div_ceil(T::GROUP);
         let (mut position, mut k) = (first_group / groups, first_group % groups);
         for to in to.chunks_exact_mut(width) {
+            // What lies after the columns may fill lanes that nobody reads, in whole vectors.
+            let lanes = if images.last(position, k, T::GROUP) + column + width <= from.len() {
+                width
+            } else {
+                lanes
+            };
             let (rows, count) = images.rows(from, position, k, column, lanes);
             interleave(&rows[..count], 0, to);
             k += 1;
@@ -275,6 +305,21 @@ versions! {
         let len = to.first().map_or(0, |to| to.len());
         let groups = images.count.div_ceil(T::GROUP);
         let (mut position, mut k) = (first_position, 0);
+        if lanes == 1 {
+            for to in &mut *to[0] {
+                let (rows, count) = images.rows(from, position, k, first, 1);
+                let mut group = [T::default(); 4];
+                for (element, row) in group.iter_mut().zip(&rows[..count]) {
+                    *element = row[0];
+                }
+                *to = word(&group[..T::GROUP]) ^ T::FLIP;
+                k += 1;
+                if k == groups {
+                    (position, k) = (position + 1, 0);
+                }
+            }
+            return;
+        }
         let mut block = [[0; BLOCK]; BLOCK];
         for start in (0..len).step_by(BLOCK) {
             let part = BLOCK.min(len - start);
@@ -334,19 +379,4 @@ versions! {
             }
         }
     }
-}
-
-/// Splits what the rows of a block of channels are into the parts of one task.
-///
-/// # Safety
-/// No other task touches `len` words from `start` of any of the rows, each `stride` words after the one before.
-pub(crate) unsafe fn parts<'a>(
-    all: &Shared<'a, u32>,
-    stride: usize,
-    rows: std::ops::Range<usize>,
-    start: usize,
-    len: usize,
-) -> Vec<&'a mut [u32]> {
-    // SAFETY: the rows' parts are disjoint, and the caller promises that they are this task's alone.
-    rows.map(|row| unsafe { all.part(row * stride + start..row * stride + start + len) }).collect()
 }

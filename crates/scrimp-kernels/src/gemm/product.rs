@@ -64,20 +64,28 @@ impl Product<'_> {
         if a_len.saturating_mul(self.n) >= LARGE {
             for (i, out) in out.chunks_exact_mut(len).enumerate() {
                 let (a, b) = part(i);
-                self.one(&kernels, a, b, out);
+                self.one(&kernels, true, a, b, out);
             }
         } else {
             out.par_chunks_exact_mut(len).enumerate().for_each(|(i, out)| {
                 let (a, b) = part(i);
-                self.one(&kernels, a, b, out);
+                self.one(&kernels, false, a, b, out);
             });
         }
         Ok(())
     }
 
-    fn one<T: Element>(&self, kernels: &Kernels, a: Matrix<T>, b: Matrix<T>, out: &mut [f32]) {
+    /// One matrix of the batch; all by this task if it is not `in_parallel`.
+    fn one<T: Element>(
+        &self,
+        kernels: &Kernels,
+        in_parallel: bool,
+        a: Matrix<T>,
+        b: Matrix<T>,
+        out: &mut [f32],
+    ) {
         let groups = self.k.div_ceil(T::GROUP);
-        let panels = self.pack_right(kernels, groups, b);
+        let panels = self.pack_right(kernels, in_parallel, groups, b);
         // Blocks of rows fill the cache, unless that leaves too few of them.
         let fits = (LEFT_BYTES / (4 * groups)).clamp(ROWS, 512) / ROWS * ROWS;
         let block = fits.min(self.m.div_ceil(TASKS / 2).next_multiple_of(ROWS)).max(4 * ROWS);
@@ -120,8 +128,8 @@ impl Product<'_> {
                 }
             }
         };
-        if blocks * parts == 1 {
-            task(0);
+        if !in_parallel || blocks * parts == 1 {
+            (0..blocks * parts).for_each(task);
         } else {
             (0..blocks * parts).into_par_iter().for_each(task);
         }
@@ -169,16 +177,29 @@ impl Product<'_> {
         }
     }
 
-    fn pack_right<T: Element>(&self, kernels: &Kernels, groups: usize, b: Matrix<T>) -> Panels {
+    fn pack_right<T: Element>(
+        &self,
+        kernels: &Kernels,
+        in_parallel: bool,
+        groups: usize,
+        b: Matrix<T>,
+    ) -> Panels {
         let level = kernels.level;
         if !b.is_transposed {
             let images = Images { count: self.k, image: self.n, position: 0 };
-            return Panels::new::<T>(kernels, groups, 1, self.n, |first, lanes, width, to| {
-                right_of_images(level, b.elements, images, first, lanes, width, 0, to);
-            });
+            return Panels::new::<T>(
+                kernels,
+                in_parallel,
+                groups,
+                1,
+                self.n,
+                |first, lanes, width, to| {
+                    right_of_images(level, b.elements, images, first, lanes, width, 0, to);
+                },
+            );
         }
         let place: Vec<u32> = (0..groups).map(|g| u32::try_from(g).unwrap_or(u32::MAX)).collect();
-        Panels::new::<T>(kernels, groups, 1, self.n, |first, lanes, width, to| {
+        Panels::new::<T>(kernels, in_parallel, groups, 1, self.n, |first, lanes, width, to| {
             let mut rows = Scratch::new(lanes * groups);
             let from = &b.elements[first * self.k..(first + lanes) * self.k];
             copy_runs(from, self.k, 0, &mut rows);

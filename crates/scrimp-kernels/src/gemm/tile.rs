@@ -4,6 +4,8 @@
     reason = "rows lie at addresses that are computed, and registers are named by intrinsics"
 )]
 
+use std::hint::black_box;
+
 use super::dot::{self, Dot};
 use crate::{Kind, Level};
 
@@ -89,6 +91,9 @@ pub(crate) struct Kernels {
     wide: unsafe fn(&mut Tile),
     narrow: unsafe fn(&mut Tile),
     sums: unsafe fn(&[u32], usize, &mut [i32; WIDE]),
+    spin: unsafe fn(usize),
+    /// Products of a step of `spin`.
+    step: usize,
 }
 
 impl Kernels {
@@ -140,6 +145,40 @@ impl Kernels {
         assert!(width == WIDE || width == NARROW, "panels are wide or narrow");
         // SAFETY: the constructor chose a version that this machine can run, which reads whole rows of `width` words.
         unsafe { (self.sums)(panel, width, sums) }
+    }
+}
+
+impl Kernels {
+    /// Runs the loop's arithmetic without its memory. Returns how many products that were.
+    pub fn spin(&self, steps: usize) -> usize {
+        // SAFETY: the constructor chose a version that this machine can run.
+        unsafe { (self.spin)(steps) };
+        steps * self.step
+    }
+}
+
+#[inline(always)]
+unsafe fn spin<D: Dot, const R: usize, const V: usize>(steps: usize) {
+    let word = 0x3F80_3F80_u32;
+    let words = [word; WIDE];
+    // SAFETY: a word is read of `word`, as many as there are lanes of `words`, and as many are written to `out`.
+    unsafe {
+        let mut sums = [[D::zero(); V]; R];
+        let right = D::right(black_box(words.as_ptr()));
+        for _ in 0..steps {
+            // Where the word lies is hidden, so that the steps are not taken for one.
+            let left = D::left(black_box((&raw const word).cast()));
+            for row in &mut sums {
+                for sum in row {
+                    *sum = D::dot(*sum, left, right);
+                }
+            }
+        }
+        let mut out = [0; WIDE];
+        for sum in sums.as_flattened() {
+            D::store(out.as_mut_ptr(), *sum);
+            black_box(&out);
+        }
     }
 }
 
@@ -248,7 +287,7 @@ unsafe fn sums<D: Dot>(panel: &[u32], width: usize, sums: &mut [i32; WIDE]) {
 
 /// Names the versions for a kind and level; `$r` rows of `$v` vectors are summed at a time.
 macro_rules! kernels {
-    ($name:ident, $level:expr, $dot:ty, $r:literal, $v:literal, $narrow:literal $(, $features:literal)?) => {
+    ($name:ident, $level:expr, $group:literal, $dot:ty, $r:literal, $v:literal, $narrow:literal $(, $features:literal)?) => {
         pub(super) const $name: Kernels = {
             $(#[target_feature(enable = $features)])?
             unsafe fn wide(tile: &mut Tile) {
@@ -265,46 +304,69 @@ macro_rules! kernels {
                 // SAFETY: `Kernels::correct` checked the width.
                 unsafe { sums::<$dot>(panel, width, out) }
             }
-            Kernels { level: $level, wide, narrow, sums: columns }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn arithmetic(steps: usize) {
+                // SAFETY: what runs this has the instruction set.
+                unsafe { spin::<$dot, $r, $v>(steps) }
+            }
+            Kernels {
+                level: $level,
+                wide,
+                narrow,
+                sums: columns,
+                spin: arithmetic,
+                step: $r * $v * <$dot as dot::Dot>::LANES * $group,
+            }
         };
     };
 }
 
 mod scalar {
-    use super::{Kernels, Level, NARROW, Tile, WIDE, dot, run, sums};
+    use super::{Kernels, Level, NARROW, Tile, WIDE, dot, run, spin, sums};
 
-    kernels!(F32, Level::Scalar, dot::ScalarF32, 2, 1, 1);
-    kernels!(BF16, Level::Scalar, dot::ScalarBf16, 2, 1, 1);
-    kernels!(INT8, Level::Scalar, dot::ScalarInt8, 2, 1, 1);
+    kernels!(F32, Level::Scalar, 1, dot::ScalarF32, 2, 1, 1);
+    kernels!(BF16, Level::Scalar, 2, dot::ScalarBf16, 2, 1, 1);
+    kernels!(INT8, Level::Scalar, 4, dot::ScalarInt8, 2, 1, 1);
 }
 use scalar::{BF16 as SCALAR_BF16, F32 as SCALAR_F32, INT8 as SCALAR_INT8};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::dot::x86::{Avx2Bf16, Avx2F32, Avx2Int8, Bf16, F32, Int8, Widened};
-    use super::{Kernels, Level, NARROW, Tile, WIDE, run, sums};
+    use super::{Kernels, Level, NARROW, Tile, WIDE, dot, run, spin, sums};
 
-    kernels!(AVX512_F32, Level::Avx512, F32, 8, 2, 1, "avx512f,avx512vl,avx512bw,avx512dq");
+    kernels!(AVX512_F32, Level::Avx512, 1, F32, 8, 2, 1, "avx512f,avx512vl,avx512bw,avx512dq");
     kernels!(
         AVX512_BF16,
         Level::Avx512Bf16,
+        2,
         Bf16,
         8,
         2,
         1,
         "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16"
     );
-    kernels!(AVX512_WIDENED, Level::Avx512, Widened, 8, 2, 1, "avx512f,avx512vl,avx512bw,avx512dq");
+    kernels!(
+        AVX512_WIDENED,
+        Level::Avx512,
+        2,
+        Widened,
+        8,
+        2,
+        1,
+        "avx512f,avx512vl,avx512bw,avx512dq"
+    );
     kernels!(
         AVX512_INT8,
         Level::Avx512,
+        4,
         Int8,
         8,
         2,
         1,
         "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni"
     );
-    kernels!(AVX2_F32, Level::Avx2, Avx2F32, 4, 2, 2, "avx2,fma");
-    kernels!(AVX2_BF16, Level::Avx2, Avx2Bf16, 4, 2, 2, "avx2,fma");
-    kernels!(AVX2_INT8, Level::Avx2, Avx2Int8, 4, 2, 2, "avx2,fma");
+    kernels!(AVX2_F32, Level::Avx2, 1, Avx2F32, 4, 2, 2, "avx2,fma");
+    kernels!(AVX2_BF16, Level::Avx2, 2, Avx2Bf16, 4, 2, 2, "avx2,fma");
+    kernels!(AVX2_INT8, Level::Avx2, 4, Avx2Int8, 4, 2, 2, "avx2,fma");
 }
