@@ -1,4 +1,4 @@
-//! How passes over memory are cut: into blocks whose size depends on shapes alone, and those into groups of lanes.
+//! How passes over memory are cut: into blocks whose size depends on shapes alone.
 
 use rayon::prelude::*;
 
@@ -8,11 +8,8 @@ use crate::KernelError;
 /// look at them finds them in the cache of the core.
 pub(crate) const BLOCK: usize = 1 << 15;
 
-/// How many values an inner loop takes at once, and how many share a word of a bit mask.
+/// How many values share a word of a bit mask.
 pub(crate) const LANES: usize = 32;
-
-/// Values that an inner loop takes at once.
-pub(crate) type Group = [f32; LANES];
 
 /// The bits of a magnitude.
 pub(crate) const MAGNITUDE: u32 = 0x7FFF_FFFF;
@@ -70,12 +67,4 @@ pub(crate) fn check(
     problem: impl FnOnce() -> String,
 ) -> Result<(), KernelError> {
     if valid { Ok(()) } else { Err(KernelError::Shape { what, problem: problem() }) }
-}
-
-/// A last group, filled up with zeros.
-#[inline(always)]
-pub(crate) fn filled_up(rest: &[f32]) -> Group {
-    let mut group = [0.0; LANES];
-    group[..rest.len()].copy_from_slice(rest);
-    group
 }
