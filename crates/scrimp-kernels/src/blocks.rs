@@ -28,7 +28,21 @@ pub(crate) fn map<T: Send, R: Send>(
     }
 }
 
-/// The same for work whose result is the bits of the largest magnitude; gives the magnitude, NaN if any value is.
+/// [`map`] with memory that the work may use as it likes, made anew as seldom as the pool allows.
+pub(crate) fn map_with<T: Send, S, R: Send>(
+    items: impl Iterator<Item = T>,
+    memory: impl Fn() -> S + Sync + Send,
+    work: impl Fn(&mut S, T) -> R + Sync + Send,
+) -> Vec<R> {
+    let items: Vec<T> = items.collect();
+    if items.len() <= 1 {
+        items.into_iter().map(|item| work(&mut memory(), item)).collect()
+    } else {
+        items.into_par_iter().map_init(memory, work).collect()
+    }
+}
+
+/// The same as [`map`] for work whose result is the bits of the largest magnitude; gives the magnitude, NaN if any value is.
 pub(crate) fn absmax<T: Send>(
     items: impl Iterator<Item = T>,
     work: impl Fn(T) -> u32 + Sync + Send,

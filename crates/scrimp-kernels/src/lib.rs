@@ -9,18 +9,25 @@
 //! time ([`Level`]). Integer products are exact; sums of floats run in an order that depends on shapes alone, so that the
 //! number of threads never changes a bit.
 
+pub mod activation;
+pub mod attention;
 pub mod batch_norm;
 mod blocks;
 mod dispatch;
+pub mod embedding;
 mod error;
 mod gate;
+pub mod layer_norm;
 mod level;
+mod math;
 mod operand;
 pub mod optim;
 pub mod pool;
+pub mod softmax;
 #[cfg(test)]
 mod testing;
 
+pub use embedding::Id;
 pub use error::KernelError;
 pub use gate::Gate;
 pub use level::Level;
