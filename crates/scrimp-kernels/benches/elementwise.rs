@@ -8,9 +8,11 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use rayon::prelude::*;
+use scrimp_kernels::activation::{self, Gelu};
+use scrimp_kernels::attention::{self, Options, Rows, Shape};
 use scrimp_kernels::batch_norm::{self, After, Gradients};
 use scrimp_kernels::pool::{self, Window};
-use scrimp_kernels::{Gate, optim};
+use scrimp_kernels::{Gate, embedding, layer_norm, optim, softmax};
 
 fn values(count: usize) -> Vec<f32> {
     let mut state = 1u32;
@@ -60,6 +62,10 @@ fn main() {
     norms(&table);
     pools(&table);
     optimizers(&table);
+    activations(&table);
+    rows(&table);
+    attentions(&table);
+    embeddings(&table);
 }
 
 fn memcpy(table: &Table) {
@@ -186,5 +192,95 @@ fn optimizers(table: &Table) {
     });
     table.row("scale, 11.17M parameters", 2 * n, || {
         black_box(optim::scale(&mut w, 1.0));
+    });
+}
+
+fn activations(table: &Table) {
+    let n = 1 << 20;
+    let (x, dout, mut out) = (values(n), values(n), values(n));
+    let mut words = vec![0; n / 32];
+    table.row("relu, 1M", 2 * n, || {
+        black_box(activation::relu(&mut out, None).unwrap());
+    });
+    table.row("relu with bits, 1M", 2 * n, || {
+        black_box(activation::relu(&mut out, Some(&mut words)).unwrap());
+    });
+    table.row("relu backward by output, 1M", 3 * n, || {
+        black_box(activation::relu_backward(&mut out, Gate::Output(&x)).unwrap());
+    });
+    table.row("relu backward by bits, 1M", 2 * n, || {
+        black_box(activation::relu_backward(&mut out, Gate::Bits(&words)).unwrap());
+    });
+    for form in [Gelu::Erf, Gelu::Tanh] {
+        table.row(&format!("gelu, {form:?}, 1M"), 2 * n, || {
+            black_box(activation::gelu(form, &x, &mut out).unwrap());
+        });
+        table.row(&format!("gelu backward, {form:?}, 1M"), 3 * n, || {
+            black_box(activation::gelu_backward(form, &x, &dout, &mut out).unwrap());
+        });
+    }
+}
+
+fn rows(table: &Table) {
+    let (count, len) = (4096, 128);
+    let n = count * len;
+    let (x, dout, mut out, mut dx) = (values(n), values(n), values(n), values(n));
+    let (gamma, beta) = (vec![1.0; len], vec![0.0; len]);
+    let (mut mean, mut rstd) = (vec![0.0; count], vec![0.0; count]);
+    table.row("layer norm, [4096, 128]", 2 * n, || {
+        let saved = [&mut mean[..], &mut rstd[..]];
+        black_box(layer_norm::forward(&x, &gamma, &beta, 1e-5, &mut out, saved).unwrap());
+    });
+    let (mut dgamma, mut dbeta) = (vec![0.0; len], vec![0.0; len]);
+    table.row("layer norm backward, [4096, 128]", 3 * n, || {
+        let gradients =
+            layer_norm::Gradients { dx: &mut dx, dgamma: &mut dgamma, dbeta: &mut dbeta };
+        black_box(layer_norm::backward(&dout, &x, [&mean, &rstd], &gamma, gradients).unwrap());
+    });
+    table.row("softmax, [4096, 128]", 2 * n, || {
+        softmax::softmax(&x, len, 1.0, &mut out).unwrap();
+    });
+    table.row("softmax backward, [4096, 128]", 3 * n, || {
+        softmax::softmax_backward(&dout, &out, len, 1.0, &mut dx).unwrap();
+    });
+    let targets: Vec<u32> = (0..4096).map(|i| i % 128).collect();
+    table.row("cross-entropy and gradient, [4096, 128]", 2 * n, || {
+        black_box(softmax::cross_entropy(&x, len, &targets, 0.1, Some(&mut dx)).unwrap());
+    });
+}
+
+fn attentions(table: &Table) {
+    let shape = Shape { batch: 64, heads: 4, queries: 64, keys: 64, head_dim: 32 };
+    let (width, count) = (128, 64 * 64);
+    let (qkv, dout, mut out) =
+        (values(count * 3 * width), values(count * width), values(count * width));
+    let inputs = [0, 1, 2].map(|p| Rows { values: &qkv[p * width..], stride: 3 * width });
+    let mut saved = vec![0.0; count * 4 * 2];
+    let mut dqkv = vec![0.0; qkv.len()];
+    for causal in [false, true] {
+        let options = Options { scale: 0.176, causal, padding: None, dropout: None };
+        let name = if causal { "causal attention" } else { "attention" };
+        table.row(&format!("{name}, [64, 64, 4, 32]"), qkv.len() + out.len(), || {
+            black_box(attention::forward(shape, inputs, options, &mut out, &mut saved).unwrap());
+        });
+        table.row(&format!("{name} backward"), 2 * qkv.len() + out.len(), || {
+            let gradients = attention::Gradients::Packed(&mut dqkv);
+            black_box(
+                attention::backward(shape, inputs, options, &saved, &dout, gradients).unwrap(),
+            );
+        });
+    }
+}
+
+fn embeddings(table: &Table) {
+    let (rows, len, count) = (10_000, 128, 4096);
+    let (weights, mut out, mut dtable) =
+        (values(rows * len), values(count * len), values(rows * len));
+    let ids: Vec<usize> = (0..count).map(|i| i * i * 31 % rows).collect();
+    table.row("embedding, 4096 of [10000, 128]", 2 * out.len(), || {
+        embedding::gather(&weights, len, &ids, &mut out).unwrap();
+    });
+    table.row("embedding backward", out.len() + dtable.len(), || {
+        embedding::gather_backward(&out, len, &ids, &mut dtable).unwrap();
     });
 }

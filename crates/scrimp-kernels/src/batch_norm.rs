@@ -13,11 +13,9 @@
 //! deviation does not swallow the variance. NaN and infinity make a channel NaN, as in PyTorch.
 
 use crate::KernelError;
-use crate::blocks::{
-    self, BLOCK, Group, LANES, MAGNITUDE, check, check_len, filled_up, map, parts_mut,
-};
+use crate::blocks::{self, BLOCK, LANES, MAGNITUDE, check, check_len, map, parts_mut};
 use crate::dispatch::versions;
-use crate::gate::{Gate, bits, pass, relu};
+use crate::gate::{Gate, bits, pass, relu, spread};
 
 /// Mean and variance of every channel of a batch.
 #[derive(Clone, Debug, PartialEq)]
@@ -147,8 +145,7 @@ pub fn apply(
         check_len("bits of the relu", &[x.len().div_ceil(LANES)], bits.len())?;
     }
     let period = period(channels);
-    let affine: Vec<[Group; 3]> =
-        tiled(period, channels, |c| [mean[c], gamma[c] * rstd[c], beta[c]]);
+    let affine = tiled(period, channels, |c| [mean[c], gamma[c] * rstd[c], beta[c]]);
     let len = block_len(period);
     let body = match (residual.is_some(), relu) {
         (false, false) => apply_block::<false, false>,
@@ -194,24 +191,20 @@ pub fn backward(
 
     let period = period(channels);
     let len = block_len(period);
-    let means: Vec<[Group; 1]> = tiled(period, channels, |c| [mean[c]]);
+    let [means] = tiled(period, channels, |c| [mean[c]]);
     let output = gate.output(dout);
-    let sums = match gate {
-        Gate::Open => sums_block::<{ Gate::OPEN }>,
-        Gate::Output(_) => sums_block::<{ Gate::OUTPUT }>,
-        Gate::Bits(_) => sums_block::<{ Gate::BITS }>,
-    };
+    let sums = if gate.is_open() { sums_block::<false> } else { sums_block::<true> };
     let items = dout.chunks(len).zip(output.chunks(len)).zip(x.chunks(len)).enumerate();
     let parts = map(items, |(i, ((dout, output), x))| {
-        let mut acc = vec![[[0.0; LANES]; 2]; period / LANES];
-        sums(dout, output, gate.words(i * len, x.len()), x, &means, &mut acc);
-        folded(&acc, channels)
+        let (mut sum, mut product) = (vec![0.0; period], vec![0.0; period]);
+        sums(dout, output, gate.words(i * len, x.len()), x, &means, &mut sum, &mut product);
+        (folded(&sum, channels), folded(&product, channels))
     });
     let mut totals = vec![[0.0f64; 2]; channels];
-    for part in parts {
-        for (total, part) in totals.iter_mut().zip(part) {
-            total[0] += part[0];
-            total[1] += part[1];
+    for (sums, products) in parts {
+        for (total, (sum, product)) in totals.iter_mut().zip(sums.into_iter().zip(products)) {
+            total[0] += sum;
+            total[1] += product;
         }
     }
     for (c, [sum, product]) in totals.iter().enumerate() {
@@ -221,25 +214,17 @@ pub fn backward(
 
     let count = rows as f64;
     // dx = a g + b (x - mean) + c, with the two means of the gradient in b and c.
-    let affine: Vec<[Group; 4]> = tiled(period, channels, |c| {
+    let affine = tiled(period, channels, |c| {
         let (r, a) = (f64::from(rstd[c]), f64::from(gamma[c]) * f64::from(rstd[c]));
         let [sum, product] = totals[c];
         [mean[c], narrow(a), narrow(-a * r * r * product / count), narrow(-a * sum / count)]
     });
-    let body = match (gate, dresidual.is_some()) {
-        (Gate::Open, false) => dx_block::<{ Gate::OPEN }, false>,
-        (Gate::Open, true) => dx_block::<{ Gate::OPEN }, true>,
-        (Gate::Output(_), false) => dx_block::<{ Gate::OUTPUT }, false>,
-        (Gate::Output(_), true) => dx_block::<{ Gate::OUTPUT }, true>,
-        (Gate::Bits(_), false) => dx_block::<{ Gate::BITS }, false>,
-        (Gate::Bits(_), true) => dx_block::<{ Gate::BITS }, true>,
-    };
+    let body = if gate.is_open() { dx_block::<false> } else { dx_block::<true> };
     let residuals = parts_mut(dresidual, len, x.len().div_ceil(len));
     let items = dx.chunks_mut(len).zip(residuals).zip(dout.chunks(len)).zip(x.chunks(len));
     let items = items.zip(output.chunks(len)).enumerate();
     Ok(blocks::absmax(items, |(i, ((((dx, dresidual), dout), x), output))| {
-        let words = gate.words(i * len, x.len());
-        body(dx, dresidual.unwrap_or(&mut []), dout, output, words, x, &affine)
+        body(dx, dout, output, gate.words(i * len, x.len()), x, &affine, dresidual)
     }))
 }
 
@@ -272,27 +257,17 @@ fn tiled<const N: usize>(
     period: usize,
     channels: usize,
     values: impl Fn(usize) -> [f32; N],
-) -> Vec<[Group; N]> {
+) -> [Vec<f32>; N] {
     let channel: Vec<[f32; N]> = (0..channels).map(values).collect();
-    let mut groups = vec![[[0.0; LANES]; N]; period / LANES];
-    for (i, values) in channel.iter().cycle().take(period).enumerate() {
-        for (n, v) in values.iter().enumerate() {
-            groups[i / LANES][n][i % LANES] = *v;
-        }
-    }
-    groups
+    std::array::from_fn(|n| channel.iter().map(|v| v[n]).cycle().take(period).collect())
 }
 
-/// Sums of a period, added up for each channel.
-fn folded<const N: usize>(sums: &[[Group; N]], channels: usize) -> Vec<[f64; N]> {
-    let mut totals = vec![[0.0; N]; channels];
-    let mut c = 0;
-    for group in sums {
-        for lane in 0..LANES {
-            for (total, sums) in totals[c].iter_mut().zip(group) {
-                *total += f64::from(sums[lane]);
-            }
-            c = if c + 1 == channels { 0 } else { c + 1 };
+/// Sums of each place of a period, added up for each channel.
+fn folded(sums: &[f32], channels: usize) -> Vec<f64> {
+    let mut totals = vec![0.0; channels];
+    for sums in sums.chunks_exact(channels) {
+        for (total, sum) in totals.iter_mut().zip(sums) {
+            *total += f64::from(*sum);
         }
     }
     totals
@@ -301,25 +276,17 @@ fn folded<const N: usize>(sums: &[[Group; N]], channels: usize) -> Vec<[f64; N]>
 /// Mean, and sum of squares about it, of every channel of a block.
 fn moments(x: &[f32], channels: usize, period: usize) -> Vec<(f64, f64)> {
     let rows = (x.len() / channels) as f64;
-    let mut sums = vec![[[0.0; LANES]]; period / LANES];
+    let (mut sums, mut squares) = (vec![0.0; period], vec![0.0; period]);
     rough_sums(x, &mut sums);
-    let rough: Vec<f32> = folded(&sums, channels).iter().map(|[sum]| narrow(sum / rows)).collect();
-    let shifts: Vec<[Group; 1]> = tiled(period, channels, |c| [rough[c]]);
-    let mut sums = vec![[[0.0; LANES]; 2]; period / LANES];
-    // A filled up group would add the shift's square where there is no value.
-    let whole = x.len() / LANES * LANES;
-    shifted_sums(&x[..whole], &shifts, &mut sums);
-    let at = whole % period / LANES;
-    for (lane, v) in x[whole..].iter().enumerate() {
-        let d = v - shifts[at][0][lane];
-        sums[at][0][lane] += d;
-        sums[at][1][lane] = d.mul_add(d, sums[at][1][lane]);
-    }
-    let totals = folded(&sums, channels);
-    totals
-        .iter()
+    let rough: Vec<f32> = folded(&sums, channels).iter().map(|sum| narrow(sum / rows)).collect();
+    let [shifts] = tiled(period, channels, |c| [rough[c]]);
+    sums.fill(0.0);
+    shifted_sums(x, &shifts, &mut sums, &mut squares);
+    let (sums, squares) = (folded(&sums, channels), folded(&squares, channels));
+    sums.iter()
+        .zip(squares)
         .zip(rough)
-        .map(|([sum, square], shift)| {
+        .map(|((sum, square), shift)| {
             (f64::from(shift) + sum / rows, (square - sum * sum / rows).max(0.0))
         })
         .collect()
@@ -327,33 +294,44 @@ fn moments(x: &[f32], channels: usize, period: usize) -> Vec<(f64, f64)> {
 
 versions! {
     /// Adds up each place of a period.
-    fn rough_sums(x: &[f32], sums: &mut [[Group; 1]]) {
-        let (groups, rest) = x.as_chunks::<LANES>();
-        for chunk in groups.chunks(sums.len()) {
-            for (x, [sum]) in chunk.iter().zip(&mut *sums) {
-                for l in 0..LANES {
-                    sum[l] += x[l];
-                }
+    fn rough_sums(x: &[f32], sums: &mut [f32]) {
+        // Four periods at once, so that sums are loaded and stored less often.
+        let period = sums.len();
+        let mut chunks = x.chunks_exact(4 * period);
+        for chunk in &mut chunks {
+            let (a, rest) = chunk.split_at(period);
+            let (b, rest) = rest.split_at(period);
+            let (c, d) = rest.split_at(period);
+            for ((((sum, a), b), c), d) in sums.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                *sum += (a + b) + (c + d);
             }
         }
-        let at = groups.len() % sums.len();
-        for (x, sum) in rest.iter().zip(&mut sums[at][0]) {
-            *sum += x;
+        for chunk in chunks.remainder().chunks(period) {
+            for (sum, x) in sums.iter_mut().zip(chunk) {
+                *sum += x;
+            }
         }
     }
 }
 
 versions! {
     /// Adds up, for each place of a period, differences from a shift and their squares.
-    fn shifted_sums(x: &[f32], shifts: &[[Group; 1]], sums: &mut [[Group; 2]]) {
-        let (groups, _) = x.as_chunks::<LANES>();
-        for chunk in groups.chunks(sums.len()) {
-            for ((x, [shift]), [sum, square]) in chunk.iter().zip(shifts).zip(&mut *sums) {
-                for l in 0..LANES {
-                    let d = x[l] - shift[l];
-                    sum[l] += d;
-                    square[l] = d.mul_add(d, square[l]);
-                }
+    fn shifted_sums(x: &[f32], shifts: &[f32], sums: &mut [f32], squares: &mut [f32]) {
+        let period = sums.len();
+        let mut chunks = x.chunks_exact(2 * period);
+        for chunk in &mut chunks {
+            let (a, b) = chunk.split_at(period);
+            for ((((sum, square), shift), a), b) in sums.iter_mut().zip(&mut *squares).zip(shifts).zip(a).zip(b) {
+                let (a, b) = (a - shift, b - shift);
+                *sum += a + b;
+                *square += a.mul_add(a, b * b);
+            }
+        }
+        for chunk in chunks.remainder().chunks(period) {
+            for (((sum, square), shift), x) in sums.iter_mut().zip(&mut *squares).zip(shifts).zip(chunk) {
+                let d = x - shift;
+                *sum += d;
+                *square = d.mul_add(d, *square);
             }
         }
     }
@@ -364,151 +342,102 @@ versions! {
         out: &mut [f32],
         x: &[f32],
         residual: &[f32],
-        affine: &[[Group; 3]],
+        affine: &[Vec<f32>; 3],
         words: &mut [u32],
     ) -> u32 {
-        let mut top = [0u32; LANES];
-        let mut group = |out: &mut Group, x: &Group, residual: &Group, [mean, a, b]: &[Group; 3]| {
-            for l in 0..LANES {
-                let mut v = (x[l] - mean[l]).mul_add(a[l], b[l]);
+        let [mean, scale, shift] = affine;
+        let period = mean.len();
+        let mut words = words.chunks_mut(period / LANES);
+        let mut top = 0;
+        for ((out, x), residual) in out.chunks_mut(period).zip(x.chunks(period)).zip(residual.chunks(period)) {
+            let affine = mean.iter().zip(scale).zip(shift);
+            for (((out, x), residual), ((mean, scale), shift)) in out.iter_mut().zip(x).zip(residual).zip(affine) {
+                let mut v = (x - mean).mul_add(*scale, *shift);
                 if RESIDUAL {
-                    v += residual[l];
+                    v += residual;
                 }
                 if RELU {
                     v = relu(v);
                 }
-                out[l] = v;
-                top[l] = top[l].max(v.to_bits() & MAGNITUDE);
+                *out = v;
+                top = top.max(v.to_bits() & MAGNITUDE);
             }
-        };
-        let (outs, out_rest) = out.as_chunks_mut::<LANES>();
-        let ((xs, x_rest), (residuals, residual_rest)) =
-            (x.as_chunks::<LANES>(), residual.as_chunks::<LANES>());
-        let period = affine.len();
-        for ((out, x), residual) in
-            outs.chunks_mut(period).zip(xs.chunks(period)).zip(residuals.chunks(period))
-        {
-            for (((out, x), residual), affine) in out.iter_mut().zip(x).zip(residual).zip(affine) {
-                group(out, x, residual, affine);
+            if let Some(words) = words.next() {
+                bits(out, words);
             }
         }
-        for (word, out) in words.iter_mut().zip(&*outs) {
-            *word = bits(out);
-        }
-        if !out_rest.is_empty() {
-            let mut last = [0.0; LANES];
-            let affine = affine[outs.len() % period];
-            let mut rest_affine = [[0.0; LANES]; 3];
-            for (to, from) in rest_affine.iter_mut().zip(&affine) {
-                *to = filled_up(&from[..out_rest.len()]);
-            }
-            group(&mut last, &filled_up(x_rest), &filled_up(residual_rest), &rest_affine);
-            out_rest.copy_from_slice(&last[..out_rest.len()]);
-            if let Some(word) = words.last_mut() {
-                *word = bits(&last);
-            }
-        }
-        top.into_iter().fold(0, u32::max)
+        top
     }
 }
 
 versions! {
-    fn sums_block<const GATE: u8>(
+    /// Adds up, for each place of a period, the gradient and its product with the centred input.
+    fn sums_block<const GATED: bool>(
         dout: &[f32],
         output: &[f32],
         words: &[u32],
         x: &[f32],
-        means: &[[Group; 1]],
-        sums: &mut [[Group; 2]],
+        mean: &[f32],
+        sums: &mut [f32],
+        products: &mut [f32],
     ) {
-        let group = |dout: &Group, output: &Group, word, x: &Group, mean: &Group, sums: &mut [Group; 2]| {
-            let [sum, product] = sums;
-            for l in 0..LANES {
-                let g = pass::<GATE>(dout[l], output[l], word, l);
-                sum[l] += g;
-                product[l] = g.mul_add(x[l] - mean[l], product[l]);
-            }
-        };
-        let ((douts, dout_rest), (outputs, output_rest), (xs, x_rest)) =
-            (dout.as_chunks::<LANES>(), output.as_chunks::<LANES>(), x.as_chunks::<LANES>());
-        let period = means.len();
-        let mut words = words.iter().copied();
-        for ((dout, output), x) in douts.chunks(period).zip(outputs.chunks(period)).zip(xs.chunks(period)) {
-            for ((((dout, output), x), [mean]), sums) in
-                dout.iter().zip(output).zip(x).zip(means).zip(&mut *sums)
+        let period = mean.len();
+        let mut above = vec![0.0; if words.is_empty() { 0 } else { period }];
+        let mut words = words.chunks(period / LANES);
+        for ((dout, output), x) in dout.chunks(period).zip(output.chunks(period)).zip(x.chunks(period)) {
+            let output = match words.next() {
+                None => output,
+                Some(words) => spread(words, &mut above[..output.len()]),
+            };
+            for (((((dout, output), x), mean), sum), product) in
+                dout.iter().zip(output).zip(x).zip(mean).zip(&mut *sums).zip(&mut *products)
             {
-                let word = if GATE == Gate::BITS { words.next().unwrap_or(0) } else { 0 };
-                group(dout, output, word, x, mean, sums);
+                let g = pass::<GATED>(*dout, *output);
+                *sum += g;
+                *product = g.mul_add(x - mean, *product);
             }
-        }
-        if !x_rest.is_empty() {
-            let at = xs.len() % period;
-            let (dout, output, x) = (filled_up(dout_rest), filled_up(output_rest), filled_up(x_rest));
-            group(&dout, &output, words.next().unwrap_or(0), &x, &means[at][0], &mut sums[at]);
         }
     }
 }
 
 versions! {
-    fn dx_block<const GATE: u8, const RESIDUAL: bool>(
+    fn dx_block<const GATED: bool>(
         dx: &mut [f32],
-        dresidual: &mut [f32],
         dout: &[f32],
         output: &[f32],
         words: &[u32],
         x: &[f32],
-        affine: &[[Group; 4]],
+        affine: &[Vec<f32>; 4],
+        dresidual: Option<&mut [f32]>,
     ) -> u32 {
-        let mut top = [0u32; LANES];
-        let mut group = |dx: &mut Group, dout: &Group, output: &Group, word, x: &Group, affine: &[Group; 4]| {
-            let [mean, a, b, c] = affine;
-            for l in 0..LANES {
-                let g = pass::<GATE>(dout[l], output[l], word, l);
-                let v = g.mul_add(a[l], (x[l] - mean[l]).mul_add(b[l], c[l]));
-                dx[l] = v;
-                top[l] = top[l].max(v.to_bits() & MAGNITUDE);
-            }
-        };
-        let gated = |dresidual: &mut Group, dout: &Group, output: &Group, word| {
-            for l in 0..LANES {
-                dresidual[l] = pass::<GATE>(dout[l], output[l], word, l);
-            }
-        };
-        let (dxs, dx_rest) = dx.as_chunks_mut::<LANES>();
-        let (dresiduals, dresidual_rest) = dresidual.as_chunks_mut::<LANES>();
-        let ((douts, dout_rest), (outputs, output_rest), (xs, x_rest)) =
-            (dout.as_chunks::<LANES>(), output.as_chunks::<LANES>(), x.as_chunks::<LANES>());
-        let period = affine.len();
-        let mut words = words.iter().copied();
-        let mut dresiduals = dresiduals.iter_mut();
+        let [mean, a, b, c] = affine;
+        let period = mean.len();
+        let mut above = vec![0.0; if words.is_empty() { 0 } else { period }];
+        let mut words = words.chunks(period / LANES);
+        let mut dresidual = dresidual.map(|d| d.chunks_mut(period));
+        let mut top = 0;
         for (((dx, dout), output), x) in
-            dxs.chunks_mut(period).zip(douts.chunks(period)).zip(outputs.chunks(period)).zip(xs.chunks(period))
+            dx.chunks_mut(period).zip(dout.chunks(period)).zip(output.chunks(period)).zip(x.chunks(period))
         {
-            for ((((dx, dout), output), x), affine) in dx.iter_mut().zip(dout).zip(output).zip(x).zip(affine) {
-                let word = if GATE == Gate::BITS { words.next().unwrap_or(0) } else { 0 };
-                if RESIDUAL && let Some(dresidual) = dresiduals.next() {
-                    gated(dresidual, dout, output, word);
+            let output = match words.next() {
+                None => output,
+                Some(words) => spread(words, &mut above[..output.len()]),
+            };
+            let affine = mean.iter().zip(a).zip(b).zip(c);
+            let values = dout.iter().zip(output).zip(x).zip(affine);
+            for (dx, (((dout, output), x), (((mean, a), b), c))) in dx.iter_mut().zip(values) {
+                let g = pass::<GATED>(*dout, *output);
+                let v = g.mul_add(*a, (x - mean).mul_add(*b, *c));
+                *dx = v;
+                top = top.max(v.to_bits() & MAGNITUDE);
+            }
+            if let Some(dresidual) = dresidual.as_mut().and_then(Iterator::next) {
+                for ((d, dout), output) in dresidual.iter_mut().zip(dout).zip(output) {
+                    *d = pass::<GATED>(*dout, *output);
                 }
-                group(dx, dout, output, word, x, affine);
             }
         }
-        if !x_rest.is_empty() {
-            let at = xs.len() % period;
-            let mut last = [0.0; LANES];
-            let mut rest_affine = [[0.0; LANES]; 4];
-            for (to, from) in rest_affine.iter_mut().zip(&affine[at]) {
-                *to = filled_up(&from[..x_rest.len()]);
-            }
-            let (dout, output, x) = (filled_up(dout_rest), filled_up(output_rest), filled_up(x_rest));
-            let word = words.next().unwrap_or(0);
-            if RESIDUAL {
-                gated(&mut last, &dout, &output, word);
-                dresidual_rest.copy_from_slice(&last[..x_rest.len()]);
-            }
-            group(&mut last, &dout, &output, word, &x, &rest_affine);
-            dx_rest.copy_from_slice(&last[..x_rest.len()]);
-        }
-        top.into_iter().fold(0, u32::max)
+        top
     }
 }
 

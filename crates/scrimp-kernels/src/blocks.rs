@@ -1,4 +1,4 @@
-//! How passes over memory are cut: into blocks whose size depends on shapes alone, and those into groups of lanes.
+//! How passes over memory are cut: into blocks whose size depends on shapes alone.
 
 use rayon::prelude::*;
 
@@ -8,11 +8,8 @@ use crate::KernelError;
 /// look at them finds them in the cache of the core.
 pub(crate) const BLOCK: usize = 1 << 15;
 
-/// How many values an inner loop takes at once, and how many share a word of a bit mask.
+/// How many values share a word of a bit mask.
 pub(crate) const LANES: usize = 32;
-
-/// Values that an inner loop takes at once.
-pub(crate) type Group = [f32; LANES];
 
 /// The bits of a magnitude.
 pub(crate) const MAGNITUDE: u32 = 0x7FFF_FFFF;
@@ -31,7 +28,21 @@ pub(crate) fn map<T: Send, R: Send>(
     }
 }
 
-/// The same for work whose result is the bits of the largest magnitude; gives the magnitude, NaN if any value is.
+/// [`map`] with memory that the work may use as it likes, made anew as seldom as the pool allows.
+pub(crate) fn map_with<T: Send, S, R: Send>(
+    items: impl Iterator<Item = T>,
+    memory: impl Fn() -> S + Sync + Send,
+    work: impl Fn(&mut S, T) -> R + Sync + Send,
+) -> Vec<R> {
+    let items: Vec<T> = items.collect();
+    if items.len() <= 1 {
+        items.into_iter().map(|item| work(&mut memory(), item)).collect()
+    } else {
+        items.into_par_iter().map_init(memory, work).collect()
+    }
+}
+
+/// The same as [`map`] for work whose result is the bits of the largest magnitude; gives the magnitude, NaN if any value is.
 pub(crate) fn absmax<T: Send>(
     items: impl Iterator<Item = T>,
     work: impl Fn(T) -> u32 + Sync + Send,
@@ -70,12 +81,4 @@ pub(crate) fn check(
     problem: impl FnOnce() -> String,
 ) -> Result<(), KernelError> {
     if valid { Ok(()) } else { Err(KernelError::Shape { what, problem: problem() }) }
-}
-
-/// A last group, filled up with zeros.
-#[inline(always)]
-pub(crate) fn filled_up(rest: &[f32]) -> Group {
-    let mut group = [0.0; LANES];
-    group[..rest.len()].copy_from_slice(rest);
-    group
 }

@@ -7,41 +7,64 @@
 use crate::Level;
 
 /// Defines a function whose body is compiled for every level.
+///
+/// `fn name<tile R, N>` is a function with a tile of `R` rows and `N` columns, as many as the registers of a level hold.
 macro_rules! versions {
+    (
+        $(#[$doc:meta])*
+        $vis:vis fn $name:ident <tile $rows:ident, $lanes:ident> ($($arg:ident: $ty:ty),* $(,)?)
+        $(-> $ret:ty)? $body:block
+    ) => {
+        $crate::dispatch::versions! {
+            @ [$(#[$doc])* $vis] $name [const $rows: usize, const $lanes: usize] [] []
+            [8, 32] [4, 16] ($($arg: $ty),*) [$(-> $ret)?] $body
+        }
+    };
     (
         $(#[$doc:meta])*
         $vis:vis fn $name:ident $(<$(const $generic:ident: $kind:ty),+>)? ($($arg:ident: $ty:ty),* $(,)?)
         $(-> $ret:ty)? $body:block
     ) => {
-        $(#[$doc])*
+        $crate::dispatch::versions! {
+            @ [$(#[$doc])* $vis] $name [$($(const $generic: $kind),+)?]
+            [$($(const $generic: $kind),+)?] [$($($generic),+)?]
+            [$($($generic),+)?] [$($($generic),+)?]
+            ($($arg: $ty),*) [$(-> $ret)?] $body
+        }
+    };
+    (
+        @ [$($head:tt)*] $name:ident [$($generics:tt)*] [$($outer:tt)*] [$($given:tt)*]
+        [$($wide:tt)*] [$($narrow:tt)*]
+        ($($arg:ident: $ty:ty),*) [$($ret:tt)*] $body:block
+    ) => {
         #[cfg_attr(
             target_arch = "x86_64",
             expect(unsafe_code, reason = "what is compiled for an instruction set is called after its detection")
         )]
         #[allow(clippy::too_many_arguments, reason = "the slices of one loop")]
-        $vis fn $name $(<$(const $generic: $kind),+>)? ($($arg: $ty),*) $(-> $ret)? {
+        $($head)* fn $name<$($outer)*>($($arg: $ty),*) $($ret)* {
             #[inline(always)]
-            fn body $(<$(const $generic: $kind),+>)? ($($arg: $ty),*) $(-> $ret)? $body
+            fn body<$($generics)*>($($arg: $ty),*) $($ret)* $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-            fn avx512 $(<$(const $generic: $kind),+>)? ($($arg: $ty),*) $(-> $ret)? {
-                body $(::<$($generic),+>)? ($($arg),*)
+            fn avx512<$($outer)*>($($arg: $ty),*) $($ret)* {
+                body::<$($wide)*>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2 $(<$(const $generic: $kind),+>)? ($($arg: $ty),*) $(-> $ret)? {
-                body $(::<$($generic),+>)? ($($arg),*)
+            fn avx2<$($outer)*>($($arg: $ty),*) $($ret)* {
+                body::<$($narrow)*>($($arg),*)
             }
             match $crate::dispatch::level() {
                 // SAFETY: `level` is at most what was detected.
                 #[cfg(target_arch = "x86_64")]
                 $crate::Level::Avx512 | $crate::Level::Avx512Bf16 => unsafe {
-                    avx512 $(::<$($generic),+>)? ($($arg),*)
+                    avx512::<$($given)*>($($arg),*)
                 },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Level::Avx2 => unsafe { avx2 $(::<$($generic),+>)? ($($arg),*) },
-                _ => body $(::<$($generic),+>)? ($($arg),*),
+                $crate::Level::Avx2 => unsafe { avx2::<$($given)*>($($arg),*) },
+                _ => body::<$($narrow)*>($($arg),*),
             }
         }
     };

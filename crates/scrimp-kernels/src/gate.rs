@@ -17,9 +17,9 @@ pub enum Gate<'a> {
 }
 
 impl<'a> Gate<'a> {
-    pub(crate) const OPEN: u8 = 0;
-    pub(crate) const OUTPUT: u8 = 1;
-    pub(crate) const BITS: u8 = 2;
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self, Self::Open)
+    }
 
     /// Complains about a slice that does not fit to `len` values.
     pub(crate) fn check(&self, len: usize) -> Result<(), KernelError> {
@@ -35,7 +35,7 @@ impl<'a> Gate<'a> {
         if let Self::Output(out) = self { out } else { instead }
     }
 
-    /// The words of `len` values from `at` on, which begins a word; none where they are not read.
+    /// The words of `len` values from `at` on, which begins a word; none where there are no bits.
     pub(crate) fn words(&self, at: usize, len: usize) -> &'a [u32] {
         if let Self::Bits(words) = self {
             &words[at / LANES..(at + len).div_ceil(LANES)]
@@ -45,14 +45,14 @@ impl<'a> Gate<'a> {
     }
 }
 
-/// One lane of a gradient behind the gate.
+/// A gradient behind the gate.
 #[inline(always)]
-pub(crate) fn pass<const GATE: u8>(grad: f32, output: f32, word: u32, lane: usize) -> f32 {
-    match GATE {
-        // A select between two floats that are there, because the compiler turns no branch into a mask.
-        Gate::OUTPUT => f32::from_bits(grad.to_bits() & if output <= 0.0 { 0 } else { u32::MAX }),
-        Gate::BITS => f32::from_bits(grad.to_bits() & 0u32.wrapping_sub((word >> lane) & 1)),
-        _ => grad,
+pub(crate) fn pass<const GATED: bool>(grad: f32, output: f32) -> f32 {
+    if GATED {
+        // A mask, because the compiler makes no vectors of a branch.
+        f32::from_bits(grad.to_bits() & if output <= 0.0 { 0 } else { u32::MAX })
+    } else {
+        grad
     }
 }
 
@@ -62,12 +62,25 @@ pub(crate) fn relu(x: f32) -> f32 {
     if x <= 0.0 { 0.0 } else { x }
 }
 
-/// The bits of a group of outputs.
+/// The bits of outputs, 32 in a word.
 #[inline(always)]
-pub(crate) fn bits(out: &[f32; LANES]) -> u32 {
-    let mut halves = [0u32; LANES];
-    for (lane, (half, v)) in halves.iter_mut().zip(out).enumerate() {
-        *half = if *v <= 0.0 { 0 } else { 1 << lane };
+pub(crate) fn bits(out: &[f32], words: &mut [u32]) {
+    for (word, out) in words.iter_mut().zip(out.chunks(LANES)) {
+        *word = 0;
+        for (lane, v) in (0u32..).zip(out) {
+            *word |= if *v <= 0.0 { 0 } else { 1 << lane };
+        }
     }
-    halves.iter().fold(0, |word, half| word | half)
+}
+
+/// 1 where a bit is set, 0 elsewhere: an output that gates as the bits do.
+#[inline(always)]
+pub(crate) fn spread<'a>(words: &[u32], out: &'a mut [f32]) -> &'a [f32] {
+    const ONE: u32 = 1f32.to_bits();
+    for (word, out) in words.iter().zip(out.chunks_mut(LANES)) {
+        for (lane, v) in (0u32..).zip(out) {
+            *v = f32::from_bits((word >> lane & 1) * ONE);
+        }
+    }
+    out
 }

@@ -9,28 +9,35 @@
 //! time ([`Level`]). Integer products are exact; sums of floats run in an order that depends on shapes alone, so that the
 //! number of threads never changes a bit.
 
+pub mod activation;
+pub mod attention;
 pub mod batch_norm;
 mod blocks;
 pub mod conv2d;
 mod dispatch;
+pub mod embedding;
 mod error;
 mod gate;
 mod gemm;
+pub mod layer_norm;
 mod level;
 pub mod linear;
+mod math;
 pub mod matmul;
 mod operand;
 pub mod optim;
+mod peak;
 pub mod pool;
 mod reduce;
-mod peak;
+pub mod softmax;
 #[cfg(test)]
 mod testing;
 
+pub use embedding::Id;
 pub use error::KernelError;
 pub use gate::Gate;
 pub use gemm::element::LONGEST_INT8;
 pub use level::Level;
 pub use operand::{Kind, Operand, Scale};
-pub use reduce::column_sums;
 pub use peak::register_peak;
+pub use reduce::column_sums;

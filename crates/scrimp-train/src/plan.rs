@@ -476,7 +476,7 @@ mod tests {
         assert_eq!(scheme("fc3", Role::Input), "int8");
         assert_eq!(plan.get("fc3", Role::Weight).unwrap().rule, Some(2));
         assert_eq!(plan.get("conv1", Role::InputGrad).unwrap().status, Status::NotComputed);
-        assert_eq!(plan.get("conv1", Role::Output).unwrap().shape, [64, 6, 28, 28]);
+        assert_eq!(plan.get("conv1", Role::Output).unwrap().shape, [64, 28, 28, 6]);
     }
 
     #[test]

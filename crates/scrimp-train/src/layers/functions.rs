@@ -33,7 +33,8 @@ pub fn features(x: Tensor<4>, arithmetic: Arithmetic) -> Tensor<2> {
 /// `max(x, 0)`; saves one bit for each value.
 pub fn relu<const D: usize>(x: Tensor<D>, arithmetic: Arithmetic) -> Tensor<D> {
     match arithmetic {
-        Arithmetic::Kernels | Arithmetic::Engine => activation::relu(x),
+        Arithmetic::Kernels => ops::relu(x),
+        Arithmetic::Engine => activation::relu(x),
     }
 }
 

@@ -21,7 +21,7 @@ use burn::backend::{
 use burn::tensor::TensorData;
 
 pub(crate) use batch_norm::batch_norm;
-pub(crate) use pool::{global_average, max_pool, relu_max_pool};
+pub(crate) use pool::{global_average, max_pool, relu, relu_max_pool};
 pub(crate) use product::{Geometry, Product, product};
 
 /// A tensor of the CPU backend.

@@ -3,10 +3,38 @@
 use burn::backend::TensorMetadata;
 use burn::tensor::Tensor;
 use scrimp_kernels::pool::{self, Window};
+use scrimp_kernels::{Gate, activation};
 
 use super::{Function, Values, apply, contiguous, room, slice, tensor};
 
+/// Values of a word of bits.
+const WORD: usize = u32::BITS as usize;
 const CHECKED: &str = "buffers have the shapes of their tensors";
+
+#[derive(Debug)]
+struct Relu;
+
+impl Function<1> for Relu {
+    /// Where the output is above zero, one bit for each value.
+    type Saved = Vec<u32>;
+
+    fn forward(&self, [x]: [Values; 1], keep: bool) -> (Values, Option<Vec<u32>>) {
+        let mut x = contiguous(x);
+        let count = x.shape().num_elements();
+        let mut bits = keep.then(|| vec![0; count.div_ceil(WORD)]);
+        let values = &mut x.storage_mut::<f32>()[..count];
+        activation::relu(values, bits.as_deref_mut()).expect(CHECKED);
+        (x, bits)
+    }
+
+    fn backward(&self, dy: Values, bits: Vec<u32>, _needs: [bool; 1]) -> [Option<Values>; 1] {
+        let mut dy = contiguous(dy);
+        let count = dy.shape().num_elements();
+        let values = &mut dy.storage_mut::<f32>()[..count];
+        activation::relu_backward(values, Gate::Bits(&bits)).expect(CHECKED);
+        [Some(dy)]
+    }
+}
 
 #[derive(Debug)]
 struct MaxPool {
@@ -68,6 +96,10 @@ impl Function<1> for GlobalAverage {
 
 fn beside(window: [usize; 2]) -> Window {
     Window { kernel: window, stride: window, padding: [0; 2] }
+}
+
+pub(crate) fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(apply(Relu, [x.into_dispatch()]))
 }
 
 /// Windows lie beside each other; channels stand on the last axis.
