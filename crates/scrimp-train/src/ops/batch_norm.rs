@@ -39,6 +39,10 @@ const CHECKED: &str = "the shapes of a norm are those of its input and its chann
 impl Function<4> for Norm {
     type Saved = Saved;
 
+    fn inputs(&self) -> usize {
+        if self.has_residual { 4 } else { 3 }
+    }
+
     fn forward(
         &self,
         [x, gamma, beta, residual]: [Values; 4],

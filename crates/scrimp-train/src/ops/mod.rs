@@ -35,6 +35,11 @@ pub(crate) trait Function<const N: usize>: Debug + Send + Sync + 'static {
     /// The result; with `keep` also what the way back needs, which is held until then.
     fn forward(&self, inputs: [Values; N], keep: bool) -> (Values, Option<Self::Saved>);
 
+    /// How many inputs count; those after them stand for tensors that are not there.
+    fn inputs(&self) -> usize {
+        N
+    }
+
     /// The gradients of the inputs that need one.
     fn backward(&self, dy: Values, saved: Self::Saved, needs: [bool; N]) -> [Option<Values>; N];
 }
@@ -79,7 +84,7 @@ impl<F: Function<N>, const N: usize> Call for Placed<F, N> {
     }
 
     fn inputs(&self) -> usize {
-        N
+        self.function.inputs()
     }
 }
 

@@ -123,6 +123,10 @@ const CHECKED: &str = "a layer checks its shapes when it is given its input";
 impl Function<3> for Product {
     type Saved = Saved;
 
+    fn inputs(&self) -> usize {
+        if self.has_bias { 3 } else { 2 }
+    }
+
     fn forward(&self, [x, w, b]: [Values; 3], keep: bool) -> (Values, Option<Saved>) {
         let Products { forward, input_gradient, weight_gradient } = self.products.kinds();
         let (input, weight) = (x.shape().as_slice().to_vec(), w.shape().as_slice().to_vec());
