@@ -343,6 +343,10 @@ pub fn resolve(
                 status,
             });
         }
+        // A layer without a product, such as a table of embeddings, has no input of its own.
+        if site.shape(Role::Input).is_none() {
+            continue;
+        }
         let float32 = Scheme::float32();
         let own = &tensors[first..];
         let scheme = |role| own.iter().find(|t| t.role == role).map_or(&float32, |t| &t.scheme);

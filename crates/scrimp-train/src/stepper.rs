@@ -3,16 +3,19 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::Stream;
 
 use crate::compute::{Choice, Compute};
+use crate::engine;
 use crate::gradients::GradientTaps;
+use crate::layers::Ids;
 use crate::loss::cross_entropy;
-use crate::models::Network;
+use crate::models::{Network, TextTransformer, TextTransformerOptions};
 use crate::optimizers::{Optimizer, OptimizerConfig};
-use crate::plan::{self, PlanError, PlanRequest};
+use crate::plan::{self, PlanError};
 use crate::rules::Rule;
 use crate::tap::{Arithmetic, Scope, Session, Site};
 
@@ -63,70 +66,105 @@ pub struct ProductTime {
 
 /// A network that trains on noise, for its [`ModelEntry`](crate::models::ModelEntry).
 pub(crate) fn stepper<N: Network>(job: &StepJob) -> Result<Box<dyn Stepper>, PlanError> {
-    let request = PlanRequest {
+    N::accepts(job.image).map_err(|valid| PlanError::Image {
+        model: N::NAME,
         image: job.image,
-        classes: job.classes,
-        batch: job.batch,
-        rules: job.rules.clone(),
-        device: job.device.clone(),
-        compute: job.compute,
-    };
-    let shapes = Scope::root(0).with(job.arithmetic);
-    let (_, device) = plan::build::<N>(&request, &shapes)?;
-    let plan = plan::resolve(&shapes.sites(), &job.rules, job.batch, job.compute)?;
-    let device = device.autodiff();
-    let scope = Scope::root(0).with(job.arithmetic);
-    let net = N::build(job.image, job.classes, &scope, &device);
-    let session = Session::new(0);
-    let sites = scope.sites();
-    plan.apply(&sites, &session);
-
+        valid,
+    })?;
     let [channels, height, width] = job.image;
     let count = job.batch * channels * height * width;
     let noise = Stream::new(1, 2);
     let values: Vec<f32> = (0..count as u64).map(|i| noise.uniform(i) - 0.5).collect();
     let shape = [job.batch, channels, height, width];
+    let images =
+        |device: &Device| Tensor::<4>::from_data(TensorData::new(values.clone(), shape), device);
+    let build = |scope: &Scope, device: &Device| N::build(job.image, job.classes, scope, device);
+    steps(job, build, images, |net: &N, x: &Tensor<4>| net.forward(x.clone()))
+}
+
+/// The same for a transformer with 2 layers of 128 values and 4 heads, on texts of 64 tokens out of 20,000.
+///
+/// # Errors
+/// If the rules do not fit the network.
+pub fn text_transformer(job: &StepJob) -> Result<Box<dyn Stepper>, PlanError> {
+    let options = TextTransformerOptions {
+        tokens: 20_000,
+        time: 64,
+        dim: 128,
+        heads: 4,
+        hidden: 256,
+        layers: 2,
+        classes: job.classes,
+    };
+    let mut draws = vec![0; job.batch * options.time];
+    Stream::new(1, 2).fill(0, &mut draws);
+    let tokens = u32::try_from(options.tokens).unwrap_or(u32::MAX);
+    let values = draws.iter().map(|draw| draw % tokens).collect();
+    let ids = Ids { values, shape: [job.batch, options.time] };
+    let build = |scope: &Scope, device: &Device| TextTransformer::new(options, scope, device);
+    steps(job, build, |_| ids.clone(), TextTransformer::forward)
+}
+
+/// Builds a network twice, once to learn its shapes, and applies the job's rules.
+fn steps<N: Module + 'static, X: 'static>(
+    job: &StepJob,
+    build: impl Fn(&Scope, &Device) -> N,
+    batch: impl Fn(&Device) -> X,
+    forward: fn(&N, &X) -> Tensor<2>,
+) -> Result<Box<dyn Stepper>, PlanError> {
+    let plain = engine::device(&job.device)?;
+    let shapes = Scope::root(0).with(job.arithmetic);
+    forward(&build(&shapes, &plain), &batch(&plain));
+    let plan = plan::resolve(&shapes.sites(), &job.rules, job.batch, job.compute)?;
+    let device = plain.autodiff();
+    let scope = Scope::root(0).with(job.arithmetic);
+    let net = build(&scope, &device);
+    let session = Session::new(0);
+    let sites = scope.sites();
+    plan.apply(&sites, &session);
     Ok(Box::new(Steps {
         gradients: GradientTaps::new(&sites, &session),
         net: Some(net),
+        forward,
         optimizer: Optimizer::new(job.optimizer.clone()),
         session,
         sites,
-        x: Tensor::from_data(TensorData::new(values, shape), &device),
+        x: batch(&device),
         labels: (0..job.batch).map(|i| u8::try_from(i % job.classes).unwrap_or(0)).collect(),
         device,
-        steps: 0,
+        done: 0,
     }))
 }
 
-struct Steps<N> {
+struct Steps<N, X> {
     /// Taken out while a step replaces it.
     net: Option<N>,
+    forward: fn(&N, &X) -> Tensor<2>,
     optimizer: Optimizer,
     session: Arc<Session>,
     sites: Vec<Arc<Site>>,
     gradients: GradientTaps,
-    x: Tensor<4>,
+    x: X,
     labels: Vec<u8>,
     device: Device,
-    steps: u64,
+    done: u64,
 }
 
-impl<N: Network> Stepper for Steps<N> {
+impl<N: Module, X> Stepper for Steps<N, X> {
     fn step(&mut self) -> f64 {
         /// Small, so that noise does not drive the network to infinity.
         const LR: f64 = 1e-4;
         let net = self.net.take().expect("a step gives the network back");
         let start = Instant::now();
-        self.session.set_step(self.steps);
-        let logits = net.forward(self.x.clone());
+        self.session.set_step(self.done);
+        let logits = (self.forward)(&net, &self.x);
         let loss = cross_entropy(logits, &self.labels, 0.0, &self.device);
         let _value = loss.clone().into_scalar::<f32>();
         let mut grads = GradientsParams::from_grads(loss.backward(), &net);
         self.gradients.round(&net, &mut grads);
         self.net = Some(self.optimizer.step(LR, net, &mut grads));
         let seconds = start.elapsed().as_secs_f64();
-        self.steps += 1;
+        self.done += 1;
         seconds
     }
 

@@ -51,6 +51,27 @@ fn plus_zero(values: Vec<f32>) -> Vec<f32> {
     values.into_iter().map(|v| v + 0.0).collect()
 }
 
+/// The rule of `key=scheme` pairs, for every layer.
+fn rule_of(schemes: &str) -> Rule {
+    let mut rule = Rule::new("*");
+    for (key, scheme) in options(schemes) {
+        let scheme: Scheme = scheme.parse().unwrap();
+        let slot = match key {
+            "x" => &mut rule.x,
+            "w" => &mut rule.w,
+            "b" => &mut rule.b,
+            "y" => &mut rule.y,
+            "dx" => &mut rule.dx,
+            "dy" => &mut rule.dy,
+            "dw" => &mut rule.dw,
+            "db" => &mut rule.db,
+            _ => panic!("{key}"),
+        };
+        *slot = Some(scheme);
+    }
+    rule
+}
+
 #[test]
 fn the_eight_points_of_a_layer_round_as_an_autograd_function_of_pytorch_does() {
     for arithmetic in [Arithmetic::Kernels, Arithmetic::Engine] {
@@ -122,22 +143,7 @@ fn eight_points(arithmetic: Arithmetic, compute: Compute) {
             (x, y)
         };
         forward(values("x"));
-        let mut rule = Rule::new("*");
-        for (key, scheme) in options(schemes) {
-            let scheme: Scheme = scheme.parse().unwrap();
-            let slot = match key {
-                "x" => &mut rule.x,
-                "w" => &mut rule.w,
-                "b" => &mut rule.b,
-                "y" => &mut rule.y,
-                "dx" => &mut rule.dx,
-                "dy" => &mut rule.dy,
-                "dw" => &mut rule.dw,
-                "db" => &mut rule.db,
-                _ => panic!("{key}"),
-            };
-            *slot = Some(scheme);
-        }
+        let rule = rule_of(schemes);
         let session = Session::new(0);
         let sites = scope.sites();
         resolve(&sites, &[rule], dims("x")[0], compute).unwrap().apply(&sites, &session);

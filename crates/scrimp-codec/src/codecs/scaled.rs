@@ -1051,7 +1051,7 @@ impl Bound<'_> {
             ) => true,
             Some(_) => false,
         };
-        let bf16 = |v: f32| v.to_bits() & 0xFFFF == 0 || !v.is_finite();
+        let bf16 = |v: f32| v.to_bits().trailing_zeros() >= 16 || !v.is_finite();
         let bits = self.format.bits();
         let short = powers
             && bits <= LAST
@@ -1098,12 +1098,17 @@ impl Bound<'_> {
             let mut wide: Vec<i16> = codes.into_iter().map(i16::from).collect();
             self.windows(parts.layout, 0..elems, params, 0, usize::MAX, |window, groups| {
                 for (codes, params) in wide[window].chunks_mut(groups.len).zip(groups.params) {
-                    // A zero point is a code of at most 8 bits.
-                    codes.iter_mut().for_each(|c| *c -= params.zero as i16);
+                    let [zero, ..] = params.zero.to_le_bytes();
+                    for c in codes {
+                        *c -= i16::from(zero);
+                    }
                 }
             });
             match width {
-                Width::Narrow => IntegerCodes::Narrow(wide.iter().map(|c| *c as i8).collect()),
+                Width::Narrow => {
+                    let narrow = |c: &i16| c.to_le_bytes()[0].cast_signed();
+                    IntegerCodes::Narrow(wide.iter().map(narrow).collect())
+                }
                 Width::Wide => IntegerCodes::Wide(wide),
             }
         };

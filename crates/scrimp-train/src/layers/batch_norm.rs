@@ -1,7 +1,7 @@
 //! Batch normalization, with what usually follows it.
 
 use burn::module::{Module, Param, RunningState};
-use burn::tensor::activation::relu;
+use burn::tensor::activation;
 use burn::tensor::{Device, Tensor};
 
 use crate::ops;
@@ -28,20 +28,9 @@ pub struct BatchNorm {
 }
 
 /// Added to variances.
-const EPSILON: f64 = 1e-5;
+const EPSILON: f32 = 1e-5;
 /// Share of a batch in the running averages.
 const MOMENTUM: f64 = 0.1;
-
-/// What follows a norm in the same pass over memory.
-#[derive(Clone, Debug)]
-pub enum After {
-    /// Nothing.
-    Nothing,
-    /// A `ReLU`.
-    Relu,
-    /// A tensor of the output's shape is added, and a `ReLU` comes last.
-    AddRelu(Tensor<4>),
-}
 
 impl BatchNorm {
     /// A norm that leaves normalized channels as they are.
@@ -59,31 +48,30 @@ impl BatchNorm {
     ///
     /// # Shapes
     /// - `x` and result: `[batch, height, width, channels]`; with the engine's own arithmetic channels stand on axis 1
-    pub fn forward(&self, x: Tensor<4>, after: After) -> Tensor<4> {
-        let training = x.device().is_autodiff();
-        match self.arithmetic {
-            Arithmetic::Kernels => self.with_kernels(x, after, training),
-            Arithmetic::Engine => {
-                let y = self.with_engine(x, training);
-                match after {
-                    After::Nothing => y,
-                    After::Relu => relu(y),
-                    After::AddRelu(residual) => relu(y + residual),
-                }
-            }
-        }
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.normalize(x, false, None)
     }
 
-    fn with_kernels(&self, x: Tensor<4>, after: After, training: bool) -> Tensor<4> {
-        let (relu, residual) = match after {
-            After::Nothing => (false, None),
-            After::Relu => (true, None),
-            After::AddRelu(residual) => (true, Some(residual)),
-        };
+    /// [`forward`](Self::forward) and a `ReLU`, in the same pass over memory.
+    pub fn forward_relu(&self, x: Tensor<4>) -> Tensor<4> {
+        self.normalize(x, true, None)
+    }
+
+    /// [`forward`](Self::forward), the sum with a tensor of the output's shape, and a `ReLU`, in the same pass over memory.
+    pub fn forward_add_relu(&self, x: Tensor<4>, residual: Tensor<4>) -> Tensor<4> {
+        self.normalize(x, true, Some(residual))
+    }
+
+    fn normalize(&self, x: Tensor<4>, relu: bool, residual: Option<Tensor<4>>) -> Tensor<4> {
+        let training = x.device().is_autodiff();
+        if self.arithmetic == Arithmetic::Engine {
+            let y = self.with_engine(x, training);
+            let y = residual.map_or_else(|| y.clone(), |residual| y.clone() + residual);
+            return if relu { activation::relu(y) } else { y };
+        }
         let averages = (!training).then(|| [self.running_mean.value(), self.running_var.value()]);
         let parameters = [self.weight.val(), self.bias.val()];
-        let epsilon = EPSILON as f32;
-        let (y, batch) = ops::batch_norm(x, parameters, residual, relu, epsilon, averages);
+        let (y, batch) = ops::batch_norm(x, parameters, residual, relu, EPSILON, averages);
         if let Some([mean, var]) = batch {
             self.follow(mean, var);
         }
@@ -94,9 +82,9 @@ impl BatchNorm {
         let (weight, bias) = (self.weight.val(), self.bias.val());
         if !training {
             let [mean, var] = [self.running_mean.value(), self.running_var.value()];
-            return burn::tensor::module::batch_norm(x, weight, bias, mean, var, EPSILON);
+            return burn::tensor::module::batch_norm(x, weight, bias, mean, var, EPSILON.into());
         }
-        let result = burn::tensor::module::batch_norm_train(x, weight, bias, EPSILON);
+        let result = burn::tensor::module::batch_norm_train(x, weight, bias, EPSILON.into());
         self.follow(result.mean.detach(), result.variance.detach());
         result.output
     }

@@ -38,6 +38,11 @@ pub fn relu<const D: usize>(x: Tensor<D>, arithmetic: Arithmetic) -> Tensor<D> {
     }
 }
 
+/// `x Phi(x)`, with the normal distribution itself and no approximation of it.
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    ops::gelu(x)
+}
+
 /// The largest value of each window, of which one lies beside the other; saves one byte for each output.
 pub fn max_pool(x: Tensor<4>, window: [usize; 2], arithmetic: Arithmetic) -> Tensor<4> {
     match arithmetic {

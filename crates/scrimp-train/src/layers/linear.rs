@@ -38,19 +38,22 @@ impl Linear {
     /// The forward pass.
     ///
     /// # Shapes
-    /// - `x`: `[batch, in]`
-    /// - result: `[batch, out]`
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+    /// - `x`: `[batch, ..., in]`
+    /// - result: `[batch, ..., out]`
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let (w, b) = (self.weight.val(), self.bias.as_ref().map(Param::val));
         match self.tap.arithmetic() {
             Arithmetic::Kernels => {
-                let ([rows, inputs], [outputs, _]) = (x.dims(), w.dims());
+                let [outputs, inputs] = w.dims();
+                let mut output = x.dims();
+                output[D - 1] = outputs;
+                let rows = output[..D - 1].iter().product();
                 let shape = LinearShape { rows, inputs, outputs };
-                self.tap.product(x, w, b, Geometry::Linear(shape), [rows, outputs])
+                self.tap.product(x, w, b, Geometry::Linear(shape), output)
             }
             Arithmetic::Engine => {
                 let x = self.tap.input(x);
-                let mut y = x.matmul(self.tap.weight(w).transpose());
+                let mut y = x.matmul(self.tap.weight(w).transpose().unsqueeze());
                 if let Some(bias) = b {
                     y = y + self.tap.bias(bias).unsqueeze();
                 }

@@ -1,17 +1,23 @@
 //! Layers whose eight tensors are tapped. All other layers of Burn may stand between them.
 
+mod attention;
 mod batch_norm;
 mod conv2d;
+mod embedding;
 mod functions;
+mod layer_norm;
 mod linear;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::Stream;
 
-pub use batch_norm::{After, BatchNorm};
+pub use attention::SelfAttention;
+pub use batch_norm::BatchNorm;
 pub use conv2d::{Conv2d, Conv2dOptions};
-pub use functions::{channels_last, features, global_average, max_pool, relu, relu_max_pool};
+pub use embedding::{Embedding, Ids};
+pub use functions::{channels_last, features, gelu, global_average, max_pool, relu, relu_max_pool};
+pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 
 /// How a weight gets its first values.
@@ -20,27 +26,30 @@ pub enum Init {
     /// Uniform in `+-1/sqrt(fan_in)`, weight and bias, as PyTorch does by default.
     #[default]
     Uniform,
+    /// Normal with variance 1; a bias is uniform.
+    Normal,
     /// Normal with variance `2/fan_in` (He et al. 2015, arXiv:1502.01852), as the residual networks for CIFAR use; a bias is uniform.
     KaimingNormal,
 }
 
 impl Init {
     #[expect(clippy::cast_possible_truncation, reason = "a first value is rounded to f32")]
-    fn weight<const D: usize>(
+    pub(crate) fn weight<const D: usize>(
         self,
         shape: [usize; D],
         stream: &Stream,
         device: &Device,
     ) -> Param<Tensor<D>> {
         let fan_in: usize = shape[1..].iter().product();
+        let deviation = if self == Self::Normal { 1.0 } else { (2.0 / fan_in as f64).sqrt() };
         let values: Vec<f32> = match self {
             Self::Uniform => return uniform(shape, fan_in, stream, device),
             // Box and Muller 1958, one pair of uniform numbers for each value.
-            Self::KaimingNormal => (0..shape.iter().product::<usize>() as u64)
+            Self::Normal | Self::KaimingNormal => (0..shape.iter().product::<usize>() as u64)
                 .map(|i| {
                     let radius = (-2.0 * (1.0 - f64::from(stream.uniform(2 * i))).ln()).sqrt();
                     let angle = std::f64::consts::TAU * f64::from(stream.uniform(2 * i + 1));
-                    (radius * angle.cos() * (2.0 / fan_in as f64).sqrt()) as f32
+                    (radius * angle.cos() * deviation) as f32
                 })
                 .collect(),
         };

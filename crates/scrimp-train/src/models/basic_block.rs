@@ -5,7 +5,7 @@ use burn::tensor::module::max_pool2d;
 use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
 
-use crate::layers::{After, BatchNorm, Conv2d, Conv2dOptions, Init};
+use crate::layers::{BatchNorm, Conv2d, Conv2dOptions, Init};
 use crate::tap::{Arithmetic, Scope};
 
 /// `relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))`.
@@ -96,14 +96,14 @@ impl BasicBlock {
     }
 
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = self.bn1.forward(self.conv1.forward(x.clone()), After::Relu);
+        let y = self.bn1.forward_relu(self.conv1.forward(x.clone()));
         let y = self.conv2.forward(y);
-        self.bn2.forward(y, After::AddRelu(self.shortcut(x)))
+        self.bn2.forward_add_relu(y, self.shortcut(x))
     }
 
     fn shortcut(&self, x: Tensor<4>) -> Tensor<4> {
         if let Some((conv, norm)) = &self.downsample {
-            return norm.forward(conv.forward(x), After::Nothing);
+            return norm.forward(conv.forward(x));
         }
         let stride = self.stride;
         if stride == 1 {

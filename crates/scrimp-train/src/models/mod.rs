@@ -5,6 +5,7 @@ mod lenet;
 mod mlp;
 mod resnet18;
 mod resnet20;
+mod text_transformer;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -13,6 +14,7 @@ pub use lenet::LeNet;
 pub use mlp::Mlp;
 pub use resnet18::ResNet18;
 pub use resnet20::ResNet20;
+pub use text_transformer::{TextTransformer, TextTransformerOptions};
 
 use crate::plan::{Plan, PlanError, PlanRequest};
 use crate::stepper::{self, StepJob, Stepper};

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::Network;
 use super::basic_block::{BasicBlock, Shortcut, conv};
-use crate::layers::{After, BatchNorm, Conv2d, Linear, channels_last, global_average};
+use crate::layers::{BatchNorm, Conv2d, Linear, channels_last, global_average};
 use crate::tap::{Arithmetic, Scope};
 
 /// A stem, four stages of two basic blocks with 64, 128, 256 and 512 channels, and a linear classifier.
@@ -54,7 +54,7 @@ impl Network for ResNet18 {
 
     fn forward(&self, x: Tensor<4>) -> Tensor<2> {
         let x = channels_last(x, self.arithmetic);
-        let x = self.bn1.forward(self.conv1.forward(x), After::Relu);
+        let x = self.bn1.forward_relu(self.conv1.forward(x));
         let stages = [&self.layer1, &self.layer2, &self.layer3, &self.layer4];
         let x = stages.into_iter().flatten().fold(x, |x, block| block.forward(x));
         self.fc.forward(global_average(x, self.arithmetic))

@@ -59,20 +59,17 @@ impl Function<4> for Norm {
             bits: bits.as_deref_mut(),
         };
         let (values, scale, shift) = (slice(&x), slice(&gamma), slice(&beta));
-        let (mean, rstd) = match &self.averages {
-            Some([mean, var]) => {
-                batch_norm::infer(values, [mean, var], scale, shift, self.epsilon, after, &mut y)
+        let (mean, rstd) = if let Some([mean, var]) = &self.averages {
+            batch_norm::infer(values, [mean, var], scale, shift, self.epsilon, after, &mut y)
+                .expect(CHECKED);
+            (mean.clone(), Vec::new())
+        } else {
+            let (statistics, _) =
+                batch_norm::forward(values, scale, shift, self.epsilon, after, &mut y)
                     .expect(CHECKED);
-                (mean.clone(), Vec::new())
-            }
-            None => {
-                let (statistics, _) =
-                    batch_norm::forward(values, scale, shift, self.epsilon, after, &mut y)
-                        .expect(CHECKED);
-                let of = (statistics.mean.clone(), statistics.rstd.clone());
-                *self.statistics.lock().unwrap_or_else(PoisonError::into_inner) = Some(statistics);
-                of
-            }
+            let of = (statistics.mean.clone(), statistics.rstd.clone());
+            *self.statistics.lock().unwrap_or_else(PoisonError::into_inner) = Some(statistics);
+            of
         };
         (tensor(y, &shape), keep.then_some(Saved { x, gamma, mean, rstd, bits }))
     }

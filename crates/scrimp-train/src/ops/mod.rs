@@ -7,6 +7,7 @@ mod batch_norm;
 mod held;
 mod pool;
 mod product;
+mod text;
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +24,7 @@ use burn::tensor::TensorData;
 pub(crate) use batch_norm::batch_norm;
 pub(crate) use pool::{global_average, max_pool, relu, relu_max_pool};
 pub(crate) use product::{Geometry, Product, product};
+pub(crate) use text::{attention, embed, gelu, layer_norm};
 
 /// A tensor of the CPU backend.
 pub(crate) type Values = FloatTensor<Flex>;

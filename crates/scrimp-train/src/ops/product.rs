@@ -108,7 +108,9 @@ fn product_scale<'a>(single: &[f32], channels: &'a mut [f32]) -> Scale<'a> {
     if let [scale] = channels {
         return Scale::Tensor(factor * *scale);
     }
-    channels.iter_mut().for_each(|s| *s *= factor);
+    for scale in &mut *channels {
+        *scale *= factor;
+    }
     Scale::Channel(channels)
 }
 

@@ -2,10 +2,11 @@ use clap::Args;
 use scrimp::codec::Scheme;
 use scrimp::train::compute::Compute;
 use scrimp::train::kernels::{Kind, Level, register_peak};
-use scrimp::train::models::{self, ModelEntry};
+use scrimp::train::models;
 use scrimp::train::optimizers::{Adam, OptimizerConfig, Sgd};
+use scrimp::train::plan::PlanError;
 use scrimp::train::rules::Rule;
-use scrimp::train::stepper::{ProductTime, StepJob, Stepper};
+use scrimp::train::stepper::{self, ProductTime, StepJob, Stepper};
 use scrimp::train::tap::Arithmetic;
 
 use crate::ui::{self, Side, Table, Ui};
@@ -22,7 +23,7 @@ use crate::ui::{self, Side, Table, Ui};
 #[command(verbatim_doc_comment)]
 pub struct Bench {
     /// The network
-    #[arg(value_name = "MODEL", value_parser = clap::builder::PossibleValuesParser::new(models::MODELS.iter().map(|m| m.name)))]
+    #[arg(value_name = "MODEL", value_parser = clap::builder::PossibleValuesParser::new(models::MODELS.iter().map(|m| m.name).chain([TEXT])))]
     model: String,
 
     /// Images in a batch
@@ -62,6 +63,11 @@ fn image(text: &str) -> Result<[usize; 3], String> {
         .ok_or_else(|| "an image is three sizes of 1 to 4096, such as 3x32x32".into())
 }
 
+/// The network that classifies text, which recipes do not train yet.
+const TEXT: &str = "text-transformer";
+
+type MakeStepper = fn(&StepJob) -> Result<Box<dyn Stepper>, PlanError>;
+
 /// A way to make a step.
 struct Row {
     name: String,
@@ -94,17 +100,16 @@ const WARM: u32 = 2;
 
 impl Bench {
     pub fn run(self, ui: &Ui) -> anyhow::Result<()> {
-        let model = models::find(&self.model)?;
-        let small = ["mlp", "lenet"].contains(&model.name);
+        let small = ["mlp", "lenet"].contains(&self.model.as_str());
         let image = self.image.unwrap_or(if small { [1, 28, 28] } else { [3, 32, 32] });
-        (model.accepts)(image).map_err(|valid| {
-            let [c, h, w] = image;
-            anyhow::anyhow!(
-                "`{}` does not take images of {c}x{h}x{w}; it takes {valid}",
-                model.name
-            )
-        })?;
-        let mut rows = self.rows(model, image)?;
+        let text = self.model == TEXT;
+        anyhow::ensure!(
+            !(text && (self.image.is_some() || self.engine)),
+            "`{TEXT}` takes no images and has no layers of the engine's own"
+        );
+        let stepper =
+            if text { stepper::text_transformer } else { models::find(&self.model)?.stepper };
+        let mut rows = self.rows(stepper, image)?;
         for round in 0..WARM + self.rounds {
             for row in &mut rows {
                 let seconds = row.stepper.step();
@@ -128,9 +133,10 @@ impl Bench {
         }
         let [c, h, w] = image;
         let level = Level::detected();
+        let input = if text { "64 tokens".to_owned() } else { format!("{c}x{h}x{w}") };
         ui.say(format_args!(
-            "{} · batch {} · {c}x{h}x{w} · {} · {} · {}",
-            model.name,
+            "{} · batch {} · {input} · {} · {} · {}",
+            self.model,
             self.batch,
             self.optimizer,
             ui::count(threads as u64, "thread"),
@@ -142,7 +148,7 @@ impl Bench {
         self.print(ui, &rows, &peaks)
     }
 
-    fn rows(&self, model: &ModelEntry, image: [usize; 3]) -> anyhow::Result<Vec<Row>> {
+    fn rows(&self, stepper: MakeStepper, image: [usize; 3]) -> anyhow::Result<Vec<Row>> {
         let job = |scheme: Option<&Scheme>, compute, arithmetic| StepJob {
             image,
             classes: 10,
@@ -171,7 +177,7 @@ impl Bench {
         }
         jobs.into_iter()
             .map(|(name, job)| {
-                let stepper = (model.stepper)(&job)?;
+                let stepper = stepper(&job)?;
                 Ok(Row { name, stepper, seconds: Vec::new(), products: Vec::new() })
             })
             .collect()
