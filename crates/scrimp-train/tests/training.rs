@@ -113,7 +113,7 @@ impl Layer {
     /// The output, flat.
     fn forward(&self, x: Tensor<4>) -> Tensor<1> {
         match (&self.linear, &self.conv) {
-            (Some(linear), _) => linear.forward(x.flatten(1, 3)).flatten(0, 1),
+            (Some(linear), _) => linear.forward(x.flatten::<2>(1, 3)).flatten(0, 1),
             (_, Some(conv)) => match self.arithmetic {
                 Arithmetic::Kernels => {
                     let y = conv.forward(channels_last(x, self.arithmetic));
