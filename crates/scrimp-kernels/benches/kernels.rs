@@ -7,7 +7,7 @@
 //!
 //! | option | meaning |
 //! |---|---|
-//! | `--nets lenet,linear` | which networks; `resnet18,resnet20,lenet,linear` |
+//! | `--nets lenet,linear` | which networks; `resnet18,resnet20,lenet,depthwise,linear` |
 //! | `--kinds int8` | `f32,bf16,int8` |
 //! | `--threads 1,2` | how many threads; `1,2` |
 //! | `--level avx2` | the best instruction set to use; that of the machine |
@@ -54,7 +54,7 @@ struct Options {
     cpu: bool,
 }
 
-const NETS: [&str; 4] = ["resnet18", "resnet20", "lenet", "linear"];
+const NETS: [&str; 5] = ["resnet18", "resnet20", "lenet", "depthwise", "linear"];
 const KINDS: [Kind; 3] = [Kind::F32, Kind::Bf16, Kind::Int8];
 
 fn main() {
@@ -158,6 +158,11 @@ fn layers(net: &str) -> Vec<Layer> {
         );
         Layer { name, count, shape: Shape::Conv(shape.expect("it fits")) }
     };
+    let depthwise = |name, size: usize, channels| {
+        let window = Window { padding: [1; 2], groups: channels, ..Window::default() };
+        let shape = Conv2dShape::new([32, size, size, channels], [channels, 1, 3, 3], window);
+        Layer { name, count: 1, shape: Shape::Conv(shape.expect("it fits")) }
+    };
     let linear = |name, rows, inputs, outputs| Layer {
         name,
         count: 1,
@@ -192,6 +197,7 @@ fn layers(net: &str) -> Vec<Layer> {
             linear("fc2", 64, 120, 84),
             linear("fc3", 64, 84, 10),
         ],
+        "depthwise" => vec![depthwise("32x32x64", 32, 64), depthwise("8x8x256", 8, 256)],
         _ => vec![linear("1024", 1024, 1024, 1024)],
     }
 }

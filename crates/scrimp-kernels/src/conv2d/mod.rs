@@ -3,6 +3,7 @@
 //! `y[n, i, j, o] = scale * sum over kh, kw, c of x[n, i * s - p + kh * d, j * s - p + kw * d, c] * w[o, c, kh, kw] +
 //! bias[o]`, where `c` runs over the channels of the group of `o`, and what lies outside the image is zero.
 
+mod depthwise;
 mod reference;
 mod shape;
 mod taps;
@@ -65,6 +66,9 @@ pub fn forward_at(
     if let Some(bias) = bias {
         check_len("bias", bias.len(), &[shape.out_channels])?;
     }
+    if depthwise::applies(shape) {
+        return of_one_kind!(x, w, depthwise::forward, level, shape, scale, bias, y);
+    }
     of_one_kind!(x, w, taps::forward, level, shape, scale, bias, y)
 }
 
@@ -101,6 +105,9 @@ pub fn input_gradient_at(
     check_len("w", w.len(), &shape.weight())?;
     check_len("dx", dx.len(), &shape.input())?;
     check_scale(scale, shape.in_channels)?;
+    if depthwise::applies(shape) {
+        return of_one_kind!(dy, w, depthwise::input_gradient, level, shape, scale, dx);
+    }
     of_one_kind!(dy, w, taps::input_gradient, level, shape, scale, dx)
 }
 
@@ -137,6 +144,9 @@ pub fn weight_gradient_at(
     check_len("dy", dy.len(), &shape.output())?;
     check_len("dw", dw.len(), &shape.weight())?;
     check_scale(scale, shape.out_channels)?;
+    if depthwise::applies(shape) {
+        return of_one_kind!(x, dy, depthwise::weight_gradient, level, shape, scale, dw);
+    }
     of_one_kind!(x, dy, weight::weight_gradient, level, shape, scale, dw)
 }
 

@@ -111,9 +111,16 @@ fn every_window() {
 
 #[test]
 fn groups_and_depthwise() {
-    for (channels, outs, groups) in
-        [(4, 6, 2), (16, 16, 2), (6, 6, 6), (40, 40, 40), (5, 10, 5), (34, 17, 17), (64, 64, 4)]
-    {
+    for (channels, outs, groups) in [
+        (4, 6, 2),
+        (16, 16, 2),
+        (6, 6, 6),
+        (40, 40, 40),
+        (5, 10, 5),
+        (17, 17, 17),
+        (34, 17, 17),
+        (64, 64, 4),
+    ] {
         for stride in [1, 2] {
             let window =
                 Window { stride: [stride; 2], padding: [1; 2], groups, ..Window::default() };

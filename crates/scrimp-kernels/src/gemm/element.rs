@@ -18,8 +18,20 @@ pub(crate) trait Element: Copy + Send + Sync + Default + 'static {
     /// What words of left operands are combined with by exclusive or: for int8 it turns codes into codes + 128.
     const FLIP: u32;
 
+    /// What products are added to.
+    type Sum: Copy + Default + Send + Sync;
+
     /// Its bits, in the low end.
     fn bits(self) -> u32;
+
+    /// A sum and a product.
+    fn multiply_add(sum: Self::Sum, a: Self, b: Self) -> Self::Sum;
+
+    /// A finished sum.
+    fn finish(sum: Self::Sum) -> f32;
+
+    /// The sum of sums, of which each fits its type.
+    fn finish_all(sums: impl Iterator<Item = Self::Sum>) -> f32;
 
     /// Its value, for definitions.
     fn value(self) -> f64;
@@ -29,6 +41,22 @@ impl Element for f32 {
     const KIND: Kind = Kind::F32;
     const GROUP: usize = 1;
     const FLIP: u32 = 0;
+
+    type Sum = f32;
+
+    #[inline(always)]
+    fn multiply_add(sum: f32, a: Self, b: Self) -> f32 {
+        sum + a * b
+    }
+
+    #[inline(always)]
+    fn finish(sum: f32) -> f32 {
+        sum
+    }
+
+    fn finish_all(sums: impl Iterator<Item = f32>) -> f32 {
+        sums.fold(0.0, |all, sum| all + sum)
+    }
 
     #[inline(always)]
     fn bits(self) -> u32 {
@@ -45,6 +73,22 @@ impl Element for bf16 {
     const GROUP: usize = 2;
     const FLIP: u32 = 0;
 
+    type Sum = f32;
+
+    #[inline(always)]
+    fn multiply_add(sum: f32, a: Self, b: Self) -> f32 {
+        sum + f32::from_bits(a.bits() << 16) * f32::from_bits(b.bits() << 16)
+    }
+
+    #[inline(always)]
+    fn finish(sum: f32) -> f32 {
+        sum
+    }
+
+    fn finish_all(sums: impl Iterator<Item = f32>) -> f32 {
+        sums.fold(0.0, |all, sum| all + sum)
+    }
+
     #[inline(always)]
     fn bits(self) -> u32 {
         u32::from(self.to_bits())
@@ -59,6 +103,22 @@ impl Element for i8 {
     const KIND: Kind = Kind::Int8;
     const GROUP: usize = 4;
     const FLIP: u32 = 0x8080_8080;
+
+    type Sum = i32;
+
+    #[inline(always)]
+    fn multiply_add(sum: i32, a: Self, b: Self) -> i32 {
+        sum.wrapping_add(i32::from(a) * i32::from(b))
+    }
+
+    #[inline(always)]
+    fn finish(sum: i32) -> f32 {
+        sum as f32
+    }
+
+    fn finish_all(sums: impl Iterator<Item = i32>) -> f32 {
+        sums.map(i64::from).sum::<i64>() as f32
+    }
 
     #[inline(always)]
     fn bits(self) -> u32 {

@@ -1,12 +1,4 @@
 //! Operands in the order in which the innermost loop reads them.
-#![cfg_attr(
-    target_arch = "x86_64",
-    expect(
-        unsafe_code,
-        reason = "a version compiled for an instruction set is called after that set was detected"
-    )
-)]
-
 use rayon::prelude::*;
 
 use super::buffer::Scratch;
@@ -21,12 +13,16 @@ pub(crate) type Block = [[u32; BLOCK]; BLOCK];
 macro_rules! versions {
     (
         $(#[$doc:meta])*
-        fn $name:ident $(<$type:ident: $bound:path>)? ($level:ident $(, $arg:ident: $ty:ty)* $(,)?)
+        $vis:vis fn $name:ident $(<$type:ident: $bound:path>)? ($level:ident $(, $arg:ident: $ty:ty)* $(,)?)
         $body:block
     ) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments, reason = "a loop is told where everything lies")]
-        pub(crate) fn $name $(<$type: $bound>)? ($level: $crate::Level, $($arg: $ty),*) {
+        #[cfg_attr(
+            target_arch = "x86_64",
+            expect(unsafe_code, reason = "a version is called after its instruction set was detected")
+        )]
+        $vis fn $name $(<$type: $bound>)? ($level: $crate::Level, $($arg: $ty),*) {
             #[allow(clippy::too_many_arguments, reason = "as above")]
             #[inline(always)]
             fn body $(<$type: $bound>)? ($level: $crate::Level, $($arg: $ty),*) $body
@@ -51,7 +47,13 @@ macro_rules! versions {
     };
 }
 
+pub(crate) use versions;
+
 /// Swaps rows and columns.
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "a version is called after its instruction set was detected")
+)]
 #[inline(always)]
 pub(crate) fn transpose(level: Level, block: &mut Block) {
     #[cfg(target_arch = "x86_64")]
@@ -70,6 +72,7 @@ pub(crate) fn transpose(level: Level, block: &mut Block) {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "vectors are read from and written to addresses")]
 mod x86 {
     use std::arch::x86_64::{
         _mm512_loadu_si512, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_si512,
@@ -260,7 +263,7 @@ impl Images {
 versions! {
     /// Packs part of a panel whose columns are elements that follow each other, and whose reduction runs over positions and,
     /// within them, groups of images. `to` begins with group `first_group` of it.
-    fn right_of_images<T: Element>(
+    pub(crate) fn right_of_images<T: Element>(
         level,
         from: &[T],
         images: Images,
@@ -293,7 +296,7 @@ versions! {
 versions! {
     /// Packs left rows whose elements follow each other in memory, and whose reduction runs over `positions` positions and,
     /// within them, groups of images. Row `l` of up to [`BLOCK`] goes to `to[l]`.
-    fn left_of_images<T: Element>(
+    pub(crate) fn left_of_images<T: Element>(
         level,
         from: &[T],
         images: Images,
@@ -345,7 +348,7 @@ versions! {
 
 versions! {
     /// Packs left rows whose reduction follows itself in memory, in runs that each begin a new word.
-    fn left_of_runs<T: Element>(level, from: &[T], run: usize, to: &mut [u32]) {
+    pub(crate) fn left_of_runs<T: Element>(level, from: &[T], run: usize, to: &mut [u32]) {
         let _ = level;
         copy_runs(from, run, T::FLIP, to);
     }
@@ -353,7 +356,7 @@ versions! {
 
 versions! {
     /// Packs a panel from rows of `len` words, one for each column. `place` says at which group each word of a row goes.
-    fn right_of_rows(level, rows: &[u32], len: usize, lanes: usize, width: usize, place: &[u32], to: &mut [u32]) {
+    pub(crate) fn right_of_rows(level, rows: &[u32], len: usize, lanes: usize, width: usize, place: &[u32], to: &mut [u32]) {
         for first in (0..width).step_by(BLOCK) {
             let lanes = lanes.saturating_sub(first).min(BLOCK);
             let mut block = [[0; BLOCK]; BLOCK];
