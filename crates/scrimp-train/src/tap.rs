@@ -181,6 +181,8 @@ pub struct Point {
     session: Arc<Session>,
     /// Whether the scheme may go by the tensors before this one.
     remembers: bool,
+    /// Whether the scheme's values fit bf16 as they are, which takes a look at all codes to say.
+    short: bool,
 }
 
 impl Point {
@@ -188,7 +190,8 @@ impl Point {
     pub fn new(name: String, scheme: Option<Scheme>, session: &Arc<Session>) -> Self {
         let stream = Stream::named(session.seed, &name);
         let scheme = scheme.filter(|s| !s.is_float32());
-        Self { name, scheme, stream, session: Arc::clone(session), remembers: false }
+        let short = scheme.as_ref().is_some_and(|s| s.factors().short);
+        Self { name, scheme, stream, session: Arc::clone(session), remembers: false, short }
     }
 
     /// The point of a tensor with this role. A scheme with a memory goes by it for gradients, which come once in a
@@ -211,7 +214,7 @@ impl Point {
 
     /// Whether the scheme's values fit bf16 as they are.
     pub(crate) fn is_short(&self) -> bool {
-        self.scheme.as_ref().is_some_and(|s| s.factors().short)
+        self.short
     }
 
     /// Rounds the values in place. What cannot be held is reported to the session, which stops the training.

@@ -77,7 +77,7 @@ impl TextTransformer {
         Self {
             embedding: Embedding::new(&scope.at("embedding"), tokens, dim, device),
             // Small beside the rows of tokens.
-            position: position.map(|p| (p * 0.02).detach().require_grad()),
+            position: Param::from_tensor((position.val() * 0.02).detach()),
             layers: (0..layers).map(layer).collect(),
             classifier: Linear::new(&scope.at("classifier"), dim, classes, device),
         }
