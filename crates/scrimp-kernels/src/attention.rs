@@ -322,44 +322,53 @@ struct Factor<'a> {
     stride: usize,
 }
 
-/// `R` rows of a product with one panel, added to `out` or written to it. The sum of an element runs along the depth in
-/// one order, whatever `R` and `N` are.
+versions! {
+    /// `R` rows of a product with one panel, added to `out` or written to it. The sum of an element runs along the depth
+    /// in one order, whatever `R` and `N` are.
+    ///
+    /// A function of its own, and constant indices, because the compiler then keeps the sums in registers.
+    #[inline(never)]
+    fn tile<const R: usize, const N: usize, const ACROSS: bool>(
+        a: Factor,
+        panel: &[[f32; N]],
+        add: bool,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        let mut sums = [[0.0f32; N]; R];
+        if add {
+            for i in 0..R {
+                sums[i].copy_from_slice(&out[i * stride..][..N]);
+            }
+        }
+        if ACROSS {
+            for (b, a) in panel.iter().zip(a.values.chunks(a.stride)) {
+                let a = &a[..R];
+                for i in 0..R {
+                    add_product(a[i], b, &mut sums[i]);
+                }
+            }
+        } else {
+            let mut rows: [&[f32]; R] = [&[]; R];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = &a.values[i * a.stride..][..panel.len()];
+            }
+            for (t, b) in panel.iter().enumerate() {
+                for i in 0..R {
+                    add_product(rows[i][t], b, &mut sums[i]);
+                }
+            }
+        }
+        for i in 0..R {
+            out[i * stride..][..N].copy_from_slice(&sums[i]);
+        }
+    }
+}
+
 #[inline(always)]
-fn tile<const R: usize, const N: usize, const ACROSS: bool>(
-    a: Factor,
-    panel: &[[f32; N]],
-    add: bool,
-    out: &mut [f32],
-    stride: usize,
-) {
-    let mut sums = [[0.0f32; N]; R];
-    if add {
-        for (sums, out) in sums.iter_mut().zip(out.chunks(stride)) {
-            sums.copy_from_slice(&out[..N]);
-        }
-    }
-    if ACROSS {
-        for (b, a) in panel.iter().zip(a.values.chunks(a.stride)) {
-            let a = &a[..R];
-            for i in 0..R {
-                for j in 0..N {
-                    sums[i][j] = a[i].mul_add(b[j], sums[i][j]);
-                }
-            }
-        }
-    } else {
-        let rows: [&[f32]; R] = std::array::from_fn(|i| &a.values[i * a.stride..][..panel.len()]);
-        for (t, b) in panel.iter().enumerate() {
-            for i in 0..R {
-                let a = rows[i][t];
-                for j in 0..N {
-                    sums[i][j] = a.mul_add(b[j], sums[i][j]);
-                }
-            }
-        }
-    }
-    for (sums, out) in sums.iter().zip(out.chunks_mut(stride)) {
-        out[..N].copy_from_slice(sums);
+fn add_product<const N: usize>(a: f32, b: &[f32; N], sums: &mut [f32; N]) {
+    for j in 0..N {
+        sums[j] = a.mul_add(b[j], sums[j]);
     }
 }
 
