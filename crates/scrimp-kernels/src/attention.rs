@@ -292,24 +292,51 @@ fn pack<const N: usize>(rows: Rows, count: usize, dims: usize, panels: &mut [f32
     for (panel, from) in panels.chunks_mut(count.max(1) * N).zip((0..dims).step_by(N)) {
         let len = N.min(dims - from);
         for (to, row) in panel.chunks_exact_mut(N).zip(rows.values.chunks(rows.stride)) {
-            to[..len].copy_from_slice(&row[from..][..len]);
-            to[len..].fill(0.0);
+            if let Some(row) = row.get(from..from + N).filter(|_| len == N) {
+                to.copy_from_slice(row);
+            } else {
+                to[..len].copy_from_slice(&row[from..][..len]);
+                to[len..].fill(0.0);
+            }
         }
     }
 }
 
-/// Panels of the same across: a column of the panel is a row.
-#[inline(always)]
-fn pack_across<const N: usize>(rows: Rows, count: usize, dims: usize, panels: &mut [f32]) {
-    for (panel, from) in panels.chunks_mut(dims * N).zip((0..count).step_by(N)) {
-        let len = N.min(count - from);
-        if len < N {
-            panel.fill(0.0);
-        }
-        for column in 0..len {
-            let row = &rows.values[(from + column) * rows.stride..][..dims];
-            for (to, v) in panel.chunks_exact_mut(N).zip(row) {
-                to[column] = *v;
+versions! {
+    /// Panels of the same across: a column of the panel is a row. In squares that fit into registers, because the compiler
+    /// would scatter whole rows.
+    #[inline(never)]
+    fn pack_across<const N: usize>(rows: Rows, count: usize, dims: usize, panels: &mut [f32]) {
+        const SIDE: usize = 8;
+        let Rows { values, stride } = rows;
+        for (panel, from) in panels.chunks_mut(dims * N).zip((0..count).step_by(N)) {
+            let len = N.min(count - from);
+            if len < N {
+                panel.fill(0.0);
+            }
+            let (whole_columns, whole_dims) = (len / SIDE * SIDE, dims / SIDE * SIDE);
+            for column in (0..whole_columns).step_by(SIDE) {
+                let rows = &values[(from + column) * stride..];
+                for t in (0..whole_dims).step_by(SIDE) {
+                    let mut square = [[0.0f32; SIDE]; SIDE];
+                    for i in 0..SIDE {
+                        square[i].copy_from_slice(&rows[i * stride + t..][..SIDE]);
+                    }
+                    for j in 0..SIDE {
+                        let mut line = [0.0; SIDE];
+                        for i in 0..SIDE {
+                            line[i] = square[i][j];
+                        }
+                        panel[(t + j) * N + column..][..SIDE].copy_from_slice(&line);
+                    }
+                }
+            }
+            for column in 0..len {
+                let row = &values[(from + column) * stride..][..dims];
+                let done = if column < whole_columns { whole_dims } else { 0 };
+                for (t, v) in row.iter().enumerate().skip(done) {
+                    panel[t * N + column] = *v;
+                }
             }
         }
     }
@@ -322,44 +349,53 @@ struct Factor<'a> {
     stride: usize,
 }
 
-/// `R` rows of a product with one panel, added to `out` or written to it. The sum of an element runs along the depth in
-/// one order, whatever `R` and `N` are.
+versions! {
+    /// `R` rows of a product with one panel, added to `out` or written to it. The sum of an element runs along the depth
+    /// in one order, whatever `R` and `N` are.
+    ///
+    /// A function of its own, and constant indices, because the compiler then keeps the sums in registers.
+    #[inline(never)]
+    fn tile<const R: usize, const N: usize, const ACROSS: bool>(
+        a: Factor,
+        panel: &[[f32; N]],
+        add: bool,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        let mut sums = [[0.0f32; N]; R];
+        if add {
+            for i in 0..R {
+                sums[i].copy_from_slice(&out[i * stride..][..N]);
+            }
+        }
+        if ACROSS {
+            for (b, a) in panel.iter().zip(a.values.chunks(a.stride)) {
+                let a = &a[..R];
+                for i in 0..R {
+                    add_product(a[i], b, &mut sums[i]);
+                }
+            }
+        } else {
+            let mut rows: [&[f32]; R] = [&[]; R];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = &a.values[i * a.stride..][..panel.len()];
+            }
+            for (t, b) in panel.iter().enumerate() {
+                for i in 0..R {
+                    add_product(rows[i][t], b, &mut sums[i]);
+                }
+            }
+        }
+        for i in 0..R {
+            out[i * stride..][..N].copy_from_slice(&sums[i]);
+        }
+    }
+}
+
 #[inline(always)]
-fn tile<const R: usize, const N: usize, const ACROSS: bool>(
-    a: Factor,
-    panel: &[[f32; N]],
-    add: bool,
-    out: &mut [f32],
-    stride: usize,
-) {
-    let mut sums = [[0.0f32; N]; R];
-    if add {
-        for (sums, out) in sums.iter_mut().zip(out.chunks(stride)) {
-            sums.copy_from_slice(&out[..N]);
-        }
-    }
-    if ACROSS {
-        for (b, a) in panel.iter().zip(a.values.chunks(a.stride)) {
-            let a = &a[..R];
-            for i in 0..R {
-                for j in 0..N {
-                    sums[i][j] = a[i].mul_add(b[j], sums[i][j]);
-                }
-            }
-        }
-    } else {
-        let rows: [&[f32]; R] = std::array::from_fn(|i| &a.values[i * a.stride..][..panel.len()]);
-        for (t, b) in panel.iter().enumerate() {
-            for i in 0..R {
-                let a = rows[i][t];
-                for j in 0..N {
-                    sums[i][j] = a.mul_add(b[j], sums[i][j]);
-                }
-            }
-        }
-    }
-    for (sums, out) in sums.iter().zip(out.chunks_mut(stride)) {
-        out[..N].copy_from_slice(sums);
+fn add_product<const N: usize>(a: f32, b: &[f32; N], sums: &mut [f32; N]) {
+    for j in 0..N {
+        sums[j] = a.mul_add(b[j], sums[j]);
     }
 }
 
@@ -453,7 +489,8 @@ versions! {
                 let rows = QUERIES.min(queries - first);
                 // No query of these sees a later key.
                 let seen = if options.causal { keys.min(first + rows) } else { keys };
-                let columns = seen.next_multiple_of(N);
+                // Not of `N`, because sums over a row must not depend on the level.
+                let columns = seen.next_multiple_of(LANES);
                 let asked = of_head(q, image * queries + first, shape, head);
                 product::<R, N, false>(
                     rows,
@@ -563,7 +600,7 @@ versions! {
             for first in (0..queries).step_by(QUERIES) {
                 let rows = QUERIES.min(queries - first);
                 let seen = if options.causal { keys.min(first + rows) } else { keys };
-                let columns = seen.next_multiple_of(N);
+                let columns = seen.next_multiple_of(LANES);
                 let asked = of_head(q, image * queries + first, shape, head);
                 let given = of_head(dout, image * queries + first, shape, head);
                 pack::<N>(asked, rows, head_dim, &mut memory.queries);

@@ -13,7 +13,7 @@
 use crate::KernelError;
 use crate::blocks::{self, BLOCK, MAGNITUDE, check, check_len, map};
 use crate::dispatch::versions;
-use crate::math::{sum, sum2};
+use crate::math::{sum, sum2, sum3};
 
 /// What a backward pass writes.
 #[derive(Debug)]
@@ -169,16 +169,7 @@ versions! {
                 *dbeta += dout;
             }
             let about = sum2(dout, gamma, |d, g| d * g) / count;
-            let along = {
-                // Three factors: the product with gamma again is cheaper than to keep it.
-                let mut product = [0.0; 32];
-                for ((d, g), hat) in dout.chunks(32).zip(gamma.chunks(32)).zip(dx.chunks(32)) {
-                    for (((p, d), g), hat) in product.iter_mut().zip(d).zip(g).zip(hat) {
-                        *p = (d * g).mul_add(*hat, *p);
-                    }
-                }
-                sum(&product, |v| v) / count
-            };
+            let along = sum3(dout, gamma, dx, |d, g, hat| d * g * hat) / count;
             for ((dx, dout), gamma) in dx.iter_mut().zip(dout).zip(gamma) {
                 let v = rstd * (-*dx).mul_add(along, dout.mul_add(*gamma, -about));
                 *dx = v;

@@ -55,28 +55,36 @@ pub(crate) fn erf(x: f32) -> f32 {
 /// How many sums run beside each other in a row.
 const LANES: usize = 32;
 
+/// The sum of `term(x[i], y[i], z[i])`.
+#[inline(always)]
+pub(crate) fn sum3(x: &[f32], y: &[f32], z: &[f32], term: impl Fn(f32, f32, f32) -> f32) -> f32 {
+    let mut sums = [0.0; LANES];
+    let (xs, x_rest) = x.as_chunks::<LANES>();
+    let (ys, y_rest) = y.as_chunks::<LANES>();
+    let (zs, z_rest) = z.as_chunks::<LANES>();
+    for ((x, y), z) in xs.iter().zip(ys).zip(zs) {
+        for l in 0..LANES {
+            sums[l] += term(x[l], y[l], z[l]);
+        }
+    }
+    let mut rest = 0.0;
+    for ((x, y), z) in x_rest.iter().zip(y_rest).zip(z_rest) {
+        rest += term(*x, *y, *z);
+    }
+    // The compiler would arrange the loop above for the tree below, and gather.
+    halved(std::hint::black_box(sums), |a, b| a + b) + rest
+}
+
 /// The sum of `term(x[i], y[i])`.
 #[inline(always)]
 pub(crate) fn sum2(x: &[f32], y: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut sums = [0.0; LANES];
-    for (x, y) in x.chunks(LANES).zip(y.chunks(LANES)) {
-        if let (Ok(x), Ok(y)) = (<&[f32; LANES]>::try_from(x), <&[f32; LANES]>::try_from(y)) {
-            for l in 0..LANES {
-                sums[l] += term(x[l], y[l]);
-            }
-        } else {
-            for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
-                *sum += term(*x, *y);
-            }
-        }
-    }
-    halved(sums, |a, b| a + b)
+    sum3(x, y, y, |x, y, _| term(x, y))
 }
 
 /// The sum of `term(x[i])`.
 #[inline(always)]
 pub(crate) fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    sum2(x, x, |x, _| term(x))
+    sum3(x, x, x, |x, _, _| term(x))
 }
 
 /// The largest value that is not NaN; minus infinity if there is none.
@@ -84,25 +92,34 @@ pub(crate) fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 pub(crate) fn largest(x: &[f32]) -> f32 {
     let max = |a: f32, b: f32| if b > a { b } else { a };
     let mut tops = [f32::NEG_INFINITY; LANES];
-    for x in x.chunks(LANES) {
-        for (top, x) in tops.iter_mut().zip(x) {
-            *top = max(*top, *x);
+    let (xs, rest) = x.as_chunks::<LANES>();
+    for x in xs {
+        for l in 0..LANES {
+            tops[l] = max(tops[l], x[l]);
         }
     }
-    halved(tops, max)
+    rest.iter().fold(halved(tops, max), |top, x| max(top, *x))
 }
 
 /// All lanes in one, by halves.
 #[inline(always)]
-fn halved(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut count = LANES;
-    while count > 1 {
-        count /= 2;
-        for l in 0..count {
-            lanes[l] = join(lanes[l], lanes[l + count]);
+fn halved(lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32 + Copy) -> f32 {
+    #[inline(always)]
+    fn half<const N: usize, const H: usize>(
+        lanes: [f32; N],
+        join: impl Fn(f32, f32) -> f32,
+    ) -> [f32; H] {
+        let mut half = [0.0; H];
+        for l in 0..H {
+            half[l] = join(lanes[l], lanes[l + H]);
         }
+        half
     }
-    lanes[0]
+    let lanes: [f32; 16] = half(lanes, join);
+    let lanes: [f32; 8] = half(lanes, join);
+    let lanes: [f32; 4] = half(lanes, join);
+    let [a, b] = half(lanes, join);
+    join(a, b)
 }
 
 #[cfg(test)]
