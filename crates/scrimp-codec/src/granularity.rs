@@ -7,7 +7,7 @@ use std::ops;
 pub enum Granularity {
     /// The whole tensor.
     Tensor,
-    /// The channel axis: axis 0 of a weight; [`Scheme::for_activation`](crate::Scheme::for_activation) makes it axis 1.
+    /// The channel axis: axis 0 of a weight; [`Scheme::for_activation`](crate::Scheme::for_activation) says which axis of an activation.
     Channel,
     /// One group for each index along an axis.
     Axis(usize),

@@ -84,7 +84,7 @@ fn errors_point_at_the_place() {
       ┌─ bad.toml:3:1
     3 │ epoch = 1
       │ ^^^^^
-      help: did you mean `epochs`? There are seed, model, data, epochs, batch, validation, limit, weights, optimizer, schedule, clip_norm, label_smoothing, augment, checkpoint_steps, quantize, variant
+      help: did you mean `epochs`? There are seed, model, data, epochs, batch, validation, limit, weights, optimizer, schedule, clip_norm, label_smoothing, augment, compute, checkpoint_steps, quantize, variant
     ");
     let scheme = refused(&rule(r#"w = "int4/groups:32""#));
     assert_snapshot!(scheme, @r#"
@@ -320,8 +320,12 @@ fn what_is_no_recipe_is_refused() {
 fn the_json_of_a_plan_adds_up_to_its_totals() {
     let recipe = rule("default = \"int8\"\nd = \"e5m2\"\nw = \"int4/group:32\"");
     let lines = planned(&recipe, &[]);
-    let (tensors, totals): (Vec<_>, Vec<_>) = lines.iter().partition(|l| l["type"] == "tensor");
-    assert_eq!((tensors.len(), totals.len()), (40, 8));
+    let of = |kind: &str| lines.iter().filter(|l| l["type"] == kind).collect::<Vec<_>>();
+    let (tensors, totals, products) = (of("tensor"), of("total"), of("products"));
+    assert_eq!((tensors.len(), totals.len(), products.len()), (40, 8, 5));
+    // int4 in groups along what is summed does not go with int8; the gradients are e5m2.
+    let kinds = ["y", "dx", "dw"].map(|of| products[1]["products"][of]["kind"].clone());
+    assert_eq!(kinds, ["f32", "f32", "bf16"]);
     for total in totals {
         let of_role = || {
             tensors
