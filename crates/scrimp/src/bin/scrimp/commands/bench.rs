@@ -46,6 +46,10 @@ pub struct Bench {
     #[arg(long)]
     engine: bool,
 
+    /// Only the rows of these names
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+
     /// Steps of each row that count
     #[arg(long, default_value_t = 9, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: u32,
@@ -65,6 +69,9 @@ fn image(text: &str) -> Result<[usize; 3], String> {
 
 /// The network that classifies text, which recipes do not train yet.
 const TEXT: &str = "text-transformer";
+
+/// The row that others are compared with.
+const FLOAT: &str = "f32";
 
 type MakeStepper = fn(&StepJob) -> Result<Box<dyn Stepper>, PlanError>;
 
@@ -166,7 +173,7 @@ impl Bench {
         let (auto, emulate) = (Compute::Auto, Compute::Emulate);
         let ours = Arithmetic::Kernels;
         let mut jobs = vec![
-            ("f32".to_owned(), job(None, auto, ours)),
+            (FLOAT.to_owned(), job(None, auto, ours)),
             ("bf16".to_owned(), job(Some(&bf16), auto, ours)),
             ("int8".to_owned(), job(Some(&int8), auto, ours)),
             ("int8, emulated".to_owned(), job(Some(&int8), emulate, ours)),
@@ -174,6 +181,13 @@ impl Bench {
         jobs.extend(self.schemes.iter().map(|s| (s.to_string(), job(Some(s), auto, ours))));
         if self.engine {
             jobs.push(("f32, engine's own".to_owned(), job(None, emulate, Arithmetic::Engine)));
+        }
+        if !self.only.is_empty() {
+            let names: Vec<String> = jobs.iter().map(|(name, _)| name.clone()).collect();
+            if let Some(unknown) = self.only.iter().find(|name| !names.contains(name)) {
+                anyhow::bail!("there is no row `{unknown}`\n  help: rows are {}", names.join("; "));
+            }
+            jobs.retain(|(name, _)| self.only.contains(name));
         }
         jobs.into_iter()
             .map(|(name, job)| {
@@ -194,7 +208,7 @@ impl Bench {
             ("dw", Side::Right),
             ("GMAC/s (share of what registers alone reach)", Side::Left),
         ]);
-        let float = rows[0].typical();
+        let float = float_step(rows);
         for row in rows {
             let speed = |product| row.speed(product).map_or("-".into(), |(s, _)| format!("{s:.0}"));
             let share = |product| {
@@ -207,7 +221,7 @@ impl Bench {
             table.row([
                 row.name.clone(),
                 format!("{:.2}", 1e3 * row.typical()),
-                format!("{:.2}x", row.typical() / float),
+                float.map_or("-".into(), |float| format!("{:.2}x", row.typical() / float)),
                 speed("y"),
                 speed("dx"),
                 speed("dw"),
@@ -232,7 +246,7 @@ impl Bench {
             ui.json(&serde_json::json!({
                 "type": "step", "name": row.name, "model": self.model, "batch": self.batch,
                 "threads": rayon::current_num_threads(), "median_ms": 1e3 * row.typical(),
-                "of_f32": row.typical() / rows[0].typical(), "steps": row.seconds.len(),
+                "of_f32": float_step(rows).map(|float| row.typical() / float), "steps": row.seconds.len(),
             }))?;
             for p in &row.products {
                 ui.json(&serde_json::json!({
@@ -253,12 +267,17 @@ fn operands(scheme: &Scheme) -> Rule {
     Rule { x: some(), w: some(), dy: some(), ..Rule::new("*") }
 }
 
+/// Seconds of the float step, where it is a row.
+fn float_step(rows: &[Row]) -> Option<f64> {
+    rows.iter().find(|row| row.name == FLOAT).map(Row::typical)
+}
+
 /// Whether low precision pays here.
 fn verdict(rows: &[Row]) -> String {
-    let float = rows[0].typical();
-    let few = rows[1..].iter().filter(|r| !r.name.contains(','));
+    let few = rows.iter().filter(|r| r.name != FLOAT && !r.name.contains(','));
     let best = few.min_by(|a, b| a.typical().total_cmp(&b.typical()));
-    match best.map(|row| (row, row.typical() / float)) {
+    let share = |row: &Row| float_step(rows).map(|float| row.typical() / float);
+    match best.and_then(|row| Some((row, share(row)?))) {
         Some((row, share)) if share < 0.95 => format!(
             "low precision pays here: a step in {} takes {share:.2} of the float step",
             row.name
@@ -267,6 +286,6 @@ fn verdict(rows: &[Row]) -> String {
             "low precision does not pay here: the best, {}, takes {share:.2} of the float step",
             row.name
         ),
-        None => String::new(),
+        None => "there is nothing to compare: one row".into(),
     }
 }
