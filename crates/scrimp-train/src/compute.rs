@@ -50,22 +50,25 @@ impl Products {
         Self { forward: choice, input_gradient: choice, weight_gradient: choice }
     };
 
-    /// The kinds that suit the schemes of a layer's `x`, `w` and `dy`, where so many products are summed.
-    pub fn of(compute: Compute, [x, w, dy]: [&Scheme; 3], lengths: Products<usize>) -> Self {
+    /// The kinds that suit the schemes of a layer's `x`, `w` and `dy`, where activations have so many axes and so many
+    /// products are summed.
+    pub fn of(
+        compute: Compute,
+        [x, w, dy]: [&Scheme; 3],
+        axes: usize,
+        lengths: Products<usize>,
+    ) -> Self {
         if compute == Compute::Emulate {
             return Self::EMULATED;
         }
         let Products { forward, input_gradient, weight_gradient } = lengths;
+        let channels = axes.saturating_sub(1);
+        let choose = |[left, right]: [Part; 2], length| choose(&left, &right, length);
         Self {
-            forward: choose(&Part::of(x, Axes::None), &Part::of(w, Axes::First), forward),
-            input_gradient: choose(
-                &Part::of(dy, Axes::None),
-                &Part::of(w, Axes::None),
-                input_gradient,
-            ),
+            forward: choose([Part::of(x, None), Part::of(w, Some(0))], forward),
+            input_gradient: choose([Part::of(dy, None), Part::of(w, None)], input_gradient),
             weight_gradient: choose(
-                &Part::of(x, Axes::None),
-                &Part::of(dy, Axes::Last),
+                [Part::of(x, None), Part::of(dy, Some(channels))],
                 weight_gradient,
             ),
         }
@@ -81,16 +84,6 @@ impl Products {
     }
 }
 
-/// Which axis of a factor may have a scale for each index, because the product does not sum over it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Axes {
-    None,
-    /// The outputs of a weight.
-    First,
-    /// The channels of an activation.
-    Last,
-}
-
 /// A factor of a product.
 struct Part {
     integers: Option<Width>,
@@ -99,13 +92,14 @@ struct Part {
 }
 
 impl Part {
-    fn of(scheme: &Scheme, free: Axes) -> Self {
+    /// `free` is the axis over which the product does not sum, and along which a scale may vary.
+    fn of(scheme: &Scheme, free: Option<usize>) -> Self {
         let factors = scheme.factors();
         let uniform = match scheme.granularity() {
             None | Some(Granularity::Tensor) => true,
-            Some(Granularity::Channel | Granularity::Axis(0)) => free == Axes::First,
-            // A plan turns the channels of an activation into its last axis.
-            Some(Granularity::Axis(_)) => free == Axes::Last,
+            // A plan has made an axis of the channels of an activation.
+            Some(Granularity::Channel) => free == Some(0),
+            Some(Granularity::Axis(axis)) => free == Some(axis),
             Some(_) => false,
         };
         let integers = factors.integers.filter(|_| uniform);

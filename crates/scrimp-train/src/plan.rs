@@ -351,7 +351,8 @@ pub fn resolve(
         let own = &tensors[first..];
         let scheme = |role| own.iter().find(|t| t.role == role).map_or(&float32, |t| &t.scheme);
         let [x, w, dy] = [Role::Input, Role::Weight, Role::OutputGrad].map(scheme);
-        let chosen = Products::of(compute, [x, w, dy], site.lengths(batch));
+        let axes = 1 + site.shape(Role::Output).map_or(0, <[usize]>::len);
+        let chosen = Products::of(compute, [x, w, dy], axes, site.lengths(batch));
         products.push(PlannedProducts {
             layer: site.path.clone(),
             y: chosen.forward,

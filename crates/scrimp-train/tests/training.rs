@@ -232,10 +232,11 @@ fn layer_results(
 
 #[test]
 fn products_in_int8_and_bf16_are_those_of_the_rounded_values_in_f32() {
-    let kinds = |compute, [x, w, dy]: [&str; 3]| {
+    let kinds = |compute, axes, [x, w, dy]: [&str; 3]| {
         let [x, w, dy] = [x, w, dy].map(|s| s.parse::<Scheme>().unwrap());
+        let (x, dy) = (x.for_activation(axes - 1), dy.for_activation(axes - 1));
         let short = Products { forward: 9, input_gradient: 9, weight_gradient: 9 };
-        let of = Products::of(compute, [&x, &w, &dy], short);
+        let of = Products::of(compute, [&x, &w, &dy], axes, short);
         [of.forward, of.input_gradient, of.weight_gradient].map(|choice| choice.kind.name())
     };
     let exact = [
@@ -247,6 +248,7 @@ fn products_in_int8_and_bf16_are_those_of_the_rounded_values_in_f32() {
     ];
     let near = [
         (["int8", "int8", "int8"], ["int8", "int8", "int8"]),
+        (["int8", "int8", "int8/channel"], ["int8", "f32", "int8"]),
         (["int8", "int4/channel", "e4m3fn"], ["int8", "f32", "bf16"]),
         (["uint8", "int8", "int8"], ["bf16", "int8", "bf16"]),
         (["e4m3fn", "e3m2fn", "e5m2"], ["bf16", "bf16", "bf16"]),
@@ -256,8 +258,13 @@ fn products_in_int8_and_bf16_are_those_of_the_rounded_values_in_f32() {
     ];
     for case in cases() {
         for (at, (schemes, expected)) in exact.into_iter().chain(near).enumerate() {
-            assert_eq!(kinds(Compute::Auto, schemes), expected, "{schemes:?}");
-            assert_eq!(kinds(Compute::Emulate, schemes), ["f32"; 3]);
+            let axes = if case.options.is_some() { 4 } else { 2 };
+            assert_eq!(kinds(Compute::Auto, axes, schemes), expected, "{schemes:?}");
+            assert_eq!(kinds(Compute::Emulate, axes, schemes), ["f32"; 3]);
+            // A scale along an axis of positions is no scale of a channel.
+            let across = ["int8", "int8", "int8/axis:1"];
+            let dw = if axes == 2 { "int8" } else { "f32" };
+            assert_eq!(kinds(Compute::Auto, axes, across), ["int8", "f32", dw]);
             let engine = layer_results(&case, Arithmetic::Engine, Compute::Emulate, schemes);
             let emulated = layer_results(&case, Arithmetic::Kernels, Compute::Emulate, schemes);
             let computed = layer_results(&case, Arithmetic::Kernels, Compute::Auto, schemes);

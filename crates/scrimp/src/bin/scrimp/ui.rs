@@ -44,6 +44,10 @@ impl Style {
     }
 }
 
+/// What is said once where the kernels have no fast version.
+pub const PLAIN_LOOPS: &str =
+    "this processor has no AVX2: products run in plain loops, and few bits are no faster";
+
 const BOLD: &str = "1";
 const RED: &str = "1;31";
 const CYAN: &str = "36";

@@ -150,7 +150,7 @@ impl Bench {
             level.name(),
         ))?;
         if level == Level::Scalar {
-            ui.say("this processor has no AVX2: everything runs in plain loops, and few bits do not pay")?;
+            ui.say(ui::PLAIN_LOOPS)?;
         }
         self.print(ui, &rows, &peaks)
     }

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use scrimp::recipe::Source;
 use scrimp::run::{self, Facts, Report, Row, RunError, RunId, RunRequest, RunResult, Watch};
 use scrimp::train::Role;
+use scrimp::train::kernels::Level;
 use scrimp::train::trainer::{EpochReport, StepReport};
 
 use super::plan::RecipeArgs;
@@ -202,6 +203,9 @@ impl Watch for Live<'_> {
             ui::count(rayon::current_num_threads() as u64, "thread"),
             recipe.seed
         ));
+        if Level::detected() == Level::Scalar {
+            self.line(ui::PLAIN_LOOPS);
+        }
         if facts.images[1] == 0 {
             self.line("no validation images: nothing may be chosen by the test figures below");
         }
