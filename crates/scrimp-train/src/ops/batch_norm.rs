@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use scrimp_kernels::Gate;
 use scrimp_kernels::batch_norm::{self, Gradients, Statistics};
 
-use super::{Function, Values, apply, contiguous, room, slice, tensor};
+use super::{Function, Values, apply, contiguous, done, room, slice, tensor};
 use crate::engine::values_of;
 
 /// A norm, and what follows it.
@@ -71,7 +71,14 @@ impl Function<4> for Norm {
             *self.statistics.lock().unwrap_or_else(PoisonError::into_inner) = Some(statistics);
             of
         };
-        (tensor(y, &shape), keep.then_some(Saved { x, gamma, mean, rstd, bits }))
+        if let Some(residual) = residual {
+            done(residual);
+        }
+        if keep {
+            return (tensor(y, &shape), Some(Saved { x, gamma, mean, rstd, bits }));
+        }
+        done(x);
+        (tensor(y, &shape), None)
     }
 
     fn backward(&self, dy: Values, saved: Saved, needs: [bool; 4]) -> [Option<Values>; 4] {
@@ -94,6 +101,8 @@ impl Function<4> for Norm {
         let gate = bits.as_deref().map_or(Gate::Open, Gate::Bits);
         batch_norm::backward(slice(&dy), gate, slice(&x), [&mean, &rstd], slice(&gamma), gradients)
             .expect(CHECKED);
+        done(dy);
+        done(x);
         [
             Some(tensor(dx, &shape)),
             Some(tensor(dgamma, &[channels])),

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use scrimp_codec::codecs::{IntegerCodes, Integers};
 use scrimp_kernels::{Kind, Operand};
 
-use super::{Values, contiguous, slice};
+use super::{Values, contiguous, done, slice};
 use crate::engine::PointRef;
 
 /// A tensor that was rounded and waits for the products that it is a factor of.
@@ -53,6 +53,7 @@ pub(super) fn hold(x: Values, point: Option<&PointRef>, kinds: &[Kind]) -> Held 
     let count = shape.iter().product();
     let integers = kinds.contains(&Kind::Int8) || kinds.contains(&Kind::Bf16) && !point.is_short();
     if integers && let Some(bytes) = point.encode(slice(&x), &shape) {
+        done(x);
         return Held::Packed { bytes, point: PointRef::clone(point), shape };
     }
     if point.is_active() {
@@ -62,6 +63,7 @@ pub(super) fn hold(x: Values, point: Option<&PointRef>, kinds: &[Kind]) -> Held 
     if kinds.contains(&Kind::Bf16)
         && let Some(values) = exactly(slice(&x))
     {
+        done(x);
         return Held::Short(values);
     }
     Held::Float(x)
@@ -95,6 +97,13 @@ impl Held {
                 Some(Factor { elements, scales })
             }
             (Self::Float(_), Kind::Bf16 | Kind::Int8) | (Self::Short(_), Kind::Int8) => None,
+        }
+    }
+
+    /// Gives the memory back, where nobody else holds it.
+    pub fn done(self) {
+        if let Self::Float(x) = self {
+            done(x);
         }
     }
 

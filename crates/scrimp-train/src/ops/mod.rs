@@ -4,6 +4,7 @@
 //! its autodiff is told of an op, stands here once for all of them.
 
 mod batch_norm;
+mod buffers;
 mod held;
 mod pool;
 mod product;
@@ -22,6 +23,7 @@ use burn::backend::{
 use burn::tensor::TensorData;
 
 pub(crate) use batch_norm::batch_norm;
+use buffers::{done, room};
 pub(crate) use pool::{global_average, max_pool, relu, relu_max_pool};
 pub(crate) use product::{Geometry, Product, product};
 pub(crate) use text::{attention, embed, gelu, layer_norm};
@@ -219,9 +221,4 @@ fn tensor(values: Vec<f32>, shape: &[usize]) -> Values {
 /// What stands for a tensor that is not needed.
 fn nothing() -> Values {
     tensor(Vec::new(), &[0])
-}
-
-/// Room that is written before it is read.
-fn room(shape: &[usize]) -> Vec<f32> {
-    vec![0.0; shape.iter().product()]
 }

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use scrimp_kernels::pool::{self, Window};
 use scrimp_kernels::{Gate, activation};
 
-use super::{Function, Values, apply, contiguous, room, slice, tensor};
+use super::{Function, Values, apply, contiguous, done, room, slice, tensor};
 
 /// Values of a word of bits.
 const WORD: usize = u32::BITS as usize;
@@ -54,6 +54,7 @@ impl Function<1> for MaxPool {
         let mut taps = vec![0; y.len()];
         let kernel = if self.relu { pool::relu_max_pool2d } else { pool::max_pool2d };
         kernel(slice(&x), shape, self.window, &mut y, &mut taps).expect(CHECKED);
+        done(x);
         (tensor(y, &out), Some((shape, taps)))
     }
 
@@ -66,6 +67,7 @@ impl Function<1> for MaxPool {
         let dy = contiguous(dy);
         let mut dx = room(&shape);
         pool::max_pool2d_backward(slice(&dy), &taps, shape, self.window, &mut dx).expect(CHECKED);
+        done(dy);
         [Some(tensor(dx, &shape))]
     }
 }
@@ -83,6 +85,7 @@ impl Function<1> for GlobalAverage {
         let out = [shape[0], shape[3]];
         let mut y = room(&out);
         pool::global_avg_pool(slice(&x), shape, &mut y).expect(CHECKED);
+        done(x);
         (tensor(y, &out), Some(shape))
     }
 

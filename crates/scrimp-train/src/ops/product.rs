@@ -150,7 +150,11 @@ impl Function<3> for Product {
         if let Some(point) = self.y.as_ref().filter(|p| p.is_active()) {
             point.apply(&mut y, &self.output);
         }
-        (tensor(y, &self.output), keep.then_some(Saved { x, w, input, weight }))
+        if keep {
+            return (tensor(y, &self.output), Some(Saved { x, w, input, weight }));
+        }
+        x.done();
+        (tensor(y, &self.output), None)
     }
 
     fn backward(&self, dy: Values, saved: Saved, needs: [bool; 3]) -> [Option<Values>; 3] {
@@ -187,6 +191,8 @@ impl Function<3> for Product {
         });
         let db = (need_b && self.has_bias)
             .then(|| tensor(column_sums(&dy.values(), weight[0]).expect(CHECKED), &weight[..1]));
+        x.done();
+        dy.done();
         [dx, dw, db]
     }
 }

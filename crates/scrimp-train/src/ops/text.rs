@@ -8,7 +8,7 @@ use scrimp_kernels::activation::{self, Gelu};
 use scrimp_kernels::attention::{self, Options, Rows};
 use scrimp_kernels::{embedding, layer_norm};
 
-use super::{Function, Values, apply, contiguous, room, slice, tensor};
+use super::{Function, Values, apply, contiguous, done, room, slice, tensor};
 
 const CHECKED: &str = "buffers have the shapes of their tensors";
 
@@ -35,6 +35,7 @@ impl Function<1> for Embed {
         let dy = contiguous(dy);
         let mut table = room(&shape);
         embedding::gather_backward(slice(&dy), shape[1], &self.ids, &mut table).expect(CHECKED);
+        done(dy);
         [Some(tensor(table, &shape))]
     }
 }
@@ -76,6 +77,8 @@ impl Function<3> for LayerNorm {
             layer_norm::Gradients { dx: &mut dx, dgamma: &mut dgamma, dbeta: &mut dbeta };
         layer_norm::backward(slice(&dy), slice(&x), [&mean, &rstd], slice(&gamma), gradients)
             .expect(CHECKED);
+        done(dy);
+        done(x);
         [Some(tensor(dx, &shape)), Some(tensor(dgamma, &[len])), Some(tensor(dbeta, &[len]))]
     }
 }
@@ -100,6 +103,8 @@ impl Function<1> for GeluErf {
         let shape = x.shape().as_slice().to_vec();
         let mut dx = room(&shape);
         activation::gelu_backward(Gelu::Erf, slice(&x), slice(&dy), &mut dx).expect(CHECKED);
+        done(dy);
+        done(x);
         [Some(tensor(dx, &shape))]
     }
 }
@@ -160,7 +165,12 @@ impl Function<3> for Attention {
         let all = [rows(&q), rows(&k), rows(&v)];
         attention::backward(shape, all, self.options(shape), &sums, slice(&dy), gradients)
             .expect(CHECKED);
-        [(dq, q), (dk, k), (dv, v)].map(|(d, of)| Some(tensor(d, of.shape().as_slice())))
+        done(dy);
+        [(dq, q), (dk, k), (dv, v)].map(|(d, of)| {
+            let gradient = tensor(d, of.shape().as_slice());
+            done(of);
+            Some(gradient)
+        })
     }
 }
 

@@ -4,17 +4,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod allocator;
 mod commands;
 mod interrupt;
 mod output;
 mod sizes;
 mod tensors;
 mod ui;
-
-/// Training allocates a tensor for each operation; the system's allocator gives such blocks back at
-/// once and has to ask for them again.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let ui = ui::Ui::new();

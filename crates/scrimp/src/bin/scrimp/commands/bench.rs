@@ -9,6 +9,7 @@ use scrimp::train::rules::Rule;
 use scrimp::train::stepper::{self, ProductTime, StepJob, Stepper};
 use scrimp::train::tap::Arithmetic;
 
+use crate::allocator;
 use crate::ui::{self, Side, Table, Ui};
 
 /// Time the training steps of a network on this machine, in float and in few bits.
@@ -107,6 +108,7 @@ const WARM: u32 = 2;
 
 impl Bench {
     pub fn run(self, ui: &Ui) -> anyhow::Result<()> {
+        allocator::keep_memory();
         let small = ["mlp", "lenet"].contains(&self.model.as_str());
         let image = self.image.unwrap_or(if small { [1, 28, 28] } else { [3, 32, 32] });
         let text = self.model == TEXT;

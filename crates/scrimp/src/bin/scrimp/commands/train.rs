@@ -12,6 +12,7 @@ use scrimp::train::kernels::Level;
 use scrimp::train::trainer::{EpochReport, StepReport};
 
 use super::plan::RecipeArgs;
+use crate::allocator;
 use crate::interrupt;
 use crate::ui::{self, Side, Table, Ui};
 
@@ -55,6 +56,7 @@ pub struct Train {
 
 impl Train {
     pub fn run(self, ui: &Ui) -> anyhow::Result<()> {
+        allocator::keep_memory();
         let source = self.recipe.read()?;
         if self.resume.as_ref().is_some_and(|f| !f.is_dir()) {
             bail!("{}: there is no such run folder", self.resume.unwrap_or_default().display());
