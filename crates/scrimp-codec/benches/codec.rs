@@ -10,6 +10,7 @@
 //! | `--schemes int8,e4m3fn` | which schemes; the first member of every family and a list of usual ones |
 //! | `--size small` | `small` (64 Ki values, in the cache), `large` (64 Mi values) or `both`; `both` |
 //! | `--threads 1,2` | how many threads; `1,2` |
+//! | `--row 27` | values in a row of the matrix, as many rows as there is room for; 64 rows |
 //! | `--rounds 5` | rounds that count; 9 |
 //! | `--best` | the fastest round instead of the median, for a machine that has other work |
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
@@ -61,6 +62,7 @@ struct Options {
     schemes: Vec<Scheme>,
     sizes: Vec<usize>,
     threads: Vec<usize>,
+    row: Option<usize>,
     rounds: usize,
     best: bool,
 }
@@ -94,6 +96,7 @@ fn options() -> Result<Options, String> {
         schemes: Vec::new(),
         sizes: vec![LARGE, SMALL],
         threads: vec![1, 2],
+        row: None,
         rounds: 9,
         best: false,
     };
@@ -127,10 +130,11 @@ fn options() -> Result<Options, String> {
                 }
             }
             "--threads" => options.threads = parts.map(number).collect::<Result<_, _>>()?,
+            "--row" => options.row = Some(number(&value)?),
             "--rounds" => options.rounds = number(&value)?,
             _ => {
                 return Err(format!(
-                    "`{name}` is no option: --schemes, --size, --threads, --rounds, --best"
+                    "`{name}` is no option: --schemes, --size, --threads, --row, --rounds, --best"
                 ));
             }
         }
@@ -190,9 +194,11 @@ impl Times {
 }
 
 fn table(source: &[f32], threads: usize, options: &Options, stream: &Stream) {
-    let n = source.len();
     // 64 rows, so that rows are long and channels are few, as in weights of a network.
-    let shape = &[64, n / 64];
+    let row = options.row.unwrap_or(source.len() / 64);
+    let shape = &[source.len() / row, row];
+    let n = shape[0] * row;
+    let source = &source[..n];
     let schemes: Vec<&Scheme> = options.schemes.iter().filter(|s| s.check(shape).is_ok()).collect();
     let mut x = source.to_vec();
     let mut bytes = Vec::new();
@@ -215,7 +221,7 @@ fn table(source: &[f32], threads: usize, options: &Options, stream: &Stream) {
     }
     let speed = |times: &mut Times| n as f64 * 4e-9 / times.typical(options.best);
     let memcpy = speed(&mut copy);
-    println!("\n{n} values, {threads} thread(s): GB/s of f32 (share of memcpy)");
+    println!("\n{n} values in rows of {row}, {threads} thread(s): GB/s of f32 (share of memcpy)");
     println!("{:<28}{:>16}{:>16}{:>16}", "scheme", "emulate", "encode", "decode");
     println!("{:<28}{memcpy:>9.2}", "memcpy");
     for (scheme, columns) in schemes.iter().zip(&mut times) {

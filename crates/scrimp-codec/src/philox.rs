@@ -101,6 +101,13 @@ impl Stream {
             }
             at = at.wrapping_add(32);
         }
+        let (chunks, rest) = rest.as_chunks_mut::<16>();
+        for chunk in chunks {
+            for (l, four) in chunk.iter_mut().enumerate() {
+                *four = self.block(at.wrapping_add(l as u64));
+            }
+            at = at.wrapping_add(16);
+        }
         for four in rest {
             *four = self.block(at);
             at = at.wrapping_add(1);

@@ -94,13 +94,13 @@ mod tables;
 
 pub(crate) use block32::{Block32, block32_decode, block32_emulate, block32_encode};
 pub(crate) use elements::{
-    Integers, are_ordinary, fit_blocks, float_decode_groups, float_encode_groups, float_groups,
-    int_decode, int_encode, int_groups, join_ranges,
+    Integers, are_ordinary, block_decode_groups, fit_blocks, float_decode_groups,
+    float_encode_groups, float_groups, int_decode, int_encode, int_groups, join_ranges,
 };
 pub(crate) use loss::loss_sums;
 pub(crate) use tables::{
-    Sixteen, Wide, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_run, wide_encode,
-    wide_run,
+    Sixteen, Wide, sixteen_blocks, sixteen_decode, sixteen_encode, sixteen_encode_drawn,
+    sixteen_run, sixteen_run_drawn, wide_encode, wide_encode_drawn, wide_run, wide_run_drawn,
 };
 
 const SIGN: u32 = 0x8000_0000;

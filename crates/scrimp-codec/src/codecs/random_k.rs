@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Codec;
-use super::select::{self, Keys};
+use super::select::{self, Chosen, Keys};
 use super::sparse::{Choice, Sparse};
 use crate::formats::HeadError;
 use crate::{Family, Stream};
@@ -38,9 +38,10 @@ so many, or all if there are fewer. All other elements are zero.
 | kept values in the order of the elements | 4 each, f32; 2 under `values:f16` and `values:bf16` |
 | seed, tensor id, step of the stream that chose them; nothing where all are kept | 4, 4, 8 |
 
-Values are finite, and under `unbiased` multiplied already. Element *i* draws word *i mod 4* of Philox4x32-10 with key
-(seed, tensor id) and counter (step, `floor(i / 4)`), each of 64 bits and the step first, shifted right by 8. Those with
-the largest draws are kept, of equal ones the first.";
+Values are finite, and under `unbiased` multiplied already. Draw *j* of a stream is word *j mod 4* of Philox4x32-10
+with key (seed, tensor id) and counter (step, `floor(j / 4)`), each of 64 bits and the step first, shifted right by 8. The
+lot of element *i* is byte `floor(i / 64) mod 3`, 0 being the lowest, of draw `2^62 + 64 floor(i / 192) + i mod 64`. Those
+with the largest lots are kept, of equal ones those with the largest draw *i*, and of these the first.";
 
 /// The row of the family.
 pub(crate) struct RandomKFamily;
@@ -116,8 +117,19 @@ impl Choice for RandomK {
         if self.unbiased { n as f64 / k as f64 } else { 1.0 }
     }
 
-    fn indices(&self, x: &[f32], k: usize, stream: &Stream) -> Vec<usize> {
-        drawn(x.len(), k, stream)
+    fn choose(&self, x: &[f32], k: usize, stream: &Stream) -> Chosen {
+        select::largest(x.len(), k, &Lots(stream))
+    }
+
+    fn offsets(
+        &self,
+        chosen: &Chosen,
+        x: &[f32],
+        first: usize,
+        stream: &Stream,
+        offsets: &mut Vec<u16>,
+    ) {
+        chosen.offsets(&Lots(stream), first..first + x.len(), first, offsets);
     }
 
     fn bytes(&self, n: usize, k: usize) -> usize {
@@ -132,13 +144,9 @@ impl Choice for RandomK {
     fn read(&self, n: usize, k: usize, bytes: &[u8]) -> Result<Vec<usize>, String> {
         let mut stored = [0; STREAM_BYTES];
         stored[..bytes.len()].copy_from_slice(bytes);
-        Ok(drawn(n, k, &Stream::from_bytes(stored)))
+        let lots = Lots(&Stream::from_bytes(stored));
+        Ok(select::largest(n, k, &lots).indices(n, &lots))
     }
-}
-
-/// The elements that win.
-fn drawn(n: usize, k: usize, stream: &Stream) -> Vec<usize> {
-    select::largest(n, k, &Lots(stream))
 }
 
 /// The lots of a stream as keys.
@@ -155,14 +163,21 @@ impl Keys for Lots<'_> {
     const TIES: bool = true;
 
     fn fill(&self, range: Range<usize>, keys: &mut [u32]) {
-        let (mut draws, mut lots) = ([0; DRAWS], [0; 3 * DRAWS]);
+        /// So many times as many draws are made at once.
+        const TIMES: usize = 6;
+        let (mut draws, mut lots) = ([0; TIMES * DRAWS], [0; 3 * TIMES * DRAWS]);
         let (mut at, mut keys) = (range.start, keys);
         while !keys.is_empty() {
-            let (block, skip) = (at / lots.len(), at % lots.len());
-            self.0.fill(FIRST_LOT + (block * DRAWS) as u64, &mut draws);
-            for (j, lots) in lots.chunks_exact_mut(DRAWS).enumerate() {
-                for (lot, draw) in lots.iter_mut().zip(&draws) {
-                    *lot = draw >> (8 * j) & 255;
+            let (block, skip) = (at / (3 * DRAWS), at % (3 * DRAWS));
+            let blocks = (skip + keys.len()).div_ceil(3 * DRAWS).min(TIMES);
+            let (draws, lots) = (&mut draws[..blocks * DRAWS], &mut lots[..3 * blocks * DRAWS]);
+            self.0.fill(FIRST_LOT + (block * DRAWS) as u64, draws);
+            let blocks = draws.as_chunks::<DRAWS>().0.iter();
+            for (draws, lots) in blocks.zip(lots.as_chunks_mut::<{ 3 * DRAWS }>().0) {
+                for l in 0..DRAWS {
+                    lots[l] = draws[l] & 255;
+                    lots[l + DRAWS] = draws[l] >> 8 & 255;
+                    lots[l + 2 * DRAWS] = draws[l] >> 16;
                 }
             }
             let (now, later) = keys.split_at_mut(keys.len().min(lots.len() - skip));

@@ -29,13 +29,18 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use super::bands::{Draws, WINDOW, each_band, split};
 use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Tally, Terms};
 use crate::families::Family;
 use crate::formats::{Card, Format, HeadError, Minifloat, Scaling};
 use crate::granularity::{Band, Layout};
 use crate::logarithm::log2;
-use crate::simd::s2fp8::{BLOCK, Logs, PowerLaw, s2fp8_back, s2fp8_forward, s2fp8_logs};
+use crate::simd::amax_bits;
+use crate::simd::s2fp8::{
+    BLOCK, CodeTable, Logs, PowerLaw, s2fp8_back, s2fp8_codes, s2fp8_forward, s2fp8_logs,
+};
 use crate::{Granularity, Params, Rounding, ShapeError, Stream};
 
 /// The paper, for the book.
@@ -100,6 +105,14 @@ const TOP: f64 = 15.0;
 const ALPHA_BOUND: f64 = 64.0;
 /// A run of so many elements is decoded by a table of all codes.
 const TABLE_FROM: usize = 512;
+/// A group of so many elements is encoded by a table of its own.
+const CODED_FROM: usize = 1 << 15;
+
+/// How the values of a group are encoded.
+struct Coder {
+    law: PowerLaw,
+    table: Option<Box<CodeTable>>,
+}
 
 impl Codec for S2fp8 {
     fn name(&self) -> String {
@@ -166,19 +179,19 @@ impl Codec for S2fp8 {
         let Job { terms, shape, stream, .. } = job;
         let layout = terms.layout(shape)?;
         let bands = layout.bands();
-        let laws = self.fit(x, layout, &bands);
+        let coders = self.fit(x, layout, &bands, terms.rounding);
         each_band(split(x, &bands, |band| band.elems.len()), &bands, |x, band| {
             let mut draws = Draws::new(terms.rounding, stream);
             let mut decoder = Decoder::new(&*self.format);
             layout.runs(band, |run| {
                 for at in (0..run.len).step_by(WINDOW) {
                     let (start, len) = (run.start + at, WINDOW.min(run.len - at));
-                    let law = laws[run.group];
+                    let coder = &coders[run.group];
                     draws.pieces(band.elems.start, start, len, |part, draws| {
                         let mut codes = [0; WINDOW];
                         let codes = &mut codes[..part.len()];
-                        self.codes(law, &x[part.clone()], terms.rounding, draws, codes);
-                        decoder.values(law, codes, run.len, &mut x[part]);
+                        self.codes(coder, &x[part.clone()], terms.rounding, draws, codes);
+                        decoder.values(coder.law, codes, run.len, &mut x[part]);
                     });
                 }
             });
@@ -190,17 +203,19 @@ impl Codec for S2fp8 {
         let Job { terms, shape, stream, .. } = job;
         let layout = terms.layout(shape)?;
         let bands = layout.bands();
-        let laws = self.fit(x, layout, &bands);
+        let coders = self.fit(x, layout, &bands, terms.rounding);
         let start = out.len();
-        out.resize(start + laws.len() * LAW_BYTES + x.len(), 0);
-        let (front, packed) = out[start..].split_at_mut(laws.len() * LAW_BYTES);
-        for (bytes, law) in front.as_chunks_mut::<LAW_BYTES>().0.iter_mut().zip(&laws) {
+        out.resize(start + coders.len() * LAW_BYTES + x.len(), 0);
+        let (front, packed) = out[start..].split_at_mut(coders.len() * LAW_BYTES);
+        for (bytes, Coder { law, .. }) in
+            front.as_chunks_mut::<LAW_BYTES>().0.iter_mut().zip(&coders)
+        {
             bytes[..4].copy_from_slice(&law.alpha.to_le_bytes());
             bytes[4..].copy_from_slice(&law.beta.to_le_bytes());
         }
         each_band(split(packed, &bands, |band| band.elems.len()), &bands, |packed, band| {
             let x = &x[band.elems.clone()];
-            self.encode_band(x, band, layout, &laws, terms.rounding, stream, packed);
+            self.encode_band(x, band, layout, &coders, terms.rounding, stream, packed);
         });
         Ok(Tally::default())
     }
@@ -248,8 +263,8 @@ impl Codec for S2fp8 {
 }
 
 impl S2fp8 {
-    /// The power law of every group.
-    fn fit(&self, x: &[f32], layout: Layout, bands: &[Band]) -> Vec<PowerLaw> {
+    /// The power law of every group, and its table where it is worth its while.
+    fn fit(&self, x: &[f32], layout: Layout, bands: &[Band], rounding: Rounding) -> Vec<Coder> {
         let mut groups = vec![Logs::NOTHING; layout.groups()];
         let parts = each_band(vec![(); bands.len()], bands, |(), band| {
             let x = &x[band.elems.clone()];
@@ -267,7 +282,16 @@ impl S2fp8 {
                 *slot = slot.join(seen);
             }
         }
-        groups.into_iter().map(|logs| self.law(logs)).collect()
+        let coder = |(group, logs)| {
+            let mut coder = Coder { law: self.law(logs), table: None };
+            if rounding == Rounding::NearestEven && layout.group_len(group) >= CODED_FROM {
+                let codes =
+                    |x: &[f32], codes: &mut [u32]| self.codes(&coder, x, rounding, &[], codes);
+                coder.table = CodeTable::new(coder.law, codes);
+            }
+            coder
+        };
+        groups.into_par_iter().enumerate().map(coder).collect()
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
@@ -298,15 +322,20 @@ impl S2fp8 {
     /// The codes of at most [`WINDOW`] values of one group.
     fn codes(
         &self,
-        law: PowerLaw,
+        coder: &Coder,
         x: &[f32],
         rounding: Rounding,
         draws: &[u32],
         codes: &mut [u32],
     ) {
+        if let Some(table) = &coder.table
+            && amax_bits(x) < f32::INFINITY.to_bits()
+        {
+            return s2fp8_codes(table, x, codes);
+        }
         let mut y = [0.0; WINDOW];
         let y = &mut y[..x.len()];
-        s2fp8_forward(law, x, y);
+        s2fp8_forward(coder.law, x, y);
         if rounding != Rounding::NearestEven {
             // The vector loops round by every rule but write codes to nearest, which changes no rounded value.
             self.format.quantize_run(y, &Params::UNIT, rounding, draws);
@@ -320,7 +349,7 @@ impl S2fp8 {
         x: &[f32],
         band: &Band,
         layout: Layout,
-        laws: &[PowerLaw],
+        coders: &[Coder],
         rounding: Rounding,
         stream: &Stream,
         packed: &mut [u8],
@@ -332,7 +361,7 @@ impl S2fp8 {
                 draws.pieces(band.elems.start, start, len, |part, draws| {
                     let mut codes = [0; WINDOW];
                     let codes = &mut codes[..part.len()];
-                    self.codes(laws[run.group], &x[part.clone()], rounding, draws, codes);
+                    self.codes(&coders[run.group], &x[part.clone()], rounding, draws, codes);
                     for (byte, code) in packed[part].iter_mut().zip(codes) {
                         *byte = code.to_le_bytes()[0];
                     }
@@ -448,6 +477,61 @@ mod tests {
             let bytes = [f32::to_le_bytes(alpha), f32::to_le_bytes(beta), [0x3c; 4]].concat();
             let error = scheme.decode(&bytes, &[4], &mut [0.0; 4]).unwrap_err();
             assert!(error.to_string().contains("alpha"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_table_gives_the_codes_of_the_definition() {
+        let codec = |words: &[&str]| {
+            let format: Arc<dyn Format> = Arc::new(Minifloat::named("e5m2").unwrap());
+            let worded = |format: Arc<dyn Format>, word: &&str| format.with_word(word).unwrap();
+            S2fp8 { format: words.iter().fold(format, worded), zeros_counted: false }
+        };
+        for codec in [codec(&[]), codec(&["nonfinite:propagate"])] {
+            for (alpha, beta, fits) in [
+                (1.0, 0.0, true),
+                (5.37, 6.4, true),
+                (0.4, -3.25, true),
+                (64.0, 700.3, true),
+                (64.0, -7000.3, true),
+                (1.0 / 64.0, 0.1, false),
+                (1.0, 130.0, false),
+            ] {
+                let law = PowerLaw { alpha, beta };
+                let plain = Coder { law, table: None };
+                let codes = |coder: &Coder, x: &[f32]| {
+                    let mut codes = vec![0; x.len()];
+                    codec.codes(coder, x, Rounding::NearestEven, &[], &mut codes);
+                    codes
+                };
+                let table = CodeTable::new(law, |x, out| out.copy_from_slice(&codes(&plain, x)));
+                assert_eq!(table.is_some(), fits, "{law:?}");
+                let Some(table) = table else { continue };
+                let coder = Coder { law, table: Some(table) };
+                // Both sides of where a code changes, then numbers of any size.
+                let mut x = vec![0.0, -0.0, 1e-45, f32::MIN_POSITIVE, f32::MAX, 1.0, -1.0];
+                let mut bits = 0x3F80_0000u32;
+                for step in 0..40_000u32 {
+                    bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    x.push(f32::from_bits((bits % 0x7F80_0000) | ((step & 1) << 31)));
+                }
+                for pair in x.clone().windows(2) {
+                    let code = |bits: u32| codes(&plain, &[f32::from_bits(bits)])[0];
+                    let (mut low, mut high) = (0, pair[1].abs().to_bits());
+                    let most = code(high);
+                    if x.len() > 42_000 || most == 0 {
+                        break;
+                    }
+                    while high - low > 1 {
+                        let middle = low + (high - low) / 2;
+                        *if code(middle) < most { &mut low } else { &mut high } = middle;
+                    }
+                    x.extend([f32::from_bits(low), f32::from_bits(high)]);
+                }
+                for x in x.chunks(WINDOW) {
+                    assert_eq!(codes(&coder, x), codes(&plain, x), "{law:?}");
+                }
+            }
         }
     }
 

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use crate::simd::select as kernels;
 
-/// Elements that one task works on.
-const PART: usize = 64 * 1024;
+/// Elements of a part, which one task works on: an offset in it takes 16 bits.
+pub(super) const PART: usize = 64 * 1024;
 
 /// Keys that are held at a time.
 const WINDOW: usize = 1024;
@@ -20,7 +20,7 @@ const DIGIT_BITS: u32 = 12;
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
     key: u32,
-    offset: u32,
+    offset: u16,
 }
 
 /// The keys of all elements.
@@ -45,87 +45,173 @@ pub(super) trait Keys: Sync {
 /// What an element is ordered by, least first: its key and tie from above, and its index.
 type Order = (u32, u32, usize);
 
-/// The elements that may be among the largest, and between which keys the least accepted one lies.
-struct Search {
-    /// Those of each part.
-    found: Vec<Vec<Candidate>>,
-    /// Keys from here on are accepted.
-    end: u64,
-    /// How many these are.
-    above: usize,
+/// The elements that were chosen, as what tells them from all others.
+pub(super) struct Chosen {
+    /// The last one that is accepted.
+    last: Order,
+    /// How many there are in each part.
+    counts: Vec<usize>,
+    /// The largest key of all elements, or the largest that is possible.
+    largest: u32,
 }
 
-/// The indices of the `k` elements with the largest keys, in ascending order. Of equal keys and ties the lower index goes
-/// first.
-pub(super) fn largest<K: Keys>(n: usize, k: usize, keys: &K) -> Vec<usize> {
-    if k >= n {
-        return (0..n).collect();
+impl Chosen {
+    /// How many there are in each part of [`PART`] elements.
+    pub fn counts(&self) -> &[usize] {
+        &self.counts
     }
-    if k == 0 {
-        return Vec::new();
+
+    /// The largest key of all elements, or the largest that is possible.
+    pub fn largest(&self) -> u32 {
+        self.largest
     }
-    let Search { found, end, above } =
-        guessed(n, k, keys).unwrap_or_else(|| by_histograms(n, k, keys));
-    // Of those in question, the last one that is accepted.
+
+    /// Appends the offsets of the chosen elements of a part, in ascending order. The keys of its elements are those of
+    /// `range`, and `first` is the index of its first element.
+    pub fn offsets<K: Keys>(
+        &self,
+        keys: &K,
+        range: Range<usize>,
+        first: usize,
+        offsets: &mut Vec<u16>,
+    ) {
+        let low = !self.last.0;
+        let (mut window, mut picked) = ([0; WINDOW], [0; WINDOW]);
+        for at in windows(&range) {
+            let start = at.start - range.start;
+            let window = &mut window[..at.len()];
+            keys.fill(at.clone(), window);
+            let count = kernels::reaching(window, low, &mut picked);
+            let accepts = |i: u16| {
+                let i = usize::from(i);
+                let tie = || if K::TIES { !keys.tie(at.start + i) } else { 0 };
+                window[i] > low || (!low, tie(), first + start + i) <= self.last
+            };
+            let start = u16::try_from(start).unwrap_or(u16::MAX);
+            offsets.extend(picked[..count].iter().filter(|i| accepts(**i)).map(|i| start + i));
+        }
+    }
+
+    /// The indices of the chosen elements of a tensor, in ascending order.
+    pub fn indices<K: Keys>(&self, n: usize, keys: &K) -> Vec<usize> {
+        let mut indices = vec![0; self.counts.iter().sum()];
+        let rooms = rooms(&mut indices, self.counts.iter().copied());
+        rooms.into_par_iter().zip(parts(n)).for_each_init(Vec::new, |offsets, (room, part)| {
+            offsets.clear();
+            self.offsets(keys, part.clone(), part.start, offsets);
+            for (index, offset) in room.iter_mut().zip(offsets) {
+                *index = part.start + usize::from(*offset);
+            }
+        });
+        indices
+    }
+}
+
+/// Cuts a slice into consecutive parts of these lengths.
+pub(super) fn rooms<T>(mut rest: &mut [T], lens: impl Iterator<Item = usize>) -> Vec<&mut [T]> {
+    let room = |len| {
+        let (room, others) = std::mem::take(&mut rest).split_at_mut(len);
+        rest = others;
+        room
+    };
+    lens.map(room).collect()
+}
+
+/// What was found in a part.
+struct Found {
+    /// The elements whose keys lie between the bounds.
+    candidates: Vec<Candidate>,
+    /// How many keys lie above.
+    above: usize,
+    largest: u32,
+}
+
+/// The `k` elements with the largest keys. Of equal keys and ties the lower index goes first.
+pub(super) fn largest<K: Keys>(n: usize, k: usize, keys: &K) -> Chosen {
+    if k >= n || k == 0 {
+        let whole = |part: Range<usize>| if k == 0 { 0 } else { part.len() };
+        return Chosen {
+            last: if k == 0 { (0, 0, 0) } else { (u32::MAX, u32::MAX, usize::MAX) },
+            counts: parts(n).into_iter().map(whole).collect(),
+            largest: u32::MAX,
+        };
+    }
+    let Search { found, end } = guessed(n, k, keys).unwrap_or_else(|| by_histograms(n, k, keys));
+    let above: usize = found.iter().map(|part| part.above).sum();
+    let wanted = k - above;
     let order = |part: usize, c: &Candidate| -> Order {
-        let index = part * PART + c.offset as usize;
+        let index = part * PART + usize::from(c.offset);
         (!c.key, if K::TIES { !keys.tie(index) } else { 0 }, index)
     };
-    let mut open: Vec<Order> = found
-        .par_iter()
-        .enumerate()
-        .flat_map_iter(|(i, part)| {
-            let inside = part.iter().filter(|c| u64::from(c.key) < end);
-            inside.map(move |c| order(i, c))
-        })
-        .collect();
-    let wanted = k - above;
-    let last = if wanted == open.len() {
-        (u32::MAX, u32::MAX, usize::MAX)
-    } else if wanted == 0 {
-        (0, 0, 0)
+    let last = if wanted == 0 {
+        (!end, u32::MAX, usize::MAX)
     } else {
-        *open.select_nth_unstable(wanted - 1).1
+        // Few of the candidates have to be put in order.
+        let Digit { keys: inside, before } = digit(&found, wanted);
+        let open = |(i, part): (usize, &Found)| {
+            let open = part.candidates.iter().filter(|c| inside.contains(&c.key));
+            open.map(|c| order(i, c)).collect::<Vec<_>>()
+        };
+        let open: Vec<Vec<Order>> = found.par_iter().enumerate().map(open).collect();
+        *open.concat().select_nth_unstable(wanted - before - 1).1
     };
     let accepts = |part: usize, c: &Candidate| {
-        let key = !c.key;
-        u64::from(c.key) >= end || key < last.0 || (key == last.0 && order(part, c) <= last)
+        !c.key < last.0 || (!c.key == last.0 && order(part, c) <= last)
     };
-    let counts: Vec<usize> = found
-        .par_iter()
-        .enumerate()
-        .map(|(i, part)| part.iter().filter(|c| accepts(i, c)).count())
-        .collect();
-    let mut indices = vec![0; counts.iter().sum()];
-    let mut rest = &mut indices[..];
-    let mut rooms = Vec::with_capacity(counts.len());
-    for count in counts {
-        let (room, others) = rest.split_at_mut(count);
-        rooms.push(room);
-        rest = others;
+    let count = |(i, part): (usize, &Found)| {
+        part.above + part.candidates.iter().filter(|c| accepts(i, c)).count()
+    };
+    Chosen {
+        last,
+        counts: found.par_iter().enumerate().map(count).collect(),
+        largest: found.iter().map(|part| part.largest).max().unwrap_or(0),
     }
-    rooms.into_par_iter().zip(&found).enumerate().for_each(|(i, (room, part))| {
-        for (index, c) in room.iter_mut().zip(part.iter().filter(|c| accepts(i, c))) {
-            *index = i * PART + c.offset as usize;
-        }
-    });
-    indices
+}
+
+/// Keys between which the last of the wanted candidates lies.
+struct Digit {
+    keys: Range<u32>,
+    /// How many candidates lie above.
+    before: usize,
+}
+
+/// Counts candidates by their highest bits, as far as they differ; at least one is wanted and there are as many as are.
+fn digit(found: &[Found], wanted: usize) -> Digit {
+    const BINS: usize = 1 << DIGIT_BITS;
+    let keys = || found.iter().flat_map(|part| &part.candidates).map(|c| c.key);
+    let (low, high) = keys().fold((u32::MAX, 0), |(low, high), key| (low.min(key), high.max(key)));
+    let shift = (32 - high.saturating_sub(low).leading_zeros()).saturating_sub(DIGIT_BITS);
+    let mut counts = vec![0; BINS];
+    for key in keys() {
+        counts[((key - low) >> shift) as usize % BINS] += 1;
+    }
+    let (mut bin, mut before) = (BINS - 1, 0);
+    while before + counts[bin] < wanted {
+        before += counts[bin];
+        bin -= 1;
+    }
+    let low = low + (u32::try_from(bin).unwrap_or(0) << shift);
+    Digit { keys: low..low.saturating_add(1 << shift), before }
+}
+
+/// What is left of a search: all elements with keys from `end` on are chosen, and of the candidates some.
+struct Search {
+    found: Vec<Found>,
+    end: u32,
 }
 
 /// The search between the keys that are likely; `None` where they were wrong.
 fn guessed<K: Keys>(n: usize, k: usize, keys: &K) -> Option<Search> {
-    let Range { start, end } = keys.likely(n, k);
-    if start == 0 || start >= end {
+    let likely = keys.likely(n, k);
+    if likely.is_empty() || likely.start == 0 {
         return None;
     }
-    let count = |found: &[Vec<Candidate>], key: u32| {
-        found.par_iter().map(|part| part.iter().filter(|c| c.key >= key).count()).sum::<usize>()
-    };
-    let room = AtomicUsize::new(2 * k + n / 16);
-    let found = reaching(n, start, usize::MAX, Some(&room), keys)?;
-    let above = count(&found, end);
-    let total: usize = found.iter().map(Vec::len).sum();
-    (above <= k && k <= total).then_some(Search { found, end: end.into(), above })
+    let room = AtomicUsize::new(n / 8);
+    let end = likely.end;
+    let found = between(n, likely, usize::MAX, Some(&room), keys)?;
+    let above: usize = found.iter().map(|part| part.above).sum();
+    let total = above + found.iter().map(|part| part.candidates.len()).sum::<usize>();
+    (above <= k && k <= total).then_some(Search { found, end })
 }
 
 /// The search by the digits of keys, from the highest on: right for any keys.
@@ -145,9 +231,9 @@ fn by_histograms<K: Keys>(n: usize, k: usize, keys: &K) -> Search {
         low |= u32::try_from(bin).unwrap_or(0) << shift;
     }
     // Where one key is left and its elements are in order, no part gives more of them than are wanted in all.
-    let ties = if shift == 0 && !K::TIES { k - above } else { usize::MAX };
-    let found = reaching(n, low, ties, None, keys).unwrap_or_default();
-    Search { found, end: u64::from(low) + (1 << shift), above }
+    let most = if shift == 0 && !K::TIES { k - above } else { usize::MAX };
+    let end = low + (1 << shift);
+    Search { found: between(n, low..end, most, None, keys).unwrap_or_default(), end }
 }
 
 fn parts(n: usize) -> Vec<Range<usize>> {
@@ -184,38 +270,31 @@ fn histogram<K: Keys>(n: usize, prefix: u32, shift: u32, digit: u32, keys: &K) -
         .reduce(|| vec![0; bins], |a, b| a.iter().zip(b).map(|(a, b)| a + b).collect())
 }
 
-/// The elements of each part whose keys are at least `low`, of those that equal it at most `ties`; `None` where there are
-/// more of them than there is room for.
-fn reaching<K: Keys>(
+/// The elements of each part whose keys lie between two, of each part the first `most`; `None` where there are more of them
+/// than there is room for.
+fn between<K: Keys>(
     n: usize,
-    low: u32,
-    ties: usize,
+    bounds: Range<u32>,
+    most: usize,
     room: Option<&AtomicUsize>,
     keys: &K,
-) -> Option<Vec<Vec<Candidate>>> {
+) -> Option<Vec<Found>> {
     let search = |part: Range<usize>| {
-        let mut found = Vec::new();
-        let mut ties = ties;
-        let (mut window, mut picked) = ([0; WINDOW], [0u16; WINDOW + 1]);
+        let mut found = Found { candidates: Vec::new(), above: 0, largest: 0 };
+        let (mut window, mut picked) = ([0; WINDOW], [0; WINDOW]);
         for at in windows(&part) {
             let window = &mut window[..at.len()];
             keys.fill(at.clone(), window);
-            let count = kernels::reaching(window, low, &mut picked);
-            let start = at.start - part.start;
-            for i in &picked[..count] {
-                let i = usize::from(*i);
-                let key = window[i];
-                if key == low {
-                    if ties == 0 {
-                        continue;
-                    }
-                    ties -= 1;
-                }
-                found.push(Candidate { key, offset: u32::try_from(start + i).unwrap_or(0) });
-            }
+            let seen = kernels::between(window, bounds.start, bounds.end, &mut picked);
+            found.above += seen.above;
+            found.largest = found.largest.max(seen.largest);
+            let start = u16::try_from(at.start - part.start).unwrap_or(u16::MAX);
+            let left = (most - found.candidates.len()).min(seen.within);
+            let candidate = |i: &u16| Candidate { key: window[usize::from(*i)], offset: start + i };
+            found.candidates.extend(picked[..left].iter().map(candidate));
         }
         // Which part finds no room left depends on the threads, but whether one does not.
-        let taken = |left: usize| left.checked_sub(found.len());
+        let taken = |left: usize| left.checked_sub(found.candidates.len());
         let fits = room.is_none_or(|r| r.fetch_update(Relaxed, Relaxed, taken).is_ok());
         fits.then_some(found)
     };
@@ -283,9 +362,12 @@ mod tests {
                         let keys = &keys[..];
                         let what = format!("{n} elements, {k} of them, {likely:?}");
                         let given = Given::<false> { keys, likely: likely.clone() };
-                        assert!(largest(n, k, &given) == plain, "{what}");
+                        assert!(largest(n, k, &given).indices(n, &given) == plain, "{what}");
                         let given = Given::<true> { keys, likely };
-                        assert!(largest(n, k, &given) == tied, "{what} with ties");
+                        let chosen = largest(n, k, &given);
+                        assert!(chosen.indices(n, &given) == tied, "{what} with ties");
+                        assert_eq!(chosen.counts().iter().sum::<usize>(), k, "{what}");
+                        assert!(chosen.largest() >= keys.iter().copied().max().unwrap());
                     }
                 }
             }

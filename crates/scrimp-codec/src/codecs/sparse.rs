@@ -28,14 +28,12 @@ use rayon::prelude::*;
 
 use super::bands::Refusal;
 use super::levels::once;
+use super::select::{Chosen, PART, rooms};
 use super::{Codec, DecodeError, Defaults, EncodeError, Job, Size, Tally, Terms};
 use crate::formats::{Card, HeadError, Scaling, finite};
 use crate::granularity::elems;
 use crate::simd::amax_bits;
 use crate::{Granularity, Memory, NonFinite, Rounding, ShapeError, Stream};
-
-/// Elements that one task works on.
-const PART: usize = 64 * 1024;
 
 /// Kept values for which a second thread is worth its while.
 const LEAST: usize = 4096;
@@ -178,13 +176,24 @@ pub(super) trait Choice: Clone + Debug + Send + Sync + 'static {
         let _ = (n, k);
         1.0
     }
-    /// Whether an element that is not finite is kept before all that are.
+    /// Whether [`write`](Self::write) looks at the indices.
+    const NEEDS_INDICES: bool = false;
+    /// Whether the keys of the choice are the bits of magnitudes.
     const MEETS_ALL: bool = false;
-    /// The indices of `k` elements, ascending.
-    fn indices(&self, x: &[f32], k: usize, stream: &Stream) -> Vec<usize>;
+    /// Chooses `k` elements.
+    fn choose(&self, x: &[f32], k: usize, stream: &Stream) -> Chosen;
+    /// Appends the offsets of the chosen elements of a part, whose first has the index `first`, in ascending order.
+    fn offsets(
+        &self,
+        chosen: &Chosen,
+        x: &[f32],
+        first: usize,
+        stream: &Stream,
+        offsets: &mut Vec<u16>,
+    );
     /// Bytes that say which elements they are.
     fn bytes(&self, n: usize, k: usize) -> usize;
-    /// Writes these bytes, which are 0 before.
+    /// Writes these bytes, which are 0 before. There are indices only where they are needed.
     fn write(&self, n: usize, indices: &[usize], stream: &Stream, out: &mut [u8]);
     /// Reads the indices; the error says what is wrong.
     fn read(&self, n: usize, k: usize, bytes: &[u8]) -> Result<Vec<usize>, String>;
@@ -199,11 +208,25 @@ pub(super) struct Sparse<C> {
     feedback: Option<()>,
 }
 
-/// Elements that are kept.
+fn is_finite(x: &[f32]) -> bool {
+    amax_bits(x) < f32::INFINITY.to_bits()
+}
+
+/// What is kept of a part, in memory that a thread uses again.
+#[derive(Default)]
 struct Kept {
-    indices: Vec<usize>,
+    offsets: Vec<u16>,
     /// As stored.
     values: Vec<f32>,
+}
+
+/// Where the values lie that elements are chosen from.
+enum Source<'m> {
+    /// Where the caller has them.
+    Given,
+    /// Here, because some were not finite.
+    Cleaned(Vec<f32>),
+    Residual(&'m mut [f32]),
 }
 
 impl<C: Choice> Sparse<C> {
@@ -228,9 +251,8 @@ impl<C: Choice> Sparse<C> {
         terms: &Terms,
         scheme: &str,
     ) -> Result<(Cow<'x, [f32]>, Tally), EncodeError> {
-        let clean = x.par_chunks(PART).all(|part| amax_bits(part) < f32::INFINITY.to_bits());
         let mut tally = Tally::default();
-        if clean {
+        if x.par_chunks(PART).all(is_finite) {
             return Ok((Cow::Borrowed(x), tally));
         }
         let mut x = x.to_vec();
@@ -249,15 +271,18 @@ impl<C: Choice> Sparse<C> {
         Ok((Cow::Owned(x), tally))
     }
 
-    /// The elements to keep; what is lost goes to the residual, if there is one.
-    fn keep(&self, x: &[f32], job: Job) -> Result<(Kept, Tally), EncodeError> {
+    /// What is chosen, and from what; the residual has the tensor added.
+    fn choose<'m>(
+        &self,
+        x: &[f32],
+        job: Job<'m>,
+    ) -> Result<(Source<'m>, Chosen, Tally), EncodeError> {
         let Job { terms, stream, memory, scheme, .. } = job;
         let k = self.share.of(x.len());
         if C::MEETS_ALL && memory.is_none() {
-            // Were there NaN or infinity, it would be among those that are kept.
-            let kept = self.choose(x, k, stream);
-            if kept.indices.iter().all(|i| x[*i].is_finite()) {
-                return Ok((kept, Tally::default()));
+            let chosen = self.choice.choose(x, k, stream);
+            if chosen.largest() < f32::INFINITY.to_bits() {
+                return Ok((Source::Given, chosen, Tally::default()));
             }
         }
         let (x, tally) = Self::checked(x, terms, scheme)?;
@@ -277,34 +302,71 @@ impl<C: Choice> Sparse<C> {
                 return Err(EncodeError::Memory { scheme: scheme.to_owned(), expected });
             }
         };
-        let Some(residual) = residual else {
-            return Ok((self.choose(&x, k, stream), tally));
-        };
-        residual.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(|(residual, x)| {
-            for (r, v) in residual.iter_mut().zip(x) {
-                *r = finite(*r + *v);
-            }
-        });
-        let kept = self.choose(residual, k, stream);
-        for (i, value) in kept.indices.iter().zip(&kept.values) {
-            residual[*i] = finite(residual[*i] - *value);
+        if let Some(residual) = residual {
+            residual.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(|(residual, x)| {
+                for (r, v) in residual.iter_mut().zip(x) {
+                    *r = finite(*r + *v);
+                }
+            });
+            let chosen = self.choice.choose(residual, k, stream);
+            return Ok((Source::Residual(residual), chosen, tally));
         }
-        Ok((kept, tally))
+        let chosen = self.choice.choose(&x, k, stream);
+        let source = match x {
+            Cow::Borrowed(_) => Source::Given,
+            Cow::Owned(x) => Source::Cleaned(x),
+        };
+        Ok((source, chosen, tally))
     }
 
-    fn choose(&self, x: &[f32], k: usize, stream: &Stream) -> Kept {
-        let indices = self.choice.indices(x, k, stream);
-        let factor = self.choice.factor(x.len(), k);
-        let store = self.values();
-        #[expect(clippy::cast_possible_truncation, reason = "the rounding is what is asked for")]
-        let value = |i: &usize| store.store(finite((f64::from(x[*i]) * factor) as f32));
-        Kept { values: indices.par_iter().with_min_len(LEAST).map(value).collect(), indices }
+    /// What is kept of a part, given its number and its values.
+    fn keep(
+        &self,
+        n: usize,
+        chosen: &Chosen,
+        part: usize,
+        x: &[f32],
+        stream: &Stream,
+        kept: &mut Kept,
+    ) {
+        kept.offsets.clear();
+        self.choice.offsets(chosen, x, part * PART, stream, &mut kept.offsets);
+        kept.values.clear();
+        let values = kept.offsets.iter().map(|offset| x[usize::from(*offset)]);
+        let (factor, store) = (self.choice.factor(n, self.share.of(n)), self.values());
+        if factor == 1.0 && store == Values::F32 {
+            kept.values.extend(values);
+        } else {
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "the rounding is what is asked for"
+            )]
+            let stored = |v: f32| store.store(finite((f64::from(v) * factor) as f32));
+            kept.values.extend(values.map(stored));
+        }
     }
 }
 
-/// Zeros, and the kept values at their places.
-fn scatter(kept: &Kept, out: &mut [f32]) {
-    let Kept { indices, values } = kept;
+impl Kept {
+    /// Zeros, and the kept values at their places.
+    fn scatter(&self, out: &mut [f32]) {
+        out.fill(0.0);
+        for (offset, value) in self.offsets.iter().zip(&self.values) {
+            out[usize::from(*offset)] = *value;
+        }
+    }
+
+    /// Takes what is kept away from the residual.
+    fn subtract(&self, residual: &mut [f32]) {
+        for (offset, value) in self.offsets.iter().zip(&self.values) {
+            let r = &mut residual[usize::from(*offset)];
+            *r = finite(*r - *value);
+        }
+    }
+}
+
+/// Zeros, and values at their indices.
+fn scatter(indices: &[usize], values: &[f32], out: &mut [f32]) {
     out.par_chunks_mut(PART).enumerate().for_each(|(i, out)| {
         out.fill(0.0);
         let first = i * PART;
@@ -402,27 +464,75 @@ impl<C: Choice> Codec for Sparse<C> {
     }
 
     fn emulate(&self, job: Job, x: &mut [f32]) -> Result<Tally, EncodeError> {
-        let (kept, tally) = self.keep(x, job)?;
-        scatter(&kept, x);
+        let (n, stream) = (x.len(), job.stream);
+        let (source, chosen, tally) = self.choose(x, job)?;
+        match source {
+            Source::Residual(residual) => {
+                let parts = x.par_chunks_mut(PART).zip(residual.par_chunks_mut(PART));
+                parts.enumerate().for_each_init(Kept::default, |kept, (i, (x, residual))| {
+                    self.keep(n, &chosen, i, residual, stream, kept);
+                    kept.subtract(residual);
+                    kept.scatter(x);
+                });
+            }
+            Source::Cleaned(cleaned) => {
+                let parts = x.par_chunks_mut(PART).zip(cleaned.par_chunks(PART));
+                parts.enumerate().for_each_init(Kept::default, |kept, (i, (x, cleaned))| {
+                    self.keep(n, &chosen, i, cleaned, stream, kept);
+                    kept.scatter(x);
+                });
+            }
+            Source::Given => {
+                x.par_chunks_mut(PART).enumerate().for_each_init(Kept::default, |kept, (i, x)| {
+                    self.keep(n, &chosen, i, x, stream, kept);
+                    kept.scatter(x);
+                });
+            }
+        }
         Ok(tally)
     }
 
     fn encode(&self, job: Job, x: &[f32], out: &mut Vec<u8>) -> Result<Tally, EncodeError> {
-        let stream = job.stream;
-        let (kept, tally) = self.keep(x, job)?;
+        let (n, stream) = (x.len(), job.stream);
+        let (source, chosen, tally) = self.choose(x, job)?;
         if x.is_empty() {
             return Ok(tally);
         }
-        let (n, k) = (x.len(), kept.indices.len());
-        let (width, start) = (self.values().width(), out.len());
+        let (counts, store) = (chosen.counts(), self.values());
+        let k: usize = counts.iter().sum();
+        let (width, start) = (store.width(), out.len());
         out.resize(start + k * width + self.choice.bytes(n, k), 0);
         let (values, places) = out[start..].split_at_mut(k * width);
-        values
-            .par_chunks_exact_mut(width)
-            .zip(&kept.values)
-            .with_min_len(LEAST)
-            .for_each(|(bytes, value)| self.values().write(*value, bytes));
-        self.choice.write(n, &kept.indices, stream, places);
+        let mut indices = vec![0; if C::NEEDS_INDICES { k } else { 0 }];
+        let index_counts = counts.iter().map(|count| if C::NEEDS_INDICES { *count } else { 0 });
+        let rooms = rooms(values, counts.iter().map(|count| count * width))
+            .into_par_iter()
+            .zip(self::rooms(&mut indices, index_counts))
+            .enumerate();
+        let write = |kept: &Kept, part: usize, values: &mut [u8], indices: &mut [usize]| {
+            for (bytes, value) in values.chunks_exact_mut(width).zip(&kept.values) {
+                store.write(*value, bytes);
+            }
+            for (index, offset) in indices.iter_mut().zip(&kept.offsets) {
+                *index = part * PART + usize::from(*offset);
+            }
+        };
+        if let Source::Residual(residual) = source {
+            let parts = rooms.zip(residual.par_chunks_mut(PART));
+            parts.for_each_init(Kept::default, |kept, ((i, (values, indices)), residual)| {
+                self.keep(n, &chosen, i, residual, stream, kept);
+                kept.subtract(residual);
+                write(kept, i, values, indices);
+            });
+        } else {
+            let x = if let Source::Cleaned(cleaned) = &source { cleaned } else { x };
+            let parts = rooms.zip(x.par_chunks(PART));
+            parts.for_each_init(Kept::default, |kept, ((i, (values, indices)), x)| {
+                self.keep(n, &chosen, i, x, stream, kept);
+                write(kept, i, values, indices);
+            });
+        }
+        self.choice.write(n, &indices, stream, places);
         Ok(tally)
     }
 
@@ -443,11 +553,13 @@ impl<C: Choice> Codec for Sparse<C> {
         let read = |bytes: &[u8]| self.values().read(bytes);
         let values: Vec<f32> =
             stored.par_chunks_exact(width).with_min_len(LEAST).map(read).collect();
-        if let Some(j) = values.iter().position(|v| !v.is_finite()) {
+        if !values.par_chunks(PART).all(is_finite)
+            && let Some(j) = values.iter().position(|v| !v.is_finite())
+        {
             return Err(corrupt(format!("value {j} is {}", values[j])));
         }
         let indices = self.choice.read(out.len(), k, places).map_err(corrupt)?;
-        scatter(&Kept { indices, values }, out);
+        scatter(&indices, &values, out);
         Ok(())
     }
 }

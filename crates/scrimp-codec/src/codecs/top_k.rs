@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use super::Codec;
 use super::places::Places;
-use super::select::{self, Keys};
+use super::select::{self, Chosen, Keys};
 use super::sparse::{Choice, Sparse};
 use crate::formats::HeadError;
 use crate::simd::select::magnitude_bits;
@@ -89,10 +89,22 @@ impl Choice for TopK {
     const ABOUT: &'static str = "the largest magnitudes, and zeros";
     const WORDS: &'static [&'static str] = &["values:f16", "values:bf16", "feedback"];
 
+    const NEEDS_INDICES: bool = true;
     const MEETS_ALL: bool = true;
 
-    fn indices(&self, x: &[f32], k: usize, _: &Stream) -> Vec<usize> {
+    fn choose(&self, x: &[f32], k: usize, _: &Stream) -> Chosen {
         select::largest(x.len(), k, &Magnitudes(x))
+    }
+
+    fn offsets(
+        &self,
+        chosen: &Chosen,
+        x: &[f32],
+        first: usize,
+        _: &Stream,
+        offsets: &mut Vec<u16>,
+    ) {
+        chosen.offsets(&Magnitudes(x), 0..x.len(), first, offsets);
     }
 
     fn bytes(&self, n: usize, k: usize) -> usize {
@@ -111,8 +123,11 @@ impl Choice for TopK {
 /// Magnitudes as keys: those of floats are ordered as their bits are.
 struct Magnitudes<'a>(&'a [f32]);
 
-/// How many values a guess is made from.
-const SAMPLE: usize = 1 << 15;
+/// From how many values a guess is made at most, and at least.
+const SAMPLE: Range<usize> = 1 << 10..1 << 15;
+
+/// One in so many is enough for a guess.
+const STRIDE: usize = 16;
 
 impl Keys for Magnitudes<'_> {
     const BITS: u32 = 31;
@@ -128,20 +143,21 @@ impl Keys for Magnitudes<'_> {
 
     /// Five standard deviations to either side of where the least accepted magnitude lies in a sample.
     fn likely(&self, n: usize, k: usize) -> Range<u32> {
-        let stride = n / SAMPLE;
-        if stride < 4 {
+        let count = SAMPLE.end.min(n / STRIDE);
+        if count < SAMPLE.start {
             return 0..0;
         }
+        let stride = n / count;
         // A value from somewhere in each stride, so that rows of the tensor and strides do not keep step.
         let place = |j: usize| j * stride + j.wrapping_mul(0x9E37_79B1) / 8 % stride;
         let mut sample: Vec<u32> =
-            (0..SAMPLE).map(|j| !self.0[place(j)].to_bits() | 1 << 31).collect();
-        let rank = k as u128 * SAMPLE as u128 / n as u128;
-        let rank = usize::try_from(rank).unwrap_or(SAMPLE);
+            (0..count).map(|j| !self.0[place(j)].to_bits() | 1 << 31).collect();
+        let rank = k as u128 * count as u128 / n as u128;
+        let rank = usize::try_from(rank).unwrap_or(count);
         let apart = 5 * rank.isqrt() + 5;
         let mut key = |rank: usize| !*sample.select_nth_unstable(rank).1;
         let end = rank.checked_sub(apart).map_or(1 << 31, |rank| key(rank) + 1);
-        let start = if rank + apart < SAMPLE { key(rank + apart) } else { 0 };
+        let start = if rank + apart < count { key(rank + apart) } else { 0 };
         start..end
     }
 }

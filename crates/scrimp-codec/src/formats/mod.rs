@@ -88,6 +88,17 @@ pub enum CodesMut<'a> {
     Words(&'a mut [u32]),
 }
 
+impl CodesMut<'_> {
+    /// The same room, for a while.
+    pub(crate) fn reborrow(&mut self) -> CodesMut<'_> {
+        match self {
+            Self::Bytes(codes) => CodesMut::Bytes(codes),
+            Self::Pairs(codes) => CodesMut::Pairs(codes),
+            Self::Words(codes) => CodesMut::Words(codes),
+        }
+    }
+}
+
 /// Whether groups have a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scaling {

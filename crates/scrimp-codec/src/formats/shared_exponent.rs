@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::{Card, Format, Header, Minifloat, Params, Scaling};
+use super::{Card, Codes, CodesMut, Format, Groups, Header, Minifloat, Params, Scaling};
 use crate::scale::{ExponentRule, power_of_code};
 use crate::{Granularity, Range, Rounding, ScaleFormat, pack, simd};
 
@@ -97,6 +97,29 @@ impl SharedExponent {
             Sign::TwosComplement if code & sign_bit == 0 => code,
             Sign::TwosComplement => (2 * sign_bit - (code & (sign_bit - 1))) & (2 * sign_bit - 1),
         }
+    }
+
+    /// Makes codes as they are stored of those of the small float.
+    fn complement(&self, codes: CodesMut) {
+        match codes {
+            CodesMut::Bytes(codes) => codes.iter_mut().for_each(|code| {
+                [*code, ..] = self.stored_code((*code).into()).to_le_bytes();
+            }),
+            CodesMut::Pairs(codes) => codes.iter_mut().for_each(|code| {
+                let [low, high, ..] =
+                    self.stored_code(u16::from_le_bytes(*code).into()).to_le_bytes();
+                *code = [low, high];
+            }),
+            CodesMut::Words(codes) => codes.iter_mut().for_each(|code| {
+                *code = self.stored_code(*code);
+            }),
+        }
+    }
+
+    /// The grid for groups whose loops need it; `None` where only the definition serves.
+    fn grid(&self, groups: Groups) -> Option<simd::FloatGrid> {
+        let spoiled = self.spoils_groups() && groups.params.iter().any(|p| p.scale.is_nan());
+        self.element.grid.filter(|_| !spoiled)
     }
 
     fn block_grid(&self, store: ScaleFormat) -> simd::BlockGrid {
@@ -204,19 +227,50 @@ impl Format for SharedExponent {
         }
     }
 
-    fn quantize_run(&self, x: &mut [f32], params: &Params, rounding: Rounding, draws: &[u32]) {
-        match self.element.grid {
-            Some(grid) if !params.scale.is_nan() => {
-                simd::float_run(&grid, x, params.scale, rounding, draws);
-                if self.sign == Sign::TwosComplement {
-                    // Zero has no sign: the sum of a negative zero and zero is positive.
-                    for v in x {
-                        *v += 0.0;
-                    }
-                }
+    fn quantize_groups(&self, x: &mut [f32], groups: Groups, rounding: Rounding, draws: &[u32]) {
+        let Some(grid) = self.grid(groups) else {
+            return super::quantize_by_runs(self, x, groups, rounding, draws);
+        };
+        simd::float_groups(&grid, groups, x, rounding, draws);
+        if self.sign == Sign::TwosComplement {
+            // Zero has no sign: the sum of a negative zero and zero is positive.
+            for v in x {
+                *v += 0.0;
             }
-            _ => super::quantize_by_definition(self, x, params, rounding, draws),
         }
+    }
+
+    fn encode_groups(
+        &self,
+        x: &[f32],
+        groups: Groups,
+        rounding: Rounding,
+        draws: &[u32],
+        mut codes: CodesMut,
+    ) {
+        let Some(grid) = self.grid(groups) else {
+            return super::encode_by_runs(self, x, groups, rounding, draws, codes);
+        };
+        let float = self.element.codes;
+        simd::float_encode_groups(&grid, float, groups, x, rounding, draws, codes.reborrow());
+        if self.sign == Sign::TwosComplement {
+            self.complement(codes);
+        }
+    }
+
+    fn decode_groups(&self, codes: Codes, groups: Groups, out: &mut [f32]) {
+        let grid = simd::BlockGrid {
+            twos_complement: self.sign == Sign::TwosComplement,
+            ..self.element.block_grid()
+        };
+        simd::block_decode_groups(&grid, groups, codes, out);
+    }
+
+    fn quantize_run(&self, x: &mut [f32], params: &Params, rounding: Rounding, draws: &[u32]) {
+        if params.scale.is_nan() || self.element.grid.is_none() {
+            return super::quantize_by_definition(self, x, params, rounding, draws);
+        }
+        self.quantize_groups(x, Groups::one(params, x.len()), rounding, draws);
     }
 
     fn quantize_blocks(
@@ -240,42 +294,15 @@ impl Format for SharedExponent {
         draws: &[u32],
         codes: &mut [u32],
     ) {
-        match self.element.grid {
-            Some(grid) if !params.scale.is_nan() => {
-                if rounding == Rounding::NearestEven {
-                    simd::float_encode(&grid, self.element.codes, x, params.scale, codes);
-                } else {
-                    // A quotient that was rounded to the grid is a code.
-                    let mut rounded = [0.0; WINDOW];
-                    for (i, (x, codes)) in
-                        x.chunks(WINDOW).zip(codes.chunks_mut(WINDOW)).enumerate()
-                    {
-                        let draws = draws.get(i * WINDOW..i * WINDOW + x.len()).unwrap_or(&[]);
-                        let rounded = &mut rounded[..x.len()];
-                        for (v, x) in rounded.iter_mut().zip(x) {
-                            *v = x / params.scale;
-                        }
-                        simd::float_run(&grid, rounded, 1.0, rounding, draws);
-                        simd::float_encode(&grid, self.element.codes, rounded, 1.0, codes);
-                    }
-                }
-                if self.sign == Sign::TwosComplement {
-                    for code in codes {
-                        *code = self.stored_code(*code);
-                    }
-                }
-            }
-            _ => super::encode_by_definition(self, x, params, rounding, draws, codes),
+        if params.scale.is_nan() || self.element.grid.is_none() {
+            return super::encode_by_definition(self, x, params, rounding, draws, codes);
         }
+        let groups = Groups::one(params, x.len());
+        self.encode_groups(x, groups, rounding, draws, CodesMut::Words(codes));
     }
 
     fn decode_run(&self, codes: &[u32], params: &Params, out: &mut [f32]) {
-        match self.element.grid {
-            Some(grid) if self.sign == Sign::Magnitude && !params.scale.is_nan() => {
-                simd::float_decode(&grid, self.element.codes, codes, params.scale, out);
-            }
-            _ => super::decode_by_definition(self, codes, params, out),
-        }
+        self.decode_groups(Codes::Words(codes), Groups::one(params, codes.len()), out);
     }
 
     fn encode_blocks(

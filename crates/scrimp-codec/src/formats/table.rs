@@ -348,6 +348,12 @@ impl Format for Table {
         match (rounding, &self.sixteen, &self.wide) {
             (Rounding::NearestEven, Some(table), _) => simd::sixteen_run(table, x, params.scale),
             (Rounding::NearestEven, _, Some(table)) => simd::wide_run(table, x, params.scale),
+            (Rounding::Stochastic, Some(table), _) => {
+                simd::sixteen_run_drawn(table, x, params.scale, draws);
+            }
+            (Rounding::Stochastic, _, Some(table)) => {
+                simd::wide_run_drawn(table, x, params.scale, draws);
+            }
             _ => super::quantize_by_definition(self, x, params, rounding, draws),
         }
     }
@@ -366,6 +372,12 @@ impl Format for Table {
             }
             (Rounding::NearestEven, _, Some(table)) => {
                 simd::wide_encode(table, x, params.scale, codes);
+            }
+            (Rounding::Stochastic, Some(table), _) => {
+                simd::sixteen_encode_drawn(table, x, params.scale, draws, codes);
+            }
+            (Rounding::Stochastic, _, Some(table)) => {
+                simd::wide_encode_drawn(table, x, params.scale, draws, codes);
             }
             _ => super::encode_by_definition(self, x, params, rounding, draws, codes),
         }

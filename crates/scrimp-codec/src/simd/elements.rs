@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use super::{FloatCodes, FloatGrid, INFINITY, NAN, SIGN, clamp, ordered, rescale};
+use super::{BlockGrid, FloatCodes, FloatGrid, INFINITY, NAN, SIGN, clamp, ordered, rescale};
 use crate::formats::{Codes, CodesMut, Groups, Params};
 use crate::{Range, Rounding, ScaleFormat};
 
@@ -1047,4 +1047,31 @@ pub(crate) fn float_decode_groups(
             Codes::Words(x) => map(op, groups, x, &[], out),
         }
     });
+}
+
+/// The values of codes of a block grid under the scale of the group; NaN where that is none.
+#[derive(Clone, Copy)]
+struct BlockDecode(BlockGrid);
+
+impl<C: Code> Op<C, f32> for BlockDecode {
+    type Group = f32;
+    #[inline(always)]
+    fn group(self, params: &Params) -> f32 {
+        params.scale
+    }
+    #[inline(always)]
+    fn one(self, scale: f32, code: C, _: u32) -> f32 {
+        let v = self.0.value(code.bits(), scale);
+        if scale.is_nan() { f32::NAN } else { v }
+    }
+}
+
+/// The values of codes of a block grid under their group's scale.
+pub(crate) fn block_decode_groups(grid: &BlockGrid, groups: Groups, codes: Codes, out: &mut [f32]) {
+    let op = BlockDecode(*grid);
+    match codes {
+        Codes::Bytes(x) => map(op, groups, x, &[], out),
+        Codes::Pairs(x) => map(op, groups, x, &[], out),
+        Codes::Words(x) => map(op, groups, x, &[], out),
+    }
 }

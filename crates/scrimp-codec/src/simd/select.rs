@@ -1,30 +1,75 @@
 //! Loops of selection: which keys reach a bound.
 
-/// Keys that are looked at together.
-const CHUNK: usize = 16;
+/// Keys that are looked at together: as many as a word has bits.
+const CHUNK: usize = 64;
+
+/// Appends the numbers, from `first` on, of the bytes that are 1 and not 0, after the `count` that are there.
+#[inline(always)]
+fn append(found: &[u8; CHUNK], first: u16, picked: &mut [u16], mut count: usize) -> usize {
+    let mut bits = 0;
+    for (i, eight) in found.as_chunks::<8>().0.iter().enumerate() {
+        // The multiplication moves the last bit of byte i to bit i of the highest byte.
+        bits |= u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56 << (8 * i);
+    }
+    while bits != 0 {
+        picked[count] = first + bits.trailing_zeros() as u16;
+        bits &= bits - 1;
+        count += 1;
+    }
+    count
+}
+
+/// Writes the numbers of the keys from `low` on that are less than `width` above it, in order, and answers how many there
+/// are.
+#[inline(always)]
+fn pick(keys: &[u32], low: u32, width: u32, picked: &mut [u16]) -> usize {
+    let (mut count, mut first) = (0, 0);
+    let (chunks, rest) = keys.as_chunks::<CHUNK>();
+    for chunk in chunks {
+        let mut found = [0; CHUNK];
+        for l in 0..CHUNK {
+            found[l] = u8::from(chunk[l].wrapping_sub(low) < width);
+        }
+        count = append(&found, first, picked, count);
+        first += CHUNK as u16;
+    }
+    let mut found = [0; CHUNK];
+    for (found, key) in found.iter_mut().zip(rest) {
+        *found = u8::from(key.wrapping_sub(low) < width);
+    }
+    append(&found, first, picked, count)
+}
 
 versions! {
-    /// Writes the numbers of the keys that are at least `low`, in order, and answers how many there are. `picked` has
-    /// room for one number more than there are keys.
+    /// Writes the numbers of the keys that are at least `low`, in order, and answers how many there are. `picked` has room
+    /// for as many numbers as there are keys, none of which is the largest number.
     fn reaching(keys: &[u32], low: u32, picked: &mut [u16]) -> usize {
-        let mut count = 0;
-        let mut first = 0u16;
-        let (chunks, rest) = keys.as_chunks::<CHUNK>();
-        for chunk in chunks {
-            if chunk.iter().fold(0, |m, key| m | u32::from(*key >= low)) != 0 {
-                // Without a branch for each, as it is anybody's guess which keys they are.
-                for (i, key) in (first..).zip(chunk) {
-                    picked[count] = i;
-                    count += usize::from(*key >= low);
-                }
-            }
-            first += CHUNK as u16;
+        pick(keys, low, u32::MAX - low, picked)
+    }
+}
+
+/// What was found among keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// How many lie between the bounds.
+    pub within: usize,
+    /// How many lie above.
+    pub above: usize,
+    /// The largest.
+    pub largest: u32,
+}
+
+versions! {
+    /// Writes the numbers of the keys from `low` on and below `end`, in order. `picked` has room for as many numbers as there
+    /// are keys.
+    fn between(keys: &[u32], low: u32, end: u32, picked: &mut [u16]) -> Found {
+        let (mut above, mut largest) = (0u32, 0);
+        for key in keys {
+            above += u32::from(*key >= end);
+            largest = largest.max(*key);
         }
-        for (i, key) in (first..).zip(rest) {
-            picked[count] = i;
-            count += usize::from(*key >= low);
-        }
-        count
+        let within = pick(keys, low, end - low, picked);
+        Found { within, above: above as usize, largest }
     }
 }
 
@@ -50,12 +95,20 @@ mod tests {
         for low in [0, 1 << 20, 1 << 23, (1 << 24) - (1 << 18), u32::MAX] {
             for at in (0..70).map(|len| 1..1 + len).chain(std::iter::once(0..300)) {
                 let keys = &keys[at];
-                let expected: Vec<u16> =
-                    (0u16..).zip(keys).filter(|(_, key)| **key >= low).map(|(i, _)| i).collect();
+                let numbers = |wanted: &dyn Fn(u32) -> bool| -> Vec<u16> {
+                    (0u16..).zip(keys).filter(|(_, key)| wanted(**key)).map(|(i, _)| i).collect()
+                };
+                let end = low.saturating_add(1 << 21);
+                let (reached, inside) =
+                    (numbers(&|key| key >= low), numbers(&|key| (low..end).contains(&key)));
                 at_every_level(|level| {
-                    let mut picked = vec![0; keys.len() + 1];
+                    let mut picked = vec![0; keys.len()];
                     let count = reaching(keys, low, &mut picked);
-                    assert_eq!(picked[..count], expected, "{level:?}");
+                    assert_eq!(picked[..count], reached, "{level:?}");
+                    let found = between(keys, low, end, &mut picked);
+                    assert_eq!(picked[..found.within], inside, "{level:?}");
+                    assert_eq!(found.above, keys.iter().filter(|key| **key >= end).count());
+                    assert_eq!(found.largest, keys.iter().copied().max().unwrap_or(0));
                 });
             }
         }

@@ -41,12 +41,63 @@ impl Sixteen {
     /// What stands in `choices` at the place of the level that `v` takes; NaN takes that of zero.
     #[inline(always)]
     fn choose<T: Copy>(&self, v: f32, choices: &[T; 16]) -> T {
-        let v = if v.is_nan() { 0.0 } else { v };
+        let v = number(v);
         let mut chosen = choices[0];
         for (threshold, choice) in self.thresholds.iter().zip(&choices[1..]) {
             chosen = if v > *threshold { *choice } else { chosen };
         }
         chosen
+    }
+
+    /// What stands in `choices` at the places of the levels around `v`: the highest that is not above it, or the lowest of
+    /// all, and the next one, if there is any.
+    #[inline(always)]
+    fn around<T: Copy>(&self, v: f32, choices: &[T; 16]) -> (T, T) {
+        let (mut low, mut high) = (choices[0], choices[1]);
+        for i in 1..16 {
+            let reached = v >= self.values[i];
+            low = if reached { choices[i] } else { low };
+            high = if reached { choices[(i + 1).min(15)] } else { high };
+        }
+        (low, high)
+    }
+}
+
+/// A NaN takes the level of zero.
+#[inline(always)]
+fn number(v: f32) -> f32 {
+    if v.is_nan() { 0.0 } else { v }
+}
+
+/// Whether a value that lies between two levels is drawn to the upper one, in the arithmetic of the definition. Beyond the
+/// last level both are the same.
+#[inline(always)]
+fn goes_up(v: f32, low: f32, high: f32, draw: u32) -> bool {
+    let part = (f64::from(v) - f64::from(low)) / (f64::from(high) - f64::from(low));
+    part + f64::from(draw.cast_signed()) * (1.0 / 16_777_216.0) >= 1.0
+}
+
+versions! {
+    /// Rounds values to the levels times `scale`, at random.
+    fn sixteen_run_drawn(table: &Sixteen, x: &mut [f32], scale: f32, draws: &[u32]) {
+        for (x, draw) in x.iter_mut().zip(draws) {
+            let v = number(*x / scale);
+            let (low, high) = table.around(v, &table.values);
+            let level = if goes_up(v, low, high, *draw) { high } else { low };
+            *x = super::FloatGrid::finite(level * scale);
+        }
+    }
+}
+
+versions! {
+    /// The codes of values over `scale`, at random.
+    fn sixteen_encode_drawn(table: &Sixteen, x: &[f32], scale: f32, draws: &[u32], out: &mut [u32]) {
+        for ((x, draw), code) in x.iter().zip(draws).zip(out) {
+            let v = number(*x / scale);
+            let (low, high) = table.around(v, &table.values);
+            let (lower, upper) = table.around(v, &table.codes);
+            *code = if goes_up(v, low, high, *draw) { upper } else { lower };
+        }
     }
 }
 
@@ -125,13 +176,51 @@ impl Wide {
     /// The place of the level that `v` takes; NaN takes that of zero.
     #[inline(always)]
     fn place(&self, v: f32) -> usize {
-        let v = if v.is_nan() { 0.0 } else { v };
+        let v = number(v);
         let mut at = 0u32;
         for step in [128, 64, 32, 16, 8, 4, 2, 1] {
             let threshold = self.thresholds[(at + step - 1) as usize & 255];
             at += if v > threshold { step } else { 0 };
         }
         at as usize & 255
+    }
+
+    /// The place of the highest level that is not above `v`, or of the lowest of all.
+    #[inline(always)]
+    fn below(&self, v: f32) -> usize {
+        let mut at = 0u32;
+        for step in [128, 64, 32, 16, 8, 4, 2, 1] {
+            let level = self.values[(at + step) as usize & 255];
+            at += if v >= level { step } else { 0 };
+        }
+        at as usize & 255
+    }
+
+    /// The place of the level that a value is drawn to.
+    #[inline(always)]
+    fn drawn(&self, v: f32, draw: u32) -> usize {
+        let v = number(v);
+        let low = self.below(v);
+        let high = (low + 1).min(255);
+        if goes_up(v, self.values[low], self.values[high], draw) { high } else { low }
+    }
+}
+
+versions! {
+    /// Rounds values to the levels times `scale`, at random.
+    fn wide_run_drawn(table: &Wide, x: &mut [f32], scale: f32, draws: &[u32]) {
+        for (x, draw) in x.iter_mut().zip(draws) {
+            *x = super::FloatGrid::finite(table.values[table.drawn(*x / scale, *draw)] * scale);
+        }
+    }
+}
+
+versions! {
+    /// The codes of values over `scale`, at random.
+    fn wide_encode_drawn(table: &Wide, x: &[f32], scale: f32, draws: &[u32], out: &mut [u32]) {
+        for ((x, draw), code) in x.iter().zip(draws).zip(out) {
+            *code = table.codes[table.drawn(*x / scale, *draw)];
+        }
     }
 }
 
