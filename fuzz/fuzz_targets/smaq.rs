@@ -1,4 +1,6 @@
 //! SmaQ and S2FP8: statistics in the header, streams whose lengths depend on the values.
 #![no_main]
 
-scrimp_fuzz::codec_target!(|member| member.starts_with("smaq") || member.starts_with("s2fp8"));
+scrimp_fuzz::codec_target!(scrimp_fuzz::Codecs::Members(
+    |member| member.starts_with("smaq") || member.starts_with("s2fp8")
+));

@@ -1,6 +1,4 @@
-//! Stages over a stream of codes: BDI in both forms, entropy coding.
+//! Stages over streams of codes: BDI in both forms, entropy coding.
 #![no_main]
 
-scrimp_fuzz::codec_target!(|member| {
-    ["/nnw", "/bdi", "/zstd", "/rans"].iter().any(|word| member.contains(word))
-});
+scrimp_fuzz::codec_target!(scrimp_fuzz::Codecs::Staged);

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use scrimp_codec::{FAMILIES, Scheme, Stream};
+use scrimp_codec::{FAMILIES, STAGES, Scheme, Stream};
 
 /// Granularities that members are crossed with, where they take them.
 const WORDS: [&str; 8] =
@@ -19,10 +19,38 @@ fn schemes(wanted: fn(&str) -> bool) -> Vec<Scheme> {
         .collect()
 }
 
+/// Codes of every width and kind before every stage.
+fn staged() -> Vec<Scheme> {
+    let codes = (1..=16).flat_map(|bits| [format!("int{bits}"), format!("uint{bits}")]);
+    let others = ["int4/full", "e4m3fn", "e2m1fn", "bf16"].map(String::from);
+    codes
+        .chain(others)
+        .flat_map(|codes| WORDS.map(|word| format!("{codes}{word}")))
+        .flat_map(|codes| {
+            let stages = STAGES.iter().flat_map(|stage| stage.members());
+            stages.map(move |stage| format!("{codes}/{stage}")).collect::<Vec<_>>()
+        })
+        .filter_map(|text| text.parse().ok())
+        .collect()
+}
+
+/// What a target is about.
+#[derive(Clone, Copy, Debug)]
+pub enum Codecs {
+    /// The members of the registry whose head the predicate takes.
+    Members(fn(&str) -> bool),
+    /// Everything with a stage.
+    Staged,
+}
+
 /// Runs one input: which scheme, a shape, and bytes that are decoded as they are or, in the other mode, taken as
 /// values, encoded, decoded, and decoded again after damage.
-pub fn run(list: &OnceLock<Vec<Scheme>>, wanted: fn(&str) -> bool, input: Input) {
-    let list = list.get_or_init(|| schemes(wanted));
+pub fn run(list: &OnceLock<Vec<Scheme>>, codecs: Codecs, input: Input) {
+    let list = list.get_or_init(|| match codecs {
+        Codecs::Members(wanted) => schemes(wanted),
+        Codecs::Staged => staged(),
+    });
+    assert!(!list.is_empty(), "the target has no scheme: {codecs:?}");
     let scheme = &list[usize::from(input.scheme) % list.len()];
     let shape: Vec<usize> = input.extents.iter().map(|&extent| usize::from(extent % 48)).collect();
     let shape = &shape[..usize::from(input.rank % 4)];
@@ -40,7 +68,8 @@ pub fn run(list: &OnceLock<Vec<Scheme>>, wanted: fn(&str) -> bool, input: Input)
     let (damage, floats) = input.bytes.split_at(input.bytes.len().min(8));
     let x: Vec<f32> = (0..values)
         .map(|i| {
-            let word = |k: usize| floats.get((4 * i + k) % floats.len().max(1)).copied().unwrap_or(0);
+            let word =
+                |k: usize| floats.get((4 * i + k) % floats.len().max(1)).copied().unwrap_or(0);
             let v = f32::from_le_bytes([word(0), word(1), word(2), word(3)]);
             if v.is_finite() { v } else { 1.0 }
         })
@@ -84,15 +113,14 @@ pub struct Input<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Makes a target of the members that a predicate takes.
+/// Makes a target of some [`Codecs`].
 #[macro_export]
 macro_rules! codec_target {
-    ($wanted:expr) => {
-        static SCHEMES: std::sync::OnceLock<Vec<scrimp_codec::Scheme>> =
-            std::sync::OnceLock::new();
+    ($codecs:expr) => {
+        static SCHEMES: std::sync::OnceLock<Vec<scrimp_codec::Scheme>> = std::sync::OnceLock::new();
         libfuzzer_sys::fuzz_target!(|input: (u16, [u8; 3], u8, &[u8])| {
             let (scheme, extents, rank, bytes) = input;
-            $crate::run(&SCHEMES, $wanted, $crate::Input { scheme, extents, rank, bytes });
+            $crate::run(&SCHEMES, $codecs, $crate::Input { scheme, extents, rank, bytes });
         });
     };
 }

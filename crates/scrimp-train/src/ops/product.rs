@@ -101,12 +101,12 @@ pub(crate) struct Saved {
     weight: Vec<usize>,
 }
 
-/// The scale of a product whose one factor has a single scale and whose other may have one for each output channel.
+/// The scale of a product whose one factor has a single scale and whose other may have one for each output channel: a
+/// plan gives integers to no other tensors.
 fn product_scale<'a>(single: &[f32], channels: &'a mut [f32]) -> Scale<'a> {
-    // A plan gives integers to no other tensors.
-    let factor = single[0];
-    if let [scale] = channels {
-        return Scale::Tensor(factor * *scale);
+    let factor = the_one(single);
+    if channels.len() <= 1 {
+        return Scale::Tensor(factor * the_one(channels));
     }
     for scale in &mut *channels {
         *scale *= factor;
@@ -118,6 +118,11 @@ impl Product {
     fn time(&self, product: usize, work: impl FnOnce()) {
         self.site.clock().time(product, self.geometry.macs(), work);
     }
+}
+
+/// The scale of all elements; an empty tensor has none.
+fn the_one(scales: &[f32]) -> f32 {
+    scales.first().copied().unwrap_or(1.0)
 }
 
 const CHECKED: &str = "a layer checks its shapes when it is given its input";
@@ -166,7 +171,7 @@ impl Function<3> for Product {
             let mut dx = room(&input);
             self.time(1, || {
                 let (dy, w) = factors(&dy, &w, input_gradient);
-                let scale = Scale::Tensor(dy.scales[0] * w.scales[0]);
+                let scale = Scale::Tensor(the_one(&dy.scales) * the_one(&w.scales));
                 self.geometry
                     .input_gradient(dy.operand(), w.operand(), scale, &mut dx)
                     .expect(CHECKED);
