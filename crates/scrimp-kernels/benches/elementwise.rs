@@ -187,8 +187,8 @@ fn optimizers(table: &Table) {
         let moments = optim::Moments { m: &mut m, v: &mut v, v_max: None };
         black_box(optim::adam(&adam, 1, &mut w, &g, moments).unwrap());
     });
-    table.row("global norm, 11.17M parameters", n, || {
-        black_box(optim::global_norm(&[&g]));
+    table.row("sum of squares, 11.17M parameters", n, || {
+        black_box(optim::sum_of_squares(&g));
     });
     table.row("scale, 11.17M parameters", 2 * n, || {
         black_box(optim::scale(&mut w, 1.0));

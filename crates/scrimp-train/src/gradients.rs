@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+use scrimp_kernels::optim;
 
 use crate::engine::{self, PointRef};
 use crate::params::Path;
@@ -43,7 +44,7 @@ impl GradientTaps {
             if let Some(point) = self.points.get(name) {
                 point.apply(g, shape);
             }
-            let sum = sum_of_squares(g);
+            let sum = optim::sum_of_squares(g);
             if !sum.is_finite() {
                 self.session.report(&format!("gradient of {name}"), "it is not finite".into());
             }
@@ -95,23 +96,4 @@ fn visit<M: Module>(
         }
     }
     module.visit(&mut Visit { grads, path: Path::default(), change });
-}
-
-/// The sum of squares in f64, over blocks of fixed length, so that it depends on nothing but the values.
-fn sum_of_squares(g: &[f32]) -> f64 {
-    const BLOCK: usize = 1024;
-    const LANES: usize = 8;
-    g.chunks(BLOCK)
-        .map(|block| {
-            let mut sums = [0.0f64; LANES];
-            let (lanes, rest) = block.as_chunks::<LANES>();
-            for lane in lanes {
-                for (s, g) in sums.iter_mut().zip(lane) {
-                    *s += f64::from(*g) * f64::from(*g);
-                }
-            }
-            let rest: f64 = rest.iter().map(|g| f64::from(*g).powi(2)).sum();
-            sums.iter().sum::<f64>() + rest
-        })
-        .sum()
 }
