@@ -53,6 +53,8 @@ pub(super) struct Chosen {
     counts: Vec<usize>,
     /// The largest key of all elements, or the largest that is possible.
     largest: u32,
+    /// All that may be among them, where that is little.
+    found: Option<Vec<Found>>,
 }
 
 impl Chosen {
@@ -76,6 +78,15 @@ impl Chosen {
         offsets: &mut Vec<u16>,
     ) {
         let low = !self.last.0;
+        if let Some(found) = &self.found {
+            let accepts = |c: &&Candidate| {
+                let offset = usize::from(c.offset);
+                let tie = || if K::TIES { !keys.tie(range.start + offset) } else { 0 };
+                c.key > low || (c.key == low && (!low, tie(), first + offset) <= self.last)
+            };
+            let part = &found[first / PART].candidates;
+            return offsets.extend(part.iter().filter(accepts).map(|c| c.offset));
+        }
         let (mut window, mut picked) = ([0; WINDOW], [0; WINDOW]);
         for at in windows(&range) {
             let start = at.start - range.start;
@@ -134,6 +145,7 @@ pub(super) fn largest<K: Keys>(n: usize, k: usize, keys: &K) -> Chosen {
             last: if k == 0 { (0, 0, 0) } else { (u32::MAX, u32::MAX, usize::MAX) },
             counts: parts(n).into_iter().map(whole).collect(),
             largest: u32::MAX,
+            found: None,
         };
     }
     let Search { found, end } = guessed(n, k, keys).unwrap_or_else(|| by_histograms(n, k, keys));
@@ -165,6 +177,7 @@ pub(super) fn largest<K: Keys>(n: usize, k: usize, keys: &K) -> Chosen {
         last,
         counts: found.par_iter().enumerate().map(count).collect(),
         largest: found.iter().map(|part| part.largest).max().unwrap_or(0),
+        found: (above == 0).then_some(found),
     }
 }
 
@@ -202,9 +215,14 @@ struct Search {
 
 /// The search between the keys that are likely; `None` where they were wrong.
 fn guessed<K: Keys>(n: usize, k: usize, keys: &K) -> Option<Search> {
-    let likely = keys.likely(n, k);
+    /// Where fewer than one in so many are chosen, all of them are gathered, so that no key is looked at twice.
+    const FEW: usize = 32;
+    let mut likely = keys.likely(n, k);
     if likely.is_empty() || likely.start == 0 {
         return None;
+    }
+    if k < n / FEW {
+        likely.end = u32::MAX;
     }
     let room = AtomicUsize::new(n / 8);
     let end = likely.end;
