@@ -6,7 +6,7 @@
 //! leaves them: nothing is transposed in memory, and the three may be columns of one packed projection. Of the
 //! probabilities only the maximum and the sum of each row are saved; the backward pass computes them again.
 //!
-//! An image is one task, and its scores are computed for 64 queries at a time.
+//! A head of an image is one task, and its scores are computed for 64 queries at a time.
 //!
 //! # Source
 //! Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1. Computing probabilities again: Dao et al. 2022, arXiv:2205.14135,
@@ -113,15 +113,14 @@ pub fn forward(
         saved.fill(0.0);
         return Ok(0.0);
     }
-    let items = out
-        .chunks_mut(queries * shape.width())
-        .zip(saved.chunks_mut(heads * queries * 2))
-        .enumerate();
+    let [out] = of_heads(out, shape, queries);
+    let items = out.into_iter().zip(saved.chunks_mut(queries * 2)).enumerate();
     let tops = map_with(
         items,
         || Memory::new(shape),
-        |memory, (image, (out, saved))| {
-            forward_image(shape, [q, k, v], options, image, out, saved, memory)
+        |memory, (item, (mut out, saved))| {
+            let (image, head) = (item / heads, item % heads);
+            forward_head(shape, [q, k, v], options, image, head, &mut out, saved, memory)
         },
     );
     Ok(f32::from_bits(tops.into_iter().max().unwrap_or(0)))
@@ -147,8 +146,8 @@ pub fn backward(
     check_len("gradient of the output", &[batch, queries, heads, head_dim], dout.len())?;
     check_len("saved sums", &[batch, heads, queries, 2], saved.len())?;
     let width = shape.width();
-    let nothing = batch * width * queries * keys == 0;
-    let images: Vec<ImageGradients> = match gradients {
+    let nothing = [batch, width, queries, keys].contains(&0);
+    let [dq, dk, dv] = match gradients {
         Gradients::Packed(d) => {
             check(queries == keys, "packed gradients", || {
                 format!("{queries} queries and {keys} keys are not equally many")
@@ -157,7 +156,7 @@ pub fn backward(
             if nothing {
                 return Ok(0.0);
             }
-            d.chunks_mut(queries * 3 * width).map(ImageGradients::Packed).collect()
+            of_heads(d, shape, queries)
         }
         Gradients::Separate { dq, dk, dv } => {
             check_len("gradient of queries", &[batch, queries, heads, head_dim], dq.len())?;
@@ -169,20 +168,20 @@ pub fn backward(
                 }
                 return Ok(0.0);
             }
-            let keys_and_values = dk.chunks_mut(keys * width).zip(dv.chunks_mut(keys * width));
-            dq.chunks_mut(queries * width)
-                .zip(keys_and_values)
-                .map(|(dq, (dk, dv))| ImageGradients::Separate([dq, dk, dv]))
-                .collect()
+            let [dq] = of_heads(dq, shape, queries);
+            let ([dk], [dv]) = (of_heads(dk, shape, keys), of_heads(dv, shape, keys));
+            [dq, dk, dv]
         }
     };
     let tops = map_with(
-        images.into_iter().enumerate(),
+        dq.into_iter().zip(dk).zip(dv).enumerate(),
         || Memory::new(shape),
-        |memory, (image, mut gradients)| {
-            let saved = &saved[image * heads * queries * 2..][..heads * queries * 2];
-            let dout = Rows { values: dout, stride: width };
-            backward_image(shape, [q, k, v, dout], options, image, saved, &mut gradients, memory)
+        |memory, (item, ((mut dq, mut dk), mut dv))| {
+            let (image, head) = (item / heads, item % heads);
+            let saved = &saved[item * queries * 2..][..queries * 2];
+            let inputs = [q, k, v, Rows { values: dout, stride: width }];
+            let gradients = [&mut dq[..], &mut dk, &mut dv];
+            backward_head(shape, inputs, options, image, head, saved, gradients, memory)
         },
     );
     Ok(f32::from_bits(tops.into_iter().max().unwrap_or(0)))
@@ -190,14 +189,19 @@ pub fn backward(
 
 fn check_inputs(shape: Shape, [q, k, v]: [Rows; 3], options: Options) -> Result<(), KernelError> {
     let Shape { batch, heads, queries, keys, head_dim } = shape;
-    let width = shape.width();
+    let too_large =
+        || KernelError::Shape { what: "attention", problem: format!("{shape:?} is too large") };
+    let width = heads.checked_mul(head_dim).ok_or_else(too_large)?;
     for (what, rows, time) in [("queries", q, queries), ("keys", k, keys), ("values", v, keys)] {
         check(rows.stride >= width, what, || {
             format!("a stride of {} is below the {width} values of a row", rows.stride)
         })?;
-        let needed = match batch * time {
-            0 => 0,
-            count => (count - 1) * rows.stride + width,
+        let needed = match batch.checked_mul(time).ok_or_else(too_large)?.checked_sub(1) {
+            None => 0,
+            Some(before) => before
+                .checked_mul(rows.stride)
+                .and_then(|start| start.checked_add(width))
+                .ok_or_else(too_large)?,
         };
         check(rows.values.len() >= needed, what, || {
             format!(
@@ -220,22 +224,21 @@ fn check_inputs(shape: Shape, [q, k, v]: [Rows; 3], options: Options) -> Result<
 /// How many queries have their scores at once.
 const QUERIES: usize = 64;
 
-/// The gradients of one image.
-enum ImageGradients<'a> {
-    Packed(&'a mut [f32]),
-    Separate([&'a mut [f32]; 3]),
-}
-
-impl ImageGradients<'_> {
-    /// The values of a head in a row of queries (0), keys (1) or values (2).
-    #[inline(always)]
-    fn row(&mut self, part: usize, row: usize, shape: Shape, head: usize) -> &mut [f32] {
-        let (width, at) = (shape.width(), head * shape.head_dim);
-        match self {
-            Self::Packed(d) => &mut d[(row * 3 + part) * width + at..][..shape.head_dim],
-            Self::Separate(d) => &mut d[part][row * width + at..][..shape.head_dim],
+/// The rows of each head of each image, for each of the parts that a row of `[parts, heads, head_dim]` has.
+fn of_heads<'a, const PARTS: usize>(
+    values: &'a mut [f32],
+    shape: Shape,
+    time: usize,
+) -> [Vec<Vec<&'a mut [f32]>>; PARTS] {
+    let Shape { batch, heads, head_dim, .. } = shape;
+    let mut all: [Vec<Vec<&'a mut [f32]>>; PARTS] =
+        std::array::from_fn(|_| (0..batch * heads).map(|_| Vec::with_capacity(time)).collect());
+    for (i, rows) in values.chunks_exact_mut(PARTS * heads * head_dim).enumerate() {
+        for (j, row) in rows.chunks_exact_mut(head_dim).enumerate() {
+            all[j / heads][i / time * heads + j % heads].push(row);
         }
     }
+    all
 }
 
 /// What one task works with. Panels are what a product streams through: columns in groups of a tile's, filled up with
@@ -467,80 +470,78 @@ fn factors<'a>(shape: Shape, dropout: Dropout, row: usize, factors: &'a mut [f32
 }
 
 versions! {
-    fn forward_image<tile R, N>(
+    fn forward_head<tile R, N>(
         shape: Shape,
         inputs: [Rows; 3],
         options: Options,
         image: usize,
-        out: &mut [f32],
+        head: usize,
+        out: &mut [&mut [f32]],
         saved: &mut [f32],
         memory: &mut Memory,
     ) -> u32 {
         let Shape { heads, queries, keys, head_dim, .. } = shape;
         let [q, k, v] = inputs;
-        let (width, stride) = (shape.width(), memory.hidden.len());
+        let stride = memory.hidden.len();
         let dims = head_dim.next_multiple_of(N);
         let first_seen = hide(shape, options, image, &mut memory.hidden);
         let mut top = 0;
-        for head in 0..heads {
-            pack_across::<N>(of_head(k, image * keys, shape, head), keys, head_dim, &mut memory.keys_across);
-            pack::<N>(of_head(v, image * keys, shape, head), keys, head_dim, &mut memory.values);
-            for first in (0..queries).step_by(QUERIES) {
-                let rows = QUERIES.min(queries - first);
-                // No query of these sees a later key.
-                let seen = if options.causal { keys.min(first + rows) } else { keys };
-                // Not of `N`, because sums over a row must not depend on the level.
-                let columns = seen.next_multiple_of(LANES);
-                let asked = of_head(q, image * queries + first, shape, head);
-                product::<R, N, false>(
-                    rows,
-                    Factor { values: asked.values, stride: asked.stride },
-                    head_dim,
-                    (&memory.keys_across, head_dim * N),
-                    columns,
-                    false,
-                    (&mut memory.scores, stride),
-                );
-                for (i, scores) in memory.scores.chunks_exact_mut(stride).take(rows).enumerate() {
-                    let row = head * queries + first + i;
-                    let limit = if options.causal { keys.min(first + i + 1) } else { keys };
-                    let scores = &mut scores[..columns];
-                    let saved = &mut saved[row * 2..][..2];
-                    if first_seen >= limit {
-                        scores.fill(0.0);
-                        saved.fill(0.0);
-                        continue;
-                    }
-                    masked(scores, &memory.hidden, limit, options.scale);
-                    let most = largest(scores);
-                    for s in &mut *scores {
-                        *s = exp(*s - most);
-                    }
-                    saved[0] = most;
-                    saved[1] = 1.0 / sum(scores, |v| v);
-                    if let Some(dropout) = options.dropout {
-                        let row = image * heads * queries + row;
-                        for (s, factor) in scores.iter_mut().zip(factors(shape, dropout, row, &mut memory.factors)) {
-                            *s *= factor;
-                        }
+        pack_across::<N>(of_head(k, image * keys, shape, head), keys, head_dim, &mut memory.keys_across);
+        pack::<N>(of_head(v, image * keys, shape, head), keys, head_dim, &mut memory.values);
+        for first in (0..queries).step_by(QUERIES) {
+            let rows = QUERIES.min(queries - first);
+            // No query of these sees a later key.
+            let seen = if options.causal { keys.min(first + rows) } else { keys };
+            // Not of `N`, because sums over a row must not depend on the level.
+            let columns = seen.next_multiple_of(LANES);
+            let asked = of_head(q, image * queries + first, shape, head);
+            product::<R, N, false>(
+                rows,
+                Factor { values: asked.values, stride: asked.stride },
+                head_dim,
+                (&memory.keys_across, head_dim * N),
+                columns,
+                false,
+                (&mut memory.scores, stride),
+            );
+            for (i, scores) in memory.scores.chunks_exact_mut(stride).take(rows).enumerate() {
+                let row = first + i;
+                let limit = if options.causal { keys.min(first + i + 1) } else { keys };
+                let scores = &mut scores[..columns];
+                let saved = &mut saved[row * 2..][..2];
+                if first_seen >= limit {
+                    scores.fill(0.0);
+                    saved.fill(0.0);
+                    continue;
+                }
+                masked(scores, &memory.hidden, limit, options.scale);
+                let most = largest(scores);
+                for s in &mut *scores {
+                    *s = exp(*s - most);
+                }
+                saved[0] = most;
+                saved[1] = 1.0 / sum(scores, |v| v);
+                if let Some(dropout) = options.dropout {
+                    let row = (image * heads + head) * queries + row;
+                    for (s, factor) in scores.iter_mut().zip(factors(shape, dropout, row, &mut memory.factors)) {
+                        *s *= factor;
                     }
                 }
-                product::<R, N, false>(
-                    rows,
-                    Factor { values: &memory.scores, stride },
-                    seen,
-                    (&memory.values, keys * N),
-                    dims,
-                    false,
-                    (&mut memory.rows, dims),
-                );
-                for (i, sums) in memory.rows.chunks_exact(dims).take(rows).enumerate() {
-                    let share = saved[(head * queries + first + i) * 2 + 1];
-                    let out = &mut out[(first + i) * width + head * head_dim..][..head_dim];
-                    for (out, sum) in out.iter_mut().zip(sums) {
-                        *out = sum * share;
-                        top = top.max(out.to_bits() & MAGNITUDE);
-                    }
+            }
+            product::<R, N, false>(
+                rows,
+                Factor { values: &memory.scores, stride },
+                seen,
+                (&memory.values, keys * N),
+                dims,
+                false,
+                (&mut memory.rows, dims),
+            );
+            for (i, sums) in memory.rows.chunks_exact(dims).take(rows).enumerate() {
+                let share = saved[(first + i) * 2 + 1];
+                for (out, sum) in out[first + i].iter_mut().zip(sums) {
+                    *out = sum * share;
+                    top = top.max(out.to_bits() & MAGNITUDE);
                 }
             }
         }
@@ -568,17 +569,19 @@ fn through_softmax(p: &mut [f32], d: &mut [f32], factors: Option<&[f32]>, scale:
 }
 
 versions! {
-    fn backward_image<tile R, N>(
+    fn backward_head<tile R, N>(
         shape: Shape,
         inputs: [Rows; 4],
         options: Options,
         image: usize,
+        head: usize,
         saved: &[f32],
-        gradients: &mut ImageGradients,
+        gradients: [&mut [&mut [f32]]; 3],
         memory: &mut Memory,
     ) -> u32 {
         let Shape { heads, queries, keys, head_dim, .. } = shape;
         let [q, k, v, dout] = inputs;
+        let [dq, dk, dv] = gradients;
         let stride = memory.hidden.len();
         let dims = head_dim.next_multiple_of(N);
         hide(shape, options, image, &mut memory.hidden);
@@ -589,90 +592,90 @@ versions! {
                 top = top.max(v.to_bits() & MAGNITUDE);
             }
         };
-        for head in 0..heads {
-            let key_rows = of_head(k, image * keys, shape, head);
-            let value_rows = of_head(v, image * keys, shape, head);
-            pack_across::<N>(key_rows, keys, head_dim, &mut memory.keys_across);
-            pack_across::<N>(value_rows, keys, head_dim, &mut memory.values_across);
-            pack::<N>(key_rows, keys, head_dim, &mut memory.keys);
-            memory.dkeys.fill(0.0);
-            memory.dvalues.fill(0.0);
-            for first in (0..queries).step_by(QUERIES) {
-                let rows = QUERIES.min(queries - first);
-                let seen = if options.causal { keys.min(first + rows) } else { keys };
-                let columns = seen.next_multiple_of(LANES);
-                let asked = of_head(q, image * queries + first, shape, head);
-                let given = of_head(dout, image * queries + first, shape, head);
-                pack::<N>(asked, rows, head_dim, &mut memory.queries);
-                pack::<N>(given, rows, head_dim, &mut memory.dout);
-                product::<R, N, false>(
-                    rows,
-                    Factor { values: asked.values, stride: asked.stride },
-                    head_dim,
-                    (&memory.keys_across, head_dim * N),
-                    columns,
-                    false,
-                    (&mut memory.scores, stride),
-                );
-                product::<R, N, false>(
-                    rows,
-                    Factor { values: given.values, stride: given.stride },
-                    head_dim,
-                    (&memory.values_across, head_dim * N),
-                    columns,
-                    false,
-                    (&mut memory.dscores, stride),
-                );
-                let pairs = memory.scores.chunks_exact_mut(stride).zip(memory.dscores.chunks_exact_mut(stride));
-                for (i, (scores, dscores)) in pairs.take(rows).enumerate() {
-                    let row = head * queries + first + i;
-                    let limit = if options.causal { keys.min(first + i + 1) } else { keys };
-                    let (scores, dscores) = (&mut scores[..columns], &mut dscores[..columns]);
-                    let (most, share) = (saved[row * 2], saved[row * 2 + 1]);
-                    masked(scores, &memory.hidden, limit, options.scale);
-                    for s in &mut *scores {
-                        *s = exp(*s - most) * share;
-                    }
-                    let factors = options.dropout.map(|dropout| {
-                        factors(shape, dropout, image * heads * queries + row, &mut memory.factors)
-                    });
-                    through_softmax(scores, dscores, factors, options.scale);
+        let key_rows = of_head(k, image * keys, shape, head);
+        let value_rows = of_head(v, image * keys, shape, head);
+        pack_across::<N>(key_rows, keys, head_dim, &mut memory.keys_across);
+        pack_across::<N>(value_rows, keys, head_dim, &mut memory.values_across);
+        pack::<N>(key_rows, keys, head_dim, &mut memory.keys);
+        memory.dkeys.fill(0.0);
+        memory.dvalues.fill(0.0);
+        for first in (0..queries).step_by(QUERIES) {
+            let rows = QUERIES.min(queries - first);
+            let seen = if options.causal { keys.min(first + rows) } else { keys };
+            let columns = seen.next_multiple_of(LANES);
+            let asked = of_head(q, image * queries + first, shape, head);
+            let given = of_head(dout, image * queries + first, shape, head);
+            pack::<N>(asked, rows, head_dim, &mut memory.queries);
+            pack::<N>(given, rows, head_dim, &mut memory.dout);
+            product::<R, N, false>(
+                rows,
+                Factor { values: asked.values, stride: asked.stride },
+                head_dim,
+                (&memory.keys_across, head_dim * N),
+                columns,
+                false,
+                (&mut memory.scores, stride),
+            );
+            product::<R, N, false>(
+                rows,
+                Factor { values: given.values, stride: given.stride },
+                head_dim,
+                (&memory.values_across, head_dim * N),
+                columns,
+                false,
+                (&mut memory.dscores, stride),
+            );
+            let pairs = memory.scores.chunks_exact_mut(stride).zip(memory.dscores.chunks_exact_mut(stride));
+            for (i, (scores, dscores)) in pairs.take(rows).enumerate() {
+                let row = first + i;
+                let limit = if options.causal { keys.min(first + i + 1) } else { keys };
+                let (scores, dscores) = (&mut scores[..columns], &mut dscores[..columns]);
+                let (most, share) = (saved[row * 2], saved[row * 2 + 1]);
+                masked(scores, &memory.hidden, limit, options.scale);
+                for s in &mut *scores {
+                    *s = exp(*s - most) * share;
                 }
-                product::<R, N, true>(
-                    seen,
-                    Factor { values: &memory.scores, stride },
-                    rows,
-                    (&memory.dout, rows * N),
-                    dims,
-                    true,
-                    (&mut memory.dvalues, dims),
-                );
-                product::<R, N, true>(
-                    seen,
-                    Factor { values: &memory.dscores, stride },
-                    rows,
-                    (&memory.queries, rows * N),
-                    dims,
-                    true,
-                    (&mut memory.dkeys, dims),
-                );
-                product::<R, N, false>(
-                    rows,
-                    Factor { values: &memory.dscores, stride },
-                    seen,
-                    (&memory.keys, keys * N),
-                    dims,
-                    false,
-                    (&mut memory.rows, dims),
-                );
-                for (i, row) in memory.rows.chunks_exact(dims).take(rows).enumerate() {
-                    write(gradients.row(0, first + i, shape, head), row);
-                }
+                let factors = options.dropout.map(|dropout| {
+                    factors(shape, dropout, (image * heads + head) * queries + row, &mut memory.factors)
+                });
+                through_softmax(scores, dscores, factors, options.scale);
             }
-            for (i, (dk, dv)) in memory.dkeys.chunks_exact(dims).zip(memory.dvalues.chunks_exact(dims)).take(keys).enumerate() {
-                write(gradients.row(1, i, shape, head), dk);
-                write(gradients.row(2, i, shape, head), dv);
+            product::<R, N, true>(
+                seen,
+                Factor { values: &memory.scores, stride },
+                rows,
+                (&memory.dout, rows * N),
+                dims,
+                true,
+                (&mut memory.dvalues, dims),
+            );
+            product::<R, N, true>(
+                seen,
+                Factor { values: &memory.dscores, stride },
+                rows,
+                (&memory.queries, rows * N),
+                dims,
+                true,
+                (&mut memory.dkeys, dims),
+            );
+            product::<R, N, false>(
+                rows,
+                Factor { values: &memory.dscores, stride },
+                seen,
+                (&memory.keys, keys * N),
+                dims,
+                false,
+                (&mut memory.rows, dims),
+            );
+            for (i, row) in memory.rows.chunks_exact(dims).take(rows).enumerate() {
+                write(dq[first + i], row);
             }
+        }
+        for (to, from) in dk.iter_mut().zip(memory.dkeys.chunks_exact(dims)) {
+            write(to, from);
+        }
+        for (to, from) in dv.iter_mut().zip(memory.dvalues.chunks_exact(dims)) {
+            write(to, from);
         }
         top
     }
@@ -680,6 +683,8 @@ versions! {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::testing::{absmax, assert_close, dot, same_everywhere, slope, values, wide};
 
@@ -761,41 +766,56 @@ mod tests {
         .to_vec()
     }
 
+    fn check_definition(shape: Shape) {
+        let Shape { batch, heads, queries, keys, .. } = shape;
+        let (asking, asked) = (batch * queries * shape.width(), batch * keys * shape.width());
+        let (q, k, v) = (values(1, asking + 1), values(2, asked), values(3, asked));
+        let (q, dout) = (&q[1..], values(4, asking));
+        let padding: Vec<bool> = (0..batch * keys).map(|i| i % 3 == 0).collect();
+        let kept: Vec<u32> = values(5, batch * heads * queries * keys.div_ceil(32))
+            .iter()
+            .map(|v| v.to_bits().wrapping_mul(0x9E37_79B9) ^ 0x5555_1234)
+            .collect();
+        let dropout = Some(Dropout { kept: &kept, scale: 1.5 });
+        for options in [
+            plain(0.7),
+            Options { causal: true, ..plain(0.7) },
+            Options { padding: Some(&padding), ..plain(0.7) },
+            Options { dropout, ..plain(0.7) },
+            Options { causal: true, padding: Some(&padding), dropout, scale: 1.3 },
+        ] {
+            let got = run(shape, [q, &k, &v], options, &dout);
+            let (q, k, v) = (wide(q), wide(&k), wide(&v));
+            assert_close("out", &got[0], &definition(shape, [&q, &k, &v], options), 1e-6);
+            let loss = |q: &[f64], k: &[f64], v: &[f64]| {
+                dot(&definition(shape, [q, k, v], options), &dout)
+            };
+            if q.len() + k.len() > 1000 && options.dropout.is_none() {
+                continue;
+            }
+            // One key has no slope but that of its value.
+            let tolerance = if keys < 2 || queries < 2 { f64::INFINITY } else { 1e-5 };
+            assert_close("dq", &got[1], &slope(&q, |q| loss(q, &k, &v)), tolerance);
+            assert_close("dk", &got[2], &slope(&k, |k| loss(&q, k, &v)), tolerance);
+            assert_close("dv", &got[3], &slope(&v, |v| loss(&q, &k, v)), 1e-5);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn any_small_attention_is_its_definition(
+            (batch, heads, head_dim) in (0..3_usize, 0..3_usize, 1..5_usize),
+            (queries, keys) in (0..7_usize, 0..7_usize),
+        ) {
+            check_definition(Shape { batch, heads, queries, keys, head_dim });
+        }
+    }
+
     #[test]
     fn attention_is_the_definition_and_its_gradients_the_slope() {
         for shape in shapes() {
-            let Shape { batch, heads, queries, keys, .. } = shape;
-            let (asking, asked) = (batch * queries * shape.width(), batch * keys * shape.width());
-            let (q, k, v) = (values(1, asking + 1), values(2, asked), values(3, asked));
-            let (q, dout) = (&q[1..], values(4, asking));
-            let padding: Vec<bool> = (0..batch * keys).map(|i| i % 3 == 0).collect();
-            let kept: Vec<u32> = values(5, batch * heads * queries * keys.div_ceil(32))
-                .iter()
-                .map(|v| v.to_bits().wrapping_mul(0x9E37_79B9) ^ 0x5555_1234)
-                .collect();
-            let dropout = Some(Dropout { kept: &kept, scale: 1.5 });
-            for options in [
-                plain(0.7),
-                Options { causal: true, ..plain(0.7) },
-                Options { padding: Some(&padding), ..plain(0.7) },
-                Options { dropout, ..plain(0.7) },
-                Options { causal: true, padding: Some(&padding), dropout, scale: 1.3 },
-            ] {
-                let got = run(shape, [q, &k, &v], options, &dout);
-                let (q, k, v) = (wide(q), wide(&k), wide(&v));
-                assert_close("out", &got[0], &definition(shape, [&q, &k, &v], options), 1e-6);
-                let loss = |q: &[f64], k: &[f64], v: &[f64]| {
-                    dot(&definition(shape, [q, k, v], options), &dout)
-                };
-                if q.len() + k.len() > 1000 && options.dropout.is_none() {
-                    continue;
-                }
-                // One key has no slope but that of its value.
-                let tolerance = if keys < 2 || queries < 2 { f64::INFINITY } else { 1e-5 };
-                assert_close("dq", &got[1], &slope(&q, |q| loss(q, &k, &v)), tolerance);
-                assert_close("dk", &got[2], &slope(&k, |k| loss(&q, k, &v)), tolerance);
-                assert_close("dv", &got[3], &slope(&v, |v| loss(&q, &k, v)), 1e-5);
-            }
+            check_definition(shape);
         }
     }
 
@@ -883,6 +903,20 @@ mod tests {
         assert!(call([good; 3], Options { padding: Some(&[true]), ..plain(1.0) }).is_err());
         let dropout = Some(Dropout { kept: &[0], scale: 1.0 });
         assert!(call([good; 3], Options { dropout, ..plain(1.0) }).is_err());
+        let nothing = Rows { values: &[], stride: usize::MAX };
+        for huge in [
+            Shape { batch: usize::MAX, ..shape },
+            Shape { batch: usize::MAX / 2 + 1, ..shape },
+            Shape { queries: usize::MAX / 2, keys: usize::MAX, ..shape },
+            Shape { heads: usize::MAX, ..shape },
+            Shape { batch: 0, heads: usize::MAX / 2 + 1, ..shape },
+        ] {
+            for rows in [[good; 3], [nothing; 3]] {
+                assert!(forward(huge, rows, plain(1.0), &mut [], &mut []).is_err(), "{huge:?}");
+                let gradients = Gradients::Packed(&mut []);
+                assert!(backward(huge, rows, plain(1.0), &[], &[], gradients).is_err());
+            }
+        }
         let shape = Shape { keys: 1, ..shape };
         let gradients = Gradients::Packed(&mut []);
         assert!(backward(shape, [good; 3], plain(1.0), &[0.0; 4], &[0.0; 4], gradients).is_err());

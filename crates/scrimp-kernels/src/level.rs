@@ -19,7 +19,13 @@ impl Level {
     /// The best of this machine, detected once.
     pub fn detected() -> Self {
         static LEVEL: OnceLock<Level> = OnceLock::new();
-        *LEVEL.get_or_init(detect)
+        *LEVEL.get_or_init(|| {
+            #[cfg(test)]
+            if let Some(most) = asked_for() {
+                return detect().min(most);
+            }
+            detect()
+        })
     }
 
     /// All that this machine can run, the plainest first.
@@ -42,7 +48,10 @@ impl Level {
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Level {
-    let avx512 = is_x86_feature_detected!("avx512f")
+    // A level includes those below it, whatever a virtual machine reports.
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx512 = avx2
+        && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
@@ -51,7 +60,7 @@ fn detect() -> Level {
         Level::Avx512Bf16
     } else if avx512 {
         Level::Avx512
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+    } else if avx2 {
         Level::Avx2
     } else {
         Level::Scalar
@@ -61,4 +70,14 @@ fn detect() -> Level {
 #[cfg(not(target_arch = "x86_64"))]
 fn detect() -> Level {
     Level::Scalar
+}
+
+/// The level that a run of tests is limited to, by its name in `SCRIMP_TEST_LEVEL`: for tools that know fewer
+/// instructions than the machine.
+#[cfg(test)]
+fn asked_for() -> Option<Level> {
+    let name = std::env::var("SCRIMP_TEST_LEVEL").ok()?;
+    let levels = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
+    let level = levels.into_iter().find(|level| level.name() == name);
+    Some(level.unwrap_or_else(|| panic!("SCRIMP_TEST_LEVEL is `{name}`, which is no level")))
 }

@@ -79,6 +79,7 @@ fn run<T: Element>(
 #[cfg(test)]
 mod tests {
     use half::bf16;
+    use proptest::prelude::*;
 
     use super::{MatmulShape, matmul_at};
     use crate::gemm::testing::{Draws, TestElement, assert_near};
@@ -205,5 +206,33 @@ mod tests {
         };
         assert_eq!(run(1), run(2));
         assert_eq!(run(1), run(3));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn any_small_product_is_its_definition(
+            (batch, m, k, n) in (0..4_usize, 0..40_usize, 0..50_usize, 0..70_usize),
+            left_is_transposed: bool,
+            right_is_transposed: bool,
+        ) {
+            let shape = MatmulShape { batch, m, k, n, left_is_transposed, right_is_transposed };
+            check::<f32>(&shape);
+            check::<bf16>(&shape);
+            check::<i8>(&shape);
+            let shape = LinearShape { rows: m, inputs: k + 1, outputs: n + 1 };
+            check_linear::<f32>(&shape);
+            check_linear::<bf16>(&shape);
+            check_linear::<i8>(&shape);
+        }
+    }
+
+    #[test]
+    fn a_batch_of_none_may_have_any_size() {
+        for (m, n) in [(usize::MAX, 1), (1, usize::MAX), (usize::MAX, usize::MAX)] {
+            let shape = MatmulShape { batch: 0, m, k: 7, n, ..MatmulShape::default() };
+            let (nothing, scale) = (f32::operand(&[]), Scale::Tensor(1.0));
+            super::matmul(&shape, nothing, nothing, scale, &mut []).unwrap();
+        }
     }
 }

@@ -22,7 +22,8 @@ impl Window {
     /// The shape of the output, of which the last windows that do not fit are no part.
     ///
     /// # Errors
-    /// If a kernel or stride is 0, a padding is above half the kernel, or the image is smaller than a window.
+    /// If a kernel or stride is 0, a padding is above half the kernel, the image is smaller than a window, or any of them,
+    /// with its padding, is longer than 2^30.
     pub fn output(&self, shape: [usize; 4]) -> Result<[usize; 4], KernelError> {
         let Self { kernel, stride, padding } = *self;
         let mut out = shape;
@@ -31,6 +32,9 @@ impl Window {
             check(k > 0 && s > 0, "window", || format!("{self:?} has a kernel or stride of 0"))?;
             check(p <= k / 2, "padding", || {
                 format!("{p} is above half the kernel, which is {}", k / 2)
+            })?;
+            check([k, s, shape[1 + side]].iter().all(|len| *len <= LIMIT), "window", || {
+                format!("{self:?} or a side of {} is longer than {LIMIT}", shape[1 + side])
             })?;
             let len = shape[1 + side] + 2 * p;
             check(len >= k, "window", || {
@@ -41,6 +45,9 @@ impl Window {
         Ok(out)
     }
 }
+
+/// Sides are at most this long, so that products of two do not overflow.
+const LIMIT: usize = 1 << 30;
 
 /// The largest value of each window, and its place in the window, which is all that a backward pass needs.
 ///
@@ -246,11 +253,11 @@ impl Geometry {
     }
 
     fn in_row(&self) -> usize {
-        self.shape[2] * self.shape[3]
+        self.shape[2].saturating_mul(self.shape[3])
     }
 
     fn out_row(&self) -> usize {
-        self.out[2] * self.out[3]
+        self.out[2].saturating_mul(self.out[3])
     }
 
     /// The windows of a row that have a pixel under column `tap`, and the pixel of the first of them.
@@ -493,6 +500,8 @@ versions! {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::testing::{assert_close, dot, same_everywhere, slope, values, wide};
 
@@ -573,63 +582,94 @@ mod tests {
         ]
     }
 
+    /// Maxima, their places, and gradients, of every kind.
+    fn check_maxima(shape: [usize; 4], window: Window) {
+        let count = shape.iter().product();
+        // Few values, so that many are equal.
+        let mut x: Vec<f32> = values(1, count).iter().map(|v| (v * 4.0).round() - 1.0).collect();
+        if count > 40 {
+            x[7] = f32::NAN;
+            x[20..40].fill(f32::NEG_INFINITY);
+        }
+        for relu in [false, true] {
+            let (out, taps) = max_definition(&x, shape, window, relu);
+            let dout = values(2, out.len());
+            let mut dx = vec![0.0; count];
+            for (o, at) in places(window.output(shape).unwrap()).enumerate() {
+                for (i, tap) in seen(shape, window, at) {
+                    dx[i] += if byte(tap) == taps[o] { f64::from(dout[o]) } else { 0.0 };
+                }
+            }
+            let got = same_everywhere(|| {
+                let (mut out, mut taps) = (vec![9.0; out.len()], vec![9; out.len()]);
+                let mut dx = vec![9.0; count];
+                let forward = if relu { relu_max_pool2d } else { max_pool2d };
+                forward(&x, shape, window, &mut out, &mut taps).unwrap();
+                max_pool2d_backward(&dout, &taps, shape, window, &mut dx).unwrap();
+                vec![out, taps.into_iter().map(f32::from).collect(), dx]
+            });
+            let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&got[0]), bits(&out), "{shape:?} {window:?}");
+            assert_eq!(got[1], taps.into_iter().map(f32::from).collect::<Vec<_>>());
+            assert_close("dx", &got[2], &dx, 1e-6);
+        }
+    }
+
+    /// Means and their gradients.
+    fn check_means(shape: [usize; 4], window: Window) {
+        let x = values(3, shape.iter().product());
+        for count_padding in [false, true] {
+            let out = avg_definition(&wide(&x), shape, window, count_padding);
+            let dout = values(4, out.len());
+            let got = same_everywhere(|| {
+                let (mut out, mut dx) = (vec![9.0; out.len()], vec![9.0; x.len()]);
+                avg_pool2d(&x, shape, window, count_padding, &mut out).unwrap();
+                avg_pool2d_backward(&dout, shape, window, count_padding, &mut dx).unwrap();
+                vec![out, dx]
+            });
+            assert_close("out", &got[0], &out, 1e-6);
+            if x.len() < 1000 {
+                let dx = slope(&wide(&x), |x| {
+                    dot(&avg_definition(x, shape, window, count_padding), &dout)
+                });
+                assert_close("dx", &got[1], &dx, 1e-5);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn any_small_pool_is_its_definition(
+            (batch, channels) in (0..3_usize, 0..20_usize),
+            axes in std::array::from_fn::<_, 2, _>(|_| (0..6_usize, 1..6_usize, 1..7_usize, 0..3_usize)),
+        ) {
+            let axes = axes.map(|(room, kernel, stride, padding)| {
+                let padding = padding.min(kernel / 2);
+                ((kernel - 2 * padding).max(1) + room, kernel, stride, padding)
+            });
+            let window = Window {
+                kernel: axes.map(|a| a.1),
+                stride: axes.map(|a| a.2),
+                padding: axes.map(|a| a.3),
+            };
+            let shape = [batch, axes[0].0, axes[1].0, channels];
+            check_maxima(shape, window);
+            check_means(shape, window);
+        }
+    }
+
     #[test]
     fn maxima_are_the_definition_and_gradients_go_to_them() {
         for (shape, window) in windows() {
-            let count = shape.iter().product();
-            // Few values, so that many are equal.
-            let mut x: Vec<f32> =
-                values(1, count).iter().map(|v| (v * 4.0).round() - 1.0).collect();
-            if count > 40 {
-                x[7] = f32::NAN;
-                x[20..40].fill(f32::NEG_INFINITY);
-            }
-            for relu in [false, true] {
-                let (out, taps) = max_definition(&x, shape, window, relu);
-                let dout = values(2, out.len());
-                let mut dx = vec![0.0; count];
-                for (o, at) in places(window.output(shape).unwrap()).enumerate() {
-                    for (i, tap) in seen(shape, window, at) {
-                        dx[i] += if byte(tap) == taps[o] { f64::from(dout[o]) } else { 0.0 };
-                    }
-                }
-                let got = same_everywhere(|| {
-                    let (mut out, mut taps) = (vec![9.0; out.len()], vec![9; out.len()]);
-                    let mut dx = vec![9.0; count];
-                    let forward = if relu { relu_max_pool2d } else { max_pool2d };
-                    forward(&x, shape, window, &mut out, &mut taps).unwrap();
-                    max_pool2d_backward(&dout, &taps, shape, window, &mut dx).unwrap();
-                    vec![out, taps.into_iter().map(f32::from).collect(), dx]
-                });
-                let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-                assert_eq!(bits(&got[0]), bits(&out), "{shape:?} {window:?}");
-                assert_eq!(got[1], taps.into_iter().map(f32::from).collect::<Vec<_>>());
-                assert_close("dx", &got[2], &dx, 1e-6);
-            }
+            check_maxima(shape, window);
         }
     }
 
     #[test]
     fn means_are_the_definition_and_gradients_its_slope() {
         for (shape, window) in windows() {
-            let x = values(3, shape.iter().product());
-            for count_padding in [false, true] {
-                let out = avg_definition(&wide(&x), shape, window, count_padding);
-                let dout = values(4, out.len());
-                let got = same_everywhere(|| {
-                    let (mut out, mut dx) = (vec![9.0; out.len()], vec![9.0; x.len()]);
-                    avg_pool2d(&x, shape, window, count_padding, &mut out).unwrap();
-                    avg_pool2d_backward(&dout, shape, window, count_padding, &mut dx).unwrap();
-                    vec![out, dx]
-                });
-                assert_close("out", &got[0], &out, 1e-6);
-                if x.len() < 1000 {
-                    let dx = slope(&wide(&x), |x| {
-                        dot(&avg_definition(x, shape, window, count_padding), &dout)
-                    });
-                    assert_close("dx", &got[1], &dx, 1e-5);
-                }
-            }
+            check_means(shape, window);
         }
     }
 
@@ -682,6 +722,16 @@ mod tests {
         ] {
             assert!(w.output([1, 4, 4, 1]).is_err(), "{w:?}");
         }
+        let huge = usize::MAX;
+        assert!(window([huge, 1], [1, 1], [huge / 2, 0]).output([1, 4, 4, 1]).is_err());
+        assert!(window([1, 1], [huge, 1], [0, 0]).output([1, 4, 4, 1]).is_err());
+        assert!(window([1, 1], [1, 1], [0, 0]).output([1, huge, 4, 1]).is_err());
+        let none = [0, 1 << 30, 1 << 30, 1 << 30];
+        let w = window([1, 1], [1, 1], [0, 0]);
+        assert!(avg_pool2d(&[], none, w, true, &mut []).is_ok());
+        assert!(avg_pool2d_backward(&[], none, w, true, &mut []).is_ok());
+        assert!(max_pool2d(&[], none, w, &mut [], &mut []).is_ok());
+        assert!(max_pool2d_backward(&[], &[], none, w, &mut []).is_ok());
         assert_eq!(window([3, 3], [2, 2], [1, 1]).output([1, 4, 5, 7]), Ok([1, 2, 3, 7]));
     }
 }

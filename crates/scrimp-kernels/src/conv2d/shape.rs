@@ -157,7 +157,8 @@ impl Conv2dShape {
 
     /// Products of one pass; those with padding are counted.
     pub fn products(&self) -> usize {
-        self.output().iter().product::<usize>() * self.group_in() * self.kernel[0] * self.kernel[1]
+        let sizes = self.output().into_iter().chain([self.group_in()]).chain(self.kernel);
+        sizes.fold(1, usize::saturating_mul)
     }
 
     pub(super) fn group_in(&self) -> usize {

@@ -431,7 +431,7 @@ impl Pass<'_> {
                         // elements, and these columns of them are this part's; all taps of a position lie in its padded
                         // image, and a panel has a row for every word of them.
                         unsafe {
-                            let out = out.raw().0.add(at);
+                            let out = out.from(at);
                             sweep.values(panels.panel(p), width, out, columns, &finish, &mut sums);
                         }
                     }

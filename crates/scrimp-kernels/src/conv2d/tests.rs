@@ -1,4 +1,5 @@
 use half::bf16;
+use proptest::prelude::*;
 
 use super::{
     Conv2dShape, Window, forward_at, input_gradient_at, reference, weight_gradient,
@@ -302,4 +303,36 @@ fn sums_that_may_not_fit_are_refused() {
     let x = vec![0; 133_145];
     let x = Operand::Int8(&x);
     assert!(super::forward(&shape, x, x, Scale::Tensor(1.0), None, &mut [0.0]).is_err());
+}
+
+/// An axis that fits: size, kernel, stride, padding, dilation. Padding may be wider than the image, and steps too.
+fn any_axis() -> impl Strategy<Value = [usize; 5]> {
+    (0..6_usize, 1..5_usize, 1..5_usize, 0..5_usize, 1..4_usize).prop_map(
+        |(room, kernel, stride, padding, dilation)| {
+            let reach = (kernel - 1) * dilation + 1;
+            [reach.saturating_sub(2 * padding).max(1) + room, kernel, stride, padding, dilation]
+        },
+    )
+}
+
+fn any_shape() -> impl Strategy<Value = ([usize; 4], [usize; 4], Window)> {
+    let channels = (1..4_usize, 1..20_usize, 1..36_usize, any::<bool>());
+    (0..6_usize, channels, any_axis(), any_axis()).prop_map(
+        |(batch, (groups, per_group, outs, is_depthwise), down, across)| {
+            let (groups, per_group, outs) =
+                if is_depthwise { (per_group, 1, 1) } else { (groups, per_group, outs) };
+            let pair = |i: usize| [down[i], across[i]];
+            let window = Window { stride: pair(2), padding: pair(3), dilation: pair(4), groups };
+            let input = [batch, down[0], across[0], groups * per_group];
+            (input, [groups * outs, per_group, down[1], across[1]], window)
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn any_small_convolution_is_its_definition((input, weight, window) in any_shape()) {
+        check_all(input, weight, window);
+    }
 }

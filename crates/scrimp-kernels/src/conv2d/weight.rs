@@ -49,15 +49,17 @@ pub(super) fn weight_gradient<T: Element>(
     let pixels = shape.size[0] * shape.size[1] * shape.group_in();
     let image_bytes = 4 * (pixels + positions * shape.group_out().next_multiple_of(NARROW));
     let words = shape.batch.div_ceil(T::GROUP);
-    let whole = Pass::new::<T>(shape, shape.batch, scale)?;
+    let is_divided =
+        is_small && words > 1 || check_reduction::<T>(shape.batch * positions).is_err();
+    let whole = if is_divided { None } else { Some(Pass::new::<T>(shape, shape.batch, scale)?) };
     for (group, dw) in dw.chunks_exact_mut(len).enumerate() {
         let operands = Operands { kernels: &kernels, group, x, dy };
-        if is_small && words > 1 || check_reduction::<T>(shape.batch * positions).is_err() {
+        if let Some(whole) = &whole {
+            whole.run(&operands, dw);
+        } else {
             let fits = (PACKED_BYTES / image_bytes).clamp(1, words.div_ceil(TASKS)) * T::GROUP;
             let chunk = fits.min(LONGEST_INT8 / positions).max(1);
             divided(shape, scale, &operands, chunk, dw)?;
-        } else {
-            whole.run(&operands, dw);
         }
     }
     Ok(())
@@ -182,7 +184,12 @@ impl<'a> Pass<'a> {
             .map(|a| if is_sampled { shape.out_size[a] } else { shape.size[a] + 2 * before[a] });
         let words = images.div_ceil(T::GROUP);
         let channel = size[0] * size[1] * words;
-        if u32::try_from(4 * channel).is_err() {
+        let sample = if is_sampled { window.stride } else { [1; 2] };
+        let [down, across] = [0, 1].map(|a| window.stride[a] / sample[a]);
+        // Offsets count from where a tap sees the first position, and lead beyond the channel where that is on padding.
+        let [lines, pixels] = shape.out_size;
+        let reach = ((lines - 1) * down * size[1] + (pixels - 1) * across + 1) * words;
+        if u32::try_from(4 * channel.max(reach)).is_err() {
             let problem = format!("a batch of {} images of one channel is over 4 GiB", shape.batch);
             return Err(KernelError::Shape { what: "conv2d weight gradient", problem });
         }
@@ -191,7 +198,7 @@ impl<'a> Pass<'a> {
             images,
             scale,
             is_padded,
-            sample: if is_sampled { window.stride } else { [1; 2] },
+            sample,
             size,
             before,
             words,
@@ -205,7 +212,6 @@ impl<'a> Pass<'a> {
         pass.offsets.reserve(groups);
         for i in 0..shape.out_size[0] {
             for j in 0..shape.out_size[1] {
-                let [down, across] = [0, 1].map(|a| window.stride[a] / pass.sample[a]);
                 let start = (i * down * size[1] + j * across) * words;
                 pass.offsets.extend((start..start + words).map(|word| 4 * word as u32));
             }
@@ -531,5 +537,21 @@ fn finish_row<T: Element>(
         for ((to, total), scale) in to.iter_mut().zip(total).zip(scale) {
             *to = (total * scale).to_bits();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Pass;
+    use crate::Scale;
+    use crate::conv2d::{Conv2dShape, Window};
+
+    #[test]
+    fn offsets_beyond_a_channel_are_counted_too() {
+        // A channel has 4 MiB, and the last position looks 8 GiB behind the first.
+        let window = Window { padding: [1024, 0], ..Window::default() };
+        let shape = Conv2dShape::new([1 << 20, 1, 1, 8], [1, 8, 1, 1], window).unwrap();
+        assert!(Pass::new::<f32>(&shape, 1 << 20, Scale::Tensor(1.0)).is_err());
+        assert!(Pass::new::<f32>(&shape, 1 << 4, Scale::Tensor(1.0)).is_ok());
     }
 }

@@ -28,6 +28,7 @@ pub(crate) mod product;
 pub(crate) mod testing;
 pub(crate) mod tile;
 
+use buffer::Place;
 use tile::{End, Kernels, ROWS, Segment, Start, Tile, Values, WIDE};
 
 use crate::{KernelError, Scale};
@@ -141,7 +142,7 @@ impl Sweep<'_> {
         &self,
         panel: &[u32],
         width: usize,
-        out: *mut f32,
+        out: Place<f32>,
         columns: usize,
         finish: &Finish,
         sums: &mut [u32],

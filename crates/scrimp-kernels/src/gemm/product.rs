@@ -31,6 +31,8 @@ pub(crate) struct Product<'a> {
 
 /// Bytes of left rows that a task packs at a time.
 const LEFT_BYTES: usize = 256 << 10;
+/// Words of a packed row, so that 32 bits tell the bytes to each.
+const LONGEST_ROW: usize = (u32::MAX / 4) as usize;
 /// Products above which one matrix of a batch is worth the work of several tasks.
 const LARGE: usize = 1 << 22;
 
@@ -44,10 +46,14 @@ impl Product<'_> {
         out: &mut [f32],
     ) -> Result<(), KernelError> {
         check_reduction::<T>(self.k)?;
-        let (a_len, b_len, len) = (self.m * self.k, self.k * self.n, self.m * self.n);
+        if self.k.div_ceil(T::GROUP) > LONGEST_ROW {
+            let problem = format!("a sum of {} products has packed rows of 4 GiB", self.k);
+            return Err(KernelError::Shape { what: "product", problem });
+        }
         if out.is_empty() {
             return Ok(());
         }
+        let (a_len, b_len, len) = (self.m * self.k, self.k * self.n, self.m * self.n);
         if self.k == 0 {
             let finish = |n: usize| self.bias.map_or(0.0, |bias| bias[n]);
             for row in out.chunks_exact_mut(self.n) {
@@ -123,7 +129,7 @@ impl Product<'_> {
                 // SAFETY: the tiles' rows are those of this block, of `n` elements each, and the panels of this part are no
                 // other task's; every row of `left` has as many groups as a panel.
                 unsafe {
-                    let out = shared.raw().0.add(first);
+                    let out = shared.from(first);
                     sweep.values(panels.panel(p), width, out, columns, &finish, &mut sums);
                 }
             }
@@ -205,5 +211,28 @@ impl Product<'_> {
             copy_runs(from, self.k, 0, &mut rows);
             right_of_rows(level, &rows, groups, lanes, width, &place, to);
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Matrix, Product};
+    use crate::gemm::element::Element;
+    use crate::{KernelError, Level, Scale};
+
+    #[test]
+    fn a_sum_whose_offsets_do_not_fit_32_bits_is_refused() {
+        fn run<T: Element>(k: usize) -> Result<(), KernelError> {
+            let scale = Scale::Tensor(1.0);
+            let product = Product { m: 1, k, n: 1, scale, scales_rows: false, bias: None };
+            let nothing = Matrix::<T> { elements: &[], is_transposed: false };
+            product.run(Level::Scalar, nothing, nothing, &mut [])
+        }
+        assert!(run::<f32>((1 << 30) - 1).is_ok());
+        assert!(run::<f32>(1 << 30).is_err());
+        assert!(run::<half::bf16>(1 << 30).is_ok());
+        assert!(run::<half::bf16>(1 << 31).is_err());
+        assert!(run::<i8>(1 << 30).is_err());
+        assert!(run::<f32>(usize::MAX).is_err());
     }
 }

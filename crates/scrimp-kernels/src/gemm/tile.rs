@@ -6,6 +6,7 @@
 
 use std::hint::black_box;
 
+use super::buffer::Place;
 use super::dot::{self, Dot};
 use crate::{Kind, Level};
 
@@ -42,8 +43,8 @@ pub(crate) enum End<'a> {
 
 /// How sums become values, and which lie where.
 pub(crate) struct Values<'a> {
-    pub out: *mut f32,
-    /// The first element of each row of the tile.
+    pub out: Place<f32>,
+    /// The first element of each row of the tile, from there.
     pub rows: &'a [usize; ROWS],
     /// How many columns there are.
     pub columns: usize,
@@ -81,6 +82,14 @@ impl Tile<'_> {
             let last = |row: &usize| row.wrapping_add(self.offsets[i] as usize);
             self.rows.iter().all(|row| last(row).checked_add(4).is_some_and(|end| end <= bytes))
         })
+    }
+
+    /// Whether everything that is written lies in the output.
+    fn ends_inside(&self, width: usize) -> bool {
+        let End::Values(values) = &self.end else { return true };
+        let inside =
+            |row: &usize| row.checked_add(values.columns).is_some_and(|end| end <= values.out.len);
+        values.columns <= width && values.rows.iter().take(self.count).all(inside)
     }
 }
 
@@ -127,6 +136,8 @@ impl Kernels {
     /// and `b` has its `width` words.
     pub unsafe fn tile(&self, width: usize, tile: &mut Tile) {
         debug_assert!(tile.is_inside(width), "a tile reads beyond its operands");
+        debug_assert!(tile.ends_inside(width), "a tile writes beyond its output");
+        debug_assert!(tile.count <= ROWS, "a tile of {} rows", tile.count);
         assert!(tile.unfinished.len() >= ROWS * width, "a tile has a place for its sums");
         // SAFETY: the constructor chose a version that this machine can run; the rest is promised by the caller, and the
         // buffer of sums was checked.
@@ -253,7 +264,7 @@ unsafe fn run<D: Dot, const R: usize, const V: usize, const WIDTH: usize>(tile: 
                                     continue;
                                 }
                                 let bias = values.bias.map(|bias| bias.as_ptr().add(column));
-                                let out = values.out.add(values.rows[r + m] + column);
+                                let out = values.out.start.add(values.rows[r + m] + column);
                                 let scale = values.scale.as_ptr().add(column);
                                 D::finish(*sum, scale, values.row_scale[r + m], bias, out, lanes);
                             }
