@@ -10,17 +10,25 @@ use super::Values;
 
 /// Shorter buffers are cleared faster than found.
 const SHORTEST: usize = 1 << 13;
-/// Values that are kept at most: 2 GiB.
-const MOST: usize = 1 << 29;
+/// Values that are kept at most: 512 MiB.
+const MOST: usize = 1 << 27;
+
+/// Buffers of one length.
+struct Shelf {
+    buffers: Vec<Vec<f32>>,
+    /// How many were ever made for want of one. The engine's own results pass here too, and more than were wanted at once
+    /// would only pile up.
+    made: usize,
+}
 
 struct Pool {
     /// By length.
-    buffers: BTreeMap<usize, Vec<Vec<f32>>>,
-    /// Values in all of them.
+    shelves: BTreeMap<usize, Shelf>,
+    /// Values in all buffers.
     values: usize,
 }
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { buffers: BTreeMap::new(), values: 0 });
+static POOL: Mutex<Pool> = Mutex::new(Pool { shelves: BTreeMap::new(), values: 0 });
 
 /// Room for a result that is written as a whole before it is read. In debug builds it is full of NaN.
 pub(super) fn room(shape: &[usize]) -> Vec<f32> {
@@ -37,7 +45,11 @@ fn taken(len: usize) -> Option<Vec<f32>> {
         return None;
     }
     let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-    let buffer = pool.buffers.get_mut(&len)?.pop()?;
+    let shelf = pool.shelves.entry(len).or_insert(Shelf { buffers: Vec::new(), made: 0 });
+    let Some(buffer) = shelf.buffers.pop() else {
+        shelf.made += 1;
+        return None;
+    };
     pool.values -= len;
     Some(buffer)
 }
@@ -47,20 +59,22 @@ pub(super) fn done(x: Values) {
     if !x.is_unique() || !x.is_contiguous() || x.layout().start_offset() != 0 {
         return;
     }
-    let (bytes, ..) = x.into_data().into_parts();
-    // Memory that the engine has allocated in its own way goes back to it.
-    let Ok(buffer) = bytes.try_into_vec::<f32>() else { return };
-    let len = buffer.len();
-    if len < SHORTEST {
+    let len = x.layout().num_elements();
+    // A part of a longer buffer would be copied.
+    if x.bytes().len() != len * size_of::<f32>() {
         return;
     }
     let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-    if pool.values + len > MOST {
-        // What is kept may be of another network.
-        *pool = Pool { buffers: BTreeMap::new(), values: 0 };
-    }
+    let full = pool.values + len > MOST;
+    let Some(shelf) = pool.shelves.get_mut(&len).filter(|s| !full && s.buffers.len() < s.made)
+    else {
+        return;
+    };
+    let (bytes, ..) = x.into_data().into_parts();
+    // Memory that the engine has allocated in its own way goes back to it.
+    let Ok(buffer) = bytes.try_into_vec::<f32>() else { return };
+    shelf.buffers.push(buffer);
     pool.values += len;
-    pool.buffers.entry(len).or_default().push(buffer);
 }
 
 #[cfg(test)]
@@ -84,5 +98,12 @@ mod tests {
         assert!(taken(37_035).is_none());
         done(tensor(vec![1.0; 8], &[8]));
         assert!(taken(8).is_none(), "short ones are not kept");
+        // What others made is kept as long as it was wanted.
+        let foreign = || tensor(vec![1.0; 37_036], &[37_036]);
+        done(foreign());
+        assert!(taken(37_036).is_none(), "nobody has wanted such a length");
+        done(foreign());
+        done(foreign());
+        assert!(taken(37_036).is_some() && taken(37_036).is_none(), "one was wanted");
     }
 }
