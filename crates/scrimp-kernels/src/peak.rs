@@ -6,8 +6,8 @@ use std::time::Instant;
 use crate::gemm::tile::Kernels;
 use crate::{Kind, Level};
 
-/// Rounds of which the best counts.
-const ROUNDS: usize = 5;
+/// Rounds of which the best counts. They last long enough for the system to move threads that began on one core.
+const ROUNDS: usize = 24;
 /// Seconds that a round takes at least.
 const ROUND_SECONDS: f64 = 0.02;
 
