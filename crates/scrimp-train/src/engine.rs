@@ -1,6 +1,6 @@
 //! The engine's side of a tap: one op with its own backward pass, and raw slices of tensors.
 //!
-//! Everything that depends on how Burn dispatches to a backend stands here.
+//! What depends on how Burn dispatches to a backend stands here and in `ops/mod.rs`.
 
 use std::sync::Arc;
 

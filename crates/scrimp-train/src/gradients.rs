@@ -65,7 +65,9 @@ impl GradientTaps {
 pub fn clip<M: Module>(module: &M, grads: &mut GradientsParams, norm: f64, limit: f64) {
     let factor = (limit / (norm + 1e-6)) as f32;
     if factor < 1.0 {
-        visit(module, grads, |_, _, g| g.iter_mut().for_each(|g| *g *= factor));
+        visit(module, grads, |_, _, g| {
+            optim::scale(g, factor);
+        });
     }
 }
 

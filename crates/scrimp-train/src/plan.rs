@@ -525,6 +525,22 @@ mod tests {
     }
 
     #[test]
+    fn a_long_batch_costs_only_products_that_cannot_be_divided_their_integers() {
+        let request = PlanRequest {
+            image: [1, 28, 28],
+            classes: 10,
+            batch: 1 << 18,
+            rules: vec![rule("*", &[("default", "int8")])],
+            device: "flex".into(),
+            compute: Compute::Auto,
+        };
+        let plan = plan_network::<crate::models::LeNet>(&request).unwrap();
+        let kinds = |p: &PlannedProducts| [p.y.kind, p.dw.kind];
+        assert_eq!(kinds(&plan.products[0]), [Kind::Int8, Kind::Int8]);
+        assert_eq!(kinds(&plan.products[2]), [Kind::Int8, Kind::Bf16]);
+    }
+
+    #[test]
     fn a_key_without_a_tensor_is_an_error() {
         let request = PlanRequest {
             image: [3, 32, 32],

@@ -1,6 +1,7 @@
 //! Training steps on noise, to time them: what a step takes does not depend on the values.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use burn::module::Module;
@@ -8,7 +9,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::Stream;
 
-use crate::compute::{Choice, Compute};
+use crate::compute::{Choice, Compute, Products};
 use crate::engine;
 use crate::gradients::GradientTaps;
 use crate::layers::Ids;
@@ -62,6 +63,48 @@ pub struct ProductTime {
     pub macs: f64,
     /// Seconds, in all calls together, without the rounding of operands.
     pub seconds: f64,
+}
+
+/// Seconds that the products of a layer take, once somebody wants to know.
+#[derive(Debug, Default)]
+pub(crate) struct Clock {
+    runs: AtomicBool,
+    /// Of `y`, `dx` and `dw`: products of two numbers, and seconds.
+    spent: Mutex<[[f64; 2]; 3]>,
+}
+
+impl Clock {
+    /// Times the product of that number, if the clock runs.
+    pub(crate) fn time<R>(&self, product: usize, macs: usize, work: impl FnOnce() -> R) -> R {
+        if !self.runs.load(Ordering::Relaxed) {
+            return work();
+        }
+        let start = Instant::now();
+        let result = work();
+        let seconds = start.elapsed().as_secs_f64();
+        let spent = &mut self.spent.lock().unwrap_or_else(PoisonError::into_inner)[product];
+        *spent = [spent[0] + macs as f64, spent[1] + seconds];
+        result
+    }
+
+    /// Lets the clock run from now on, and reads what it counted until now.
+    pub(crate) fn read(&self, site: &Site) -> Vec<ProductTime> {
+        self.runs.store(true, Ordering::Relaxed);
+        let spent = std::mem::take(&mut *self.spent.lock().unwrap_or_else(PoisonError::into_inner));
+        let Products { forward, input_gradient, weight_gradient } = site.products();
+        [("y", forward), ("dx", input_gradient), ("dw", weight_gradient)]
+            .into_iter()
+            .zip(spent)
+            .filter(|(_, [macs, _])| *macs > 0.0)
+            .map(|((product, choice), [macs, seconds])| ProductTime {
+                layer: site.path.clone(),
+                product,
+                choice,
+                macs,
+                seconds,
+            })
+            .collect()
+    }
 }
 
 /// A network that trains on noise, for its [`ModelEntry`](crate::models::ModelEntry).

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
 
 use burn::tensor::Tensor;
 use scrimp_codec::codecs::Integers;
@@ -18,7 +17,7 @@ use crate::engine::{self, PointRef};
 use crate::ops::{self, Geometry, Product};
 use crate::params::NamedTensor;
 use crate::role::Role;
-use crate::stepper::ProductTime;
+use crate::stepper::Clock;
 
 /// A tensor that went wrong: the first one of a session.
 #[derive(Clone, Debug, PartialEq)]
@@ -325,48 +324,6 @@ pub struct Site {
     clock: Clock,
 }
 
-/// Seconds that the products of a layer take, once somebody wants to know.
-#[derive(Debug, Default)]
-pub(crate) struct Clock {
-    runs: AtomicBool,
-    /// Of `y`, `dx` and `dw`: products of two numbers, and seconds.
-    spent: Mutex<[[f64; 2]; 3]>,
-}
-
-impl Clock {
-    /// Times the product of that number, if the clock runs.
-    pub(crate) fn time<R>(&self, product: usize, macs: usize, work: impl FnOnce() -> R) -> R {
-        if !self.runs.load(Ordering::Relaxed) {
-            return work();
-        }
-        let start = Instant::now();
-        let result = work();
-        let seconds = start.elapsed().as_secs_f64();
-        let spent = &mut self.spent.lock().unwrap_or_else(PoisonError::into_inner)[product];
-        *spent = [spent[0] + macs as f64, spent[1] + seconds];
-        result
-    }
-
-    /// Lets the clock run from now on, and reads what it counted until now.
-    pub(crate) fn read(&self, site: &Site) -> Vec<ProductTime> {
-        self.runs.store(true, Ordering::Relaxed);
-        let spent = std::mem::take(&mut *self.spent.lock().unwrap_or_else(PoisonError::into_inner));
-        let Products { forward, input_gradient, weight_gradient } = site.products();
-        [("y", forward), ("dx", input_gradient), ("dw", weight_gradient)]
-            .into_iter()
-            .zip(spent)
-            .filter(|(_, [macs, _])| *macs > 0.0)
-            .map(|((product, choice), [macs, seconds])| ProductTime {
-                layer: site.path.clone(),
-                product,
-                choice,
-                macs,
-                seconds,
-            })
-            .collect()
-    }
-}
-
 impl Site {
     /// The shape of the tensor with this role: that of one sample where it has a batch axis; `None` where the layer
     /// has no such tensor, or no input has passed yet.
@@ -389,7 +346,8 @@ impl Site {
             forward: rest.iter().product(),
             // With groups it is less; that only matters to sums of more than a hundred thousand.
             input_gradient: outputs * rest[1..].iter().product::<usize>(),
-            weight_gradient: batch * positions,
+            // A convolution divides the batch, and adds its parts in more bits.
+            weight_gradient: if rest.len() > 1 { positions } else { batch * positions },
         }
     }
 
@@ -531,9 +489,6 @@ impl Tap {
     }
 
     /// The layer's product, of which one op makes everything: rounding, arithmetic and both gradients.
-    ///
-    /// # Panics
-    /// If there are no samples in the input, which is a mistake of the caller.
     pub(crate) fn product<const D: usize, const W: usize>(
         &self,
         x: Tensor<D>,

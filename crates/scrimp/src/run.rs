@@ -464,7 +464,7 @@ impl OneRun<'_> {
             return Ok(result);
         }
         let identity = serde_json::json!({
-            "recipe": Recipe { checkpoint_steps: None, variant: Vec::new(), quantize: Vec::new(), ..recipe.clone() },
+            "recipe": Recipe { compute: self.variant.compute, checkpoint_steps: None, variant: Vec::new(), quantize: Vec::new(), ..recipe.clone() },
             "rules": self.variant.rules,
             "seed": self.seed,
         });

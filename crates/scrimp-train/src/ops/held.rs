@@ -74,12 +74,8 @@ impl Held {
     pub fn factor(&self, kind: Kind) -> Option<Factor<'_>> {
         let plain = |elements| Some(Factor { elements, scales: vec![1.0] });
         match (self, kind) {
-            (Self::Float(x), Kind::F32) => plain(Elements::F32(slice(x).into())),
+            (_, Kind::F32) => plain(Elements::F32(self.values())),
             (Self::Short(x), Kind::Bf16) => plain(Elements::Bf16(x.into())),
-            (Self::Short(x), Kind::F32) => plain(Elements::F32(widened(x).into())),
-            (Self::Packed { bytes, point, shape }, Kind::F32) => {
-                plain(Elements::F32(point.decode(bytes, shape).into()))
-            }
             (Self::Packed { bytes, point, shape }, _) => {
                 let Integers { scales, codes } = point.integers(bytes, shape)?;
                 let elements = match (codes, kind) {
@@ -96,7 +92,7 @@ impl Held {
                 };
                 Some(Factor { elements, scales })
             }
-            (Self::Float(_), Kind::Bf16 | Kind::Int8) | (Self::Short(_), Kind::Int8) => None,
+            (Self::Float(_), _) | (Self::Short(_), Kind::Int8) => None,
         }
     }
 
