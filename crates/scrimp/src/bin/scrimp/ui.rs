@@ -62,11 +62,6 @@ impl Ui {
         }
     }
 
-    /// Whether the standard error is a terminal, which can show progress bars.
-    pub fn has_bars(&self) -> bool {
-        self.progress_bars
-    }
-
     /// Prints a line.
     #[expect(clippy::unused_self, reason = "where results go is for this type to decide")]
     pub fn say(&self, line: impl Display) -> Result<(), OutputError> {
@@ -124,6 +119,19 @@ impl Ui {
             if place == 0 { self.say_bold(&line)? } else { self.say(line)? }
         }
         Ok(())
+    }
+
+    /// A bar of steps on the standard error, if that is a terminal; it is drawn when it moves first.
+    pub fn step_bar(&self, title: String, steps: u64) -> Option<ProgressBar> {
+        self.progress_bars.then(|| {
+            let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
+            let template = "{prefix}  {wide_bar}  {msg}  {elapsed} · {eta} left";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
+            }
+            bar.set_prefix(title);
+            bar
+        })
     }
 
     /// Progress through `total_bytes` of work called `label`, on the standard error.

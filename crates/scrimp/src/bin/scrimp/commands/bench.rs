@@ -119,6 +119,7 @@ impl Bench {
         let stepper =
             if text { stepper::text_transformer } else { models::find(&self.model)?.stepper };
         let mut rows = self.rows(stepper, image)?;
+        let bar = ui.step_bar(self.model.clone(), u64::from(WARM + self.rounds));
         for round in 0..WARM + self.rounds {
             for row in &mut rows {
                 let seconds = row.stepper.step();
@@ -130,6 +131,12 @@ impl Bench {
                     row.seconds.push(seconds);
                 }
             }
+            if let Some(bar) = &bar {
+                bar.inc(1);
+            }
+        }
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
         }
         for row in &mut rows {
             row.products = row.stepper.products();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use scrimp::recipe::Source;
 use scrimp::run::{self, Facts, Report, Row, RunError, RunId, RunRequest, RunResult, Watch};
 use scrimp::train::Role;
@@ -217,13 +217,8 @@ impl Watch for Live<'_> {
         self.run_begun = Instant::now();
         self.last = None;
         self.clear();
-        if self.ui.has_bars() && !self.json {
-            let bar = ProgressBar::new(steps);
-            let template = "{prefix}  {wide_bar}  {msg}  {elapsed} · {eta} left";
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
-            }
-            bar.set_prefix(self.title(run));
+        let bar = if self.json { None } else { self.ui.step_bar(self.title(run), steps) };
+        if let Some(bar) = bar {
             // Whatever moves the bar draws it, so it has its looks by now.
             bar.set_position(done);
             bar.reset_eta();
