@@ -7,6 +7,7 @@
 use scrimp_train::compute::Compute;
 use scrimp_train::models;
 use scrimp_train::optimizers::OptimizerConfig;
+use scrimp_train::plan::PlanRequest;
 use scrimp_train::rules::Rule;
 use scrimp_train::stepper::{StepJob, Stepper};
 use scrimp_train::tap::Arithmetic;
@@ -40,16 +41,15 @@ fn job(image: [usize; 3], schemes: Option<[&str; 2]>) -> StepJob {
         let [values, gradients] = schemes.map(|s| Some(s.parse().expect("a scheme")));
         Rule { default: values, d: gradients, ..Rule::new("*") }
     });
-    StepJob {
+    let plan = PlanRequest {
         image,
         classes: 10,
         batch: BATCH,
         rules: rule.into_iter().collect(),
-        compute: Compute::Auto,
-        arithmetic: Arithmetic::Kernels,
-        optimizer: OptimizerConfig::default(),
         device: "flex".into(),
-    }
+        compute: Compute::Auto,
+    };
+    StepJob { plan, arithmetic: Arithmetic::Kernels, optimizer: OptimizerConfig::default() }
 }
 
 fn table(model: &str, image: [usize; 3], rounds: usize) {

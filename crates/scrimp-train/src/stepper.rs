@@ -9,36 +9,25 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::Stream;
 
-use crate::compute::{Choice, Compute, Products};
+use crate::compute::{Choice, Products};
 use crate::engine;
 use crate::gradients::GradientTaps;
 use crate::layers::Ids;
 use crate::loss::cross_entropy;
 use crate::models::{Network, TextTransformer, TextTransformerOptions};
 use crate::optimizers::{Optimizer, OptimizerConfig};
-use crate::plan::{self, PlanError};
-use crate::rules::Rule;
+use crate::plan::{self, PlanError, PlanRequest};
 use crate::tap::{Arithmetic, Scope, Session, Site};
 
 /// What is timed.
 #[derive(Clone, Debug)]
 pub struct StepJob {
-    /// `[channels, height, width]` of an image.
-    pub image: [usize; 3],
-    /// Number of classes.
-    pub classes: usize,
-    /// Images in a batch.
-    pub batch: usize,
-    /// The rules.
-    pub rules: Vec<Rule>,
-    /// In what products are computed.
-    pub compute: Compute,
+    /// The network's input and the rules.
+    pub plan: PlanRequest,
     /// Whose arithmetic layers use.
     pub arithmetic: Arithmetic,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
-    /// The device, as [`crate::device`] names it.
-    pub device: String,
 }
 
 /// A network in training.
@@ -109,19 +98,16 @@ impl Clock {
 
 /// A network that trains on noise, for its [`ModelEntry`](crate::models::ModelEntry).
 pub(crate) fn stepper<N: Network>(job: &StepJob) -> Result<Box<dyn Stepper>, PlanError> {
-    N::accepts(job.image).map_err(|valid| PlanError::Image {
-        model: N::NAME,
-        image: job.image,
-        valid,
-    })?;
-    let [channels, height, width] = job.image;
-    let count = job.batch * channels * height * width;
+    let PlanRequest { image, classes, batch, .. } = job.plan;
+    N::accepts(image).map_err(|valid| PlanError::Image { model: N::NAME, image, valid })?;
+    let [channels, height, width] = image;
+    let count = batch * channels * height * width;
     let noise = Stream::new(1, 2);
     let values: Vec<f32> = (0..count as u64).map(|i| noise.uniform(i) - 0.5).collect();
-    let shape = [job.batch, channels, height, width];
+    let shape = [batch, channels, height, width];
     let images =
         |device: &Device| Tensor::<4>::from_data(TensorData::new(values.clone(), shape), device);
-    let build = |scope: &Scope, device: &Device| N::build(job.image, job.classes, scope, device);
+    let build = |scope: &Scope, device: &Device| N::build(image, classes, scope, device);
     steps(job, build, images, |net: &N, x: &Tensor<4>| net.forward(x.clone()))
 }
 
@@ -137,13 +123,13 @@ pub fn text_transformer(job: &StepJob) -> Result<Box<dyn Stepper>, PlanError> {
         heads: 4,
         hidden: 256,
         layers: 2,
-        classes: job.classes,
+        classes: job.plan.classes,
     };
-    let mut draws = vec![0; job.batch * options.time];
+    let mut draws = vec![0; job.plan.batch * options.time];
     Stream::new(1, 2).fill(0, &mut draws);
     let tokens = u32::try_from(options.tokens).unwrap_or(u32::MAX);
     let values = draws.iter().map(|draw| draw % tokens).collect();
-    let ids = Ids { values, shape: [job.batch, options.time] };
+    let ids = Ids { values, shape: [job.plan.batch, options.time] };
     let build = |scope: &Scope, device: &Device| TextTransformer::new(options, scope, device);
     steps(job, build, |_| ids.clone(), TextTransformer::forward)
 }
@@ -155,10 +141,11 @@ fn steps<N: Module + 'static, X: 'static>(
     batch: impl Fn(&Device) -> X,
     forward: fn(&N, &X) -> Tensor<2>,
 ) -> Result<Box<dyn Stepper>, PlanError> {
-    let plain = engine::device(&job.device)?;
+    let PlanRequest { classes, batch: images, .. } = job.plan;
+    let plain = engine::device(&job.plan.device)?;
     let shapes = Scope::root(0).with(job.arithmetic);
     forward(&build(&shapes, &plain), &batch(&plain));
-    let plan = plan::resolve(&shapes.sites(), &job.rules, job.batch, job.compute)?;
+    let plan = plan::resolve(&shapes.sites(), &job.plan.rules, images, job.plan.compute)?;
     let device = plain.autodiff();
     let scope = Scope::root(0).with(job.arithmetic);
     let net = build(&scope, &device);
@@ -173,7 +160,7 @@ fn steps<N: Module + 'static, X: 'static>(
         session,
         sites,
         x: batch(&device),
-        labels: (0..job.batch).map(|i| u8::try_from(i % job.classes).unwrap_or(0)).collect(),
+        labels: (0..images).map(|i| u8::try_from(i % classes).unwrap_or(0)).collect(),
         device,
         done: 0,
     }))

@@ -4,7 +4,7 @@ use scrimp::train::compute::Compute;
 use scrimp::train::kernels::{Kind, Level, register_peak};
 use scrimp::train::models;
 use scrimp::train::optimizers::{Adam, OptimizerConfig, Sgd};
-use scrimp::train::plan::PlanError;
+use scrimp::train::plan::{PlanError, PlanRequest};
 use scrimp::train::rules::Rule;
 use scrimp::train::stepper::{self, ProductTime, StepJob, Stepper};
 use scrimp::train::tap::Arithmetic;
@@ -166,17 +166,19 @@ impl Bench {
 
     fn rows(&self, stepper: MakeStepper, image: [usize; 3]) -> anyhow::Result<Vec<Row>> {
         let job = |scheme: Option<&Scheme>, compute, arithmetic| StepJob {
-            image,
-            classes: 10,
-            batch: self.batch as usize,
-            rules: scheme.map(operands).into_iter().collect(),
-            compute,
+            plan: PlanRequest {
+                image,
+                classes: 10,
+                batch: self.batch as usize,
+                rules: scheme.map(operands).into_iter().collect(),
+                device: "flex".into(),
+                compute,
+            },
             arithmetic,
             optimizer: match self.optimizer.as_str() {
                 "adam" => OptimizerConfig::Adam(Adam::default()),
                 _ => OptimizerConfig::Sgd(Sgd::default()),
             },
-            device: "flex".into(),
         };
         let [bf16, int8] = ["bf16", "int8"].map(|s| s.parse::<Scheme>().expect("it is a scheme"));
         let (auto, emulate) = (Compute::Auto, Compute::Emulate);
