@@ -198,7 +198,13 @@ fn layers(net: &str) -> Vec<Layer> {
             linear("fc3", 64, 84, 10),
         ],
         "depthwise" => vec![depthwise("32x32x64", 32, 64), depthwise("8x8x256", 8, 256)],
-        _ => vec![linear("1024", 1024, 1024, 1024)],
+        _ => vec![
+            linear("1024", 1024, 1024, 1024),
+            // Of a transformer with rows of 128 values, on 4096 tokens.
+            linear("attention", 4096, 128, 128),
+            linear("feed in", 4096, 128, 256),
+            linear("feed out", 4096, 256, 128),
+        ],
     }
 }
 

@@ -89,7 +89,8 @@ pub(crate) mod forced {
 
     use crate::Level;
 
-    const LEVELS: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
+    const LEVELS: [Level; 5] =
+        [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
     static FORCED: AtomicUsize = AtomicUsize::new(usize::MAX);
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 

@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 pub enum Level {
     /// Plain Rust: the definition of every kernel.
     Scalar,
+    /// NEON; bf16 products widen to f32, int8 ones to 16 bits.
+    Neon,
     /// AVX2 and FMA.
     Avx2,
     /// AVX-512 with F, VL, BW, DQ and VNNI; bf16 products widen to f32.
@@ -30,15 +32,20 @@ impl Level {
 
     /// All that this machine can run, the plainest first.
     pub fn available() -> impl Iterator<Item = Self> {
-        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16]
-            .into_iter()
-            .filter(|level| *level <= Self::detected())
+        Self::OF_THIS_KIND.into_iter().filter(|level| *level <= Self::detected())
     }
+
+    /// Those of this kind of machine.
+    #[cfg(target_arch = "x86_64")]
+    const OF_THIS_KIND: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    #[cfg(not(target_arch = "x86_64"))]
+    const OF_THIS_KIND: [Self; 2] = [Self::Scalar, Self::Neon];
 
     /// The name for tables and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
@@ -69,7 +76,8 @@ fn detect() -> Level {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn detect() -> Level {
-    Level::Scalar
+    // Every 64-bit ARM has it.
+    if cfg!(target_arch = "aarch64") { Level::Neon } else { Level::Scalar }
 }
 
 /// The level that a run of tests is limited to, by its name in `SCRIMP_TEST_LEVEL`: for tools that know fewer
@@ -77,7 +85,6 @@ fn detect() -> Level {
 #[cfg(test)]
 fn asked_for() -> Option<Level> {
     let name = std::env::var("SCRIMP_TEST_LEVEL").ok()?;
-    let levels = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
-    let level = levels.into_iter().find(|level| level.name() == name);
+    let level = Level::OF_THIS_KIND.into_iter().find(|level| level.name() == name);
     Some(level.unwrap_or_else(|| panic!("SCRIMP_TEST_LEVEL is `{name}`, which is no level")))
 }

@@ -5,11 +5,12 @@
 //! `[batch, height, width, channels]`; weights are laid out as in PyTorch, `[out, in / groups, kernel height, kernel
 //! width]` and `[out, in]`.
 //!
-//! Every operation has a plain scalar version that defines it, and versions for AVX-512 and AVX2 that are chosen at run
+//! Every operation has a plain scalar version that defines it, and versions for AVX-512, AVX2 and NEON that are chosen at run
 //! time ([`Level`]). Integer products are exact; sums of floats run in an order that depends on shapes alone, so that the
 //! number of threads never changes a bit.
 
 pub mod activation;
+mod add;
 pub mod attention;
 pub mod batch_norm;
 mod blocks;
@@ -33,6 +34,7 @@ pub mod softmax;
 #[cfg(test)]
 mod testing;
 
+pub use add::add;
 pub use embedding::Id;
 pub use error::KernelError;
 pub use gate::Gate;

@@ -1,6 +1,6 @@
 //! Linear layers.
 
-use crate::conv2d::of_one_kind;
+use crate::conv2d::{self, Conv2dShape, Window, of_one_kind};
 use crate::gemm::element::Element;
 use crate::gemm::product::{Matrix, Product};
 use crate::gemm::{check_len, check_scale};
@@ -83,7 +83,7 @@ pub fn forward_at(
     if let Some(bias) = bias {
         check_len("bias", bias.len(), &[outputs])?;
     }
-    let product = Product { m: rows, k: inputs, n: outputs, scale, scales_rows: false, bias };
+    let product = Product { m: rows, k: inputs, n: outputs, scale, bias };
     of_one_kind!(x, w, run, level, &product, [false, true], y)
 }
 
@@ -122,7 +122,7 @@ pub fn input_gradient_at(
     check_len("w", w.len(), &[outputs, inputs])?;
     check_len("dx", dx.len(), &[rows, inputs])?;
     check_scale(scale, inputs)?;
-    let product = Product { m: rows, k: outputs, n: inputs, scale, scales_rows: false, bias: None };
+    let product = Product { m: rows, k: outputs, n: inputs, scale, bias: None };
     of_one_kind!(dy, w, run, level, &product, [false, false], dx)
 }
 
@@ -132,7 +132,7 @@ pub fn input_gradient_at(
 /// - `x`: `[rows, inputs]`, `dy`: `[rows, outputs]`, `dw`: `[outputs, inputs]`
 /// - the channels of `scale`: `[outputs]`
 /// # Errors
-/// As [`forward`].
+/// As [`forward`], but sums over any number of rows; and a weight of 2^30 elements or more.
 pub fn weight_gradient(
     shape: &LinearShape,
     x: Operand,
@@ -146,7 +146,7 @@ pub fn weight_gradient(
 /// [`weight_gradient`] at a level; one that the machine lacks becomes the best that it has.
 ///
 /// # Errors
-/// As [`forward`].
+/// As [`weight_gradient`].
 pub fn weight_gradient_at(
     level: Level,
     shape: &LinearShape,
@@ -161,6 +161,8 @@ pub fn weight_gradient_at(
     check_len("dy", dy.len(), &[rows, outputs])?;
     check_len("dw", dw.len(), &[outputs, inputs])?;
     check_scale(scale, outputs)?;
-    let product = Product { m: outputs, k: rows, n: inputs, scale, scales_rows: true, bias: None };
-    of_one_kind!(dy, x, run, level, &product, [true, false], dw)
+    // The convolution's kernel of one pixel divides long batches among tasks, and reads every operand once.
+    let window = Window::default();
+    let shape = Conv2dShape::new([rows, 1, 1, inputs], [outputs, inputs, 1, 1], window)?;
+    conv2d::weight_gradient_at(level, &shape, x, dy, scale, dw)
 }

@@ -73,7 +73,7 @@ fn run<T: Element>(
     let MatmulShape { m, k, n, .. } = *shape;
     let left = Matrix { elements: left, is_transposed: shape.left_is_transposed };
     let right = Matrix { elements: right, is_transposed: shape.right_is_transposed };
-    Product { m, k, n, scale, scales_rows: false, bias: None }.run(level, left, right, out)
+    Product { m, k, n, scale, bias: None }.run(level, left, right, out)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Cross entropy, and how many answers are right.
 
-use burn::tensor::activation::log_softmax;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Tensor;
+
+use crate::ops;
 
 /// Cross entropy of logits, the mean over the batch.
 ///
@@ -11,22 +12,13 @@ use burn::tensor::{Device, Tensor, TensorData};
 /// - `logits`: `[batch, classes]`
 /// - `labels`: `[batch]`
 ///
+/// # Panics
+/// If there is not one label for each row, or one is no class.
+///
 /// # Source
 /// Szegedy et al. 2016, arXiv:1512.00567, section 7; the form is that of `torch.nn.functional.cross_entropy`.
-pub fn cross_entropy(
-    logits: Tensor<2>,
-    labels: &[u8],
-    smoothing: f32,
-    device: &Device,
-) -> Tensor<1> {
-    let [batch, classes] = logits.dims();
-    let elsewhere = smoothing / classes as f32;
-    let mut targets = vec![elsewhere; batch * classes];
-    for (row, label) in targets.chunks_exact_mut(classes).zip(labels) {
-        row[usize::from(*label)] += 1.0 - smoothing;
-    }
-    let targets = Tensor::<2>::from_data(TensorData::new(targets, [batch, classes]), device);
-    (log_softmax(logits, 1) * targets).sum() * (-1.0 / batch as f32)
+pub fn cross_entropy(logits: Tensor<2>, labels: &[u8], smoothing: f32) -> Tensor<1> {
+    ops::cross_entropy(logits, labels, smoothing)
 }
 
 /// How many rows of `logits` (`[labels.len(), classes]`, row-major) have their largest value at the label. A row with

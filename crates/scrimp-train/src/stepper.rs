@@ -161,7 +161,6 @@ fn steps<N: Module + 'static, X: 'static>(
         sites,
         x: batch(&device),
         labels: (0..images).map(|i| u8::try_from(i % classes).unwrap_or(0)).collect(),
-        device,
         done: 0,
     }))
 }
@@ -176,7 +175,6 @@ struct Steps<N, X> {
     gradients: GradientTaps,
     x: X,
     labels: Vec<u8>,
-    device: Device,
     done: u64,
 }
 
@@ -188,7 +186,7 @@ impl<N: Module, X> Stepper for Steps<N, X> {
         let start = Instant::now();
         self.session.set_step(self.done);
         let logits = (self.forward)(&net, &self.x);
-        let loss = cross_entropy(logits, &self.labels, 0.0, &self.device);
+        let loss = cross_entropy(logits, &self.labels, 0.0);
         let _value = loss.clone().into_scalar::<f32>();
         let mut grads = GradientsParams::from_grads(loss.backward(), &net);
         self.gradients.round(&net, &mut grads);

@@ -336,8 +336,8 @@ impl Site {
         }
     }
 
-    /// How many products are summed for an element of `y`, `dx` and `dw`, in a batch of so many samples.
-    pub fn lengths(&self, batch: usize) -> Products<usize> {
+    /// How many products are summed for an element of `y`, `dx` and `dw`.
+    pub fn lengths(&self) -> Products<usize> {
         let [outputs, rest @ ..] = &self.weight[..] else {
             return Products { forward: 0, input_gradient: 0, weight_gradient: 0 };
         };
@@ -346,8 +346,8 @@ impl Site {
             forward: rest.iter().product(),
             // With groups it is less; that only matters to sums of more than a hundred thousand.
             input_gradient: outputs * rest[1..].iter().product::<usize>(),
-            // A convolution divides the batch, and adds its parts in more bits.
-            weight_gradient: if rest.len() > 1 { positions } else { batch * positions },
+            // The batch is divided, for a linear layer with all positions, and its parts are added in more bits.
+            weight_gradient: if rest.len() > 1 { positions } else { 1 },
         }
     }
 

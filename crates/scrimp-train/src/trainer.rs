@@ -413,7 +413,7 @@ impl Run<'_> {
         let labels: Vec<u8> = loader.labels(indices).collect();
         let x = batch(loader, indices, self.progress.epoch, &self.device);
         let logits = net.forward(x.clone());
-        let loss = cross_entropy(logits.clone(), &labels, job.label_smoothing, &self.device);
+        let loss = cross_entropy(logits.clone(), &labels, job.label_smoothing);
         let value = f64::from(loss.clone().into_scalar::<f32>());
         let right = engine::with_values(logits.without_autodiff(), |l| correct(l, &labels));
         let fails = |net: &N| Err(self.diagnose(net, &x, &labels, value));
@@ -450,7 +450,7 @@ impl Run<'_> {
         self.session.set_audit(true);
         let logits = net.forward(x.clone());
         let smoothing = self.job.label_smoothing;
-        let again = cross_entropy(logits, labels, smoothing, &self.device);
+        let again = cross_entropy(logits, labels, smoothing);
         if self.session.problem().is_none() {
             let mut grads = GradientsParams::from_grads(again.backward(), net);
             self.gradients.round(net, &mut grads);
@@ -493,7 +493,7 @@ impl Run<'_> {
             let labels: Vec<u8> = loader.labels(indices).collect();
             let x = batch(&loader, indices, 0, &device);
             let logits = net.forward(x.clone());
-            let loss = cross_entropy(logits.clone(), &labels, 0.0, &device).into_scalar::<f32>();
+            let loss = cross_entropy(logits.clone(), &labels, 0.0).into_scalar::<f32>();
             sums.loss += f64::from(loss) * indices.len() as f64;
             sums.correct += engine::with_values(logits, |l| correct(l, &labels)) as u64;
             sums.images += indices.len() as u64;

@@ -289,7 +289,7 @@ fn cross_entropy_and_its_gradient_follow_pytorch() {
         let labels: Vec<u8> = targets.split_whitespace().map(|t| t.parse().unwrap()).collect();
         let logits = Tensor::<2>::from_data(TensorData::new(floats(logits), [d[0], d[1]]), &device)
             .require_grad();
-        let value = cross_entropy(logits.clone(), &labels, smoothing.parse().unwrap(), &device);
+        let value = cross_entropy(logits.clone(), &labels, smoothing.parse().unwrap());
         let grads = value.backward();
         let got = logits.grad(&grads).unwrap().into_data().try_to_vec::<f32>().unwrap();
         let value = f64::from(value.into_scalar::<f32>());

@@ -585,7 +585,7 @@ fn an_own_network_in_an_own_loop_learns_the_exclusive_or() {
     let mut last = 0.0;
     for step in 0..200 {
         session.set_step(step);
-        let loss = cross_entropy(net.forward(x.clone()), &labels, 0.0, &device);
+        let loss = cross_entropy(net.forward(x.clone()), &labels, 0.0);
         last = loss.clone().into_scalar::<f32>();
         first.get_or_insert(last);
         let mut grads = GradientsParams::from_grads(loss.backward(), &net);

@@ -506,7 +506,6 @@ impl Pass<'_> {
             let mut tile = RowTile {
                 rows: [0; ROWS],
                 out: [0; ROWS],
-                row_scale: [1.0; ROWS],
                 count: ROWS.min(count - first),
                 pattern: 0,
             };

@@ -24,6 +24,8 @@ use crate::{KernelError, Kind, Level, Scale};
 
 /// Bytes of filters' gradients up to which the batch is divided among tasks, each with sums of its own.
 const SMALL_BYTES: usize = 256 << 10;
+/// Tasks among which a batch is divided: few, because each has sums of its own, which are added in the end.
+const PARTS: usize = 8;
 /// Bytes of both packed operands that a task of a divided batch has at a time.
 const PACKED_BYTES: usize = 400 << 10;
 
@@ -91,7 +93,7 @@ fn divided<T: Element>(
     let chunks = shape.batch.div_ceil(chunk);
     // Sums of one part fit 32 bits.
     let most = if T::KIND == Kind::Int8 { LONGEST_INT8 / (chunk * positions) } else { chunks };
-    let parts = chunks.div_ceil(most.min(chunks.div_ceil(TASKS)));
+    let parts = chunks.div_ceil(most.min(chunks.div_ceil(PARTS)));
     let count = shape.group_out().div_ceil(WIDE);
     let len = whole.tiles.len() * ROWS * WIDE;
     let mut sums = Scratch::new(parts * count * len);
@@ -386,7 +388,6 @@ impl<'a> Pass<'a> {
                 self.start(channel, tap)
             }),
             out: [0; ROWS],
-            row_scale: [1.0; ROWS],
             count,
             pattern,
         };

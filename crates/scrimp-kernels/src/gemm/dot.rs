@@ -29,12 +29,11 @@ pub(super) trait Dot: Copy {
     /// The value of a stored word.
     fn value(word: u32) -> f32;
 
-    /// Writes the first `lanes` values: the sums times the columns' scales, times the row's, plus the bias.
+    /// Writes the first `lanes` values: the sums times the columns' scales, plus the bias.
     #[inline(always)]
     unsafe fn finish(
         sum: Self::Sum,
         scale: *const f32,
-        row_scale: f32,
         bias: Option<*const f32>,
         out: *mut f32,
         lanes: usize,
@@ -43,13 +42,25 @@ pub(super) trait Dot: Copy {
         // SAFETY: the array has at least `LANES` words, and scale, bias and output have `lanes` elements.
         unsafe {
             Self::store(words.as_mut_ptr(), sum);
-            for (l, word) in words.iter().enumerate().take(lanes) {
-                let mut value = Self::value(*word) * *scale.add(l) * row_scale;
-                if let Some(bias) = bias {
-                    value += *bias.add(l);
-                }
-                *out.add(l) = value;
+            finish_lanes(&words.map(Self::value)[..lanes], scale, bias, out);
+        }
+    }
+}
+
+/// Writes sums times their scales, plus the bias.
+///
+/// # Safety
+/// Scale, bias and output have as many elements as there are sums.
+#[inline(always)]
+unsafe fn finish_lanes(sums: &[f32], scale: *const f32, bias: Option<*const f32>, out: *mut f32) {
+    for (l, sum) in sums.iter().enumerate() {
+        // SAFETY: the caller promises the elements.
+        unsafe {
+            let mut value = sum * *scale.add(l);
+            if let Some(bias) = bias {
+                value += *bias.add(l);
             }
+            *out.add(l) = value;
         }
     }
 }
@@ -159,6 +170,9 @@ scalar_dot!(
 
 const _: () = assert!(size_of::<bf16>() == 2, "two elements make a word");
 
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
+
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
     use std::arch::x86_64::{
@@ -185,7 +199,6 @@ pub(super) mod x86 {
     unsafe fn finish512(
         sum: __m512,
         scale: *const f32,
-        row_scale: f32,
         bias: Option<*const f32>,
         out: *mut f32,
         lanes: usize,
@@ -193,8 +206,7 @@ pub(super) mod x86 {
         // SAFETY: the caller has AVX-512, and scale, bias and output have `lanes` elements; the mask leaves out the rest.
         unsafe {
             let mask = first(lanes);
-            let scaled = _mm512_mul_ps(sum, _mm512_maskz_loadu_ps(mask, scale));
-            let mut value = _mm512_mul_ps(scaled, _mm512_set1_ps(row_scale));
+            let mut value = _mm512_mul_ps(sum, _mm512_maskz_loadu_ps(mask, scale));
             if let Some(bias) = bias {
                 value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, bias));
             }
@@ -240,13 +252,12 @@ pub(super) mod x86 {
             unsafe fn finish(
                 sum: __m512,
                 scale: *const f32,
-                row_scale: f32,
                 bias: Option<*const f32>,
                 out: *mut f32,
                 lanes: usize,
             ) {
                 // SAFETY: what the method asks of its caller is what the function does.
-                unsafe { finish512(sum, scale, row_scale, bias, out, lanes) }
+                unsafe { finish512(sum, scale, bias, out, lanes) }
             }
         };
         (f32 x 8) => {
@@ -415,13 +426,12 @@ pub(super) mod x86 {
         unsafe fn finish(
             sum: __m512i,
             scale: *const f32,
-            row_scale: f32,
             bias: Option<*const f32>,
             out: *mut f32,
             lanes: usize,
         ) {
             // SAFETY: what the method asks of its caller is what the function does.
-            unsafe { finish512(_mm512_cvtepi32_ps(sum), scale, row_scale, bias, out, lanes) }
+            unsafe { finish512(_mm512_cvtepi32_ps(sum), scale, bias, out, lanes) }
         }
     }
 

@@ -21,6 +21,9 @@ pub(crate) trait Element: Copy + Send + Sync + Default + 'static {
     /// What products are added to.
     type Sum: Copy + Default + Send + Sync;
 
+    /// The elements as the words of a left operand, where they lie so in memory: whole words, with nothing to flip.
+    fn left_words(elements: &[Self]) -> Option<&[u32]>;
+
     /// Its bits, in the low end.
     fn bits(self) -> u32;
 
@@ -58,6 +61,10 @@ impl Element for f32 {
         sums.fold(0.0, |all, sum| all + sum)
     }
 
+    fn left_words(elements: &[Self]) -> Option<&[u32]> {
+        aligned_words(elements)
+    }
+
     #[inline(always)]
     fn bits(self) -> u32 {
         self.to_bits()
@@ -87,6 +94,11 @@ impl Element for bf16 {
 
     fn finish_all(sums: impl Iterator<Item = f32>) -> f32 {
         sums.fold(0.0, |all, sum| all + sum)
+    }
+
+    fn left_words(elements: &[Self]) -> Option<&[u32]> {
+        // The first of a pair lies in the low bits.
+        if cfg!(target_endian = "little") { aligned_words(elements) } else { None }
     }
 
     #[inline(always)]
@@ -120,6 +132,10 @@ impl Element for i8 {
         sums.map(i64::from).sum::<i64>() as f32
     }
 
+    fn left_words(_: &[Self]) -> Option<&[u32]> {
+        None
+    }
+
     #[inline(always)]
     fn bits(self) -> u32 {
         u32::from(self.cast_unsigned())
@@ -128,6 +144,14 @@ impl Element for i8 {
     fn value(self) -> f64 {
         f64::from(self)
     }
+}
+
+/// Elements without padding as words, if they fill whole ones.
+#[expect(unsafe_code, reason = "elements are viewed as words")]
+fn aligned_words<T: Element>(elements: &[T]) -> Option<&[u32]> {
+    // SAFETY: every bit of a word is that of one of `GROUP` floats, and any bits make a word.
+    let (before, words, after) = unsafe { elements.align_to::<u32>() };
+    (before.is_empty() && after.is_empty()).then_some(words)
 }
 
 /// The word of up to `GROUP` elements; those that are missing are zero.

@@ -47,7 +47,6 @@ pub(crate) struct RowTile {
     pub rows: [usize; ROWS],
     /// The first element of each row's values, in the first column.
     pub out: [usize; ROWS],
-    pub row_scale: [f32; ROWS],
     pub count: usize,
     pub pattern: usize,
 }
@@ -159,7 +158,6 @@ impl Sweep<'_> {
                     rows: &tile.out,
                     columns,
                     scale: &finish.scale,
-                    row_scale: &tile.row_scale,
                     bias: finish.bias.as_ref(),
                 };
                 let mut work = Tile {

@@ -1,6 +1,8 @@
 //! Products of matrices.
 #![expect(unsafe_code, reason = "tasks write disjoint blocks of one output")]
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::buffer::{Scratch, Shared};
@@ -24,8 +26,6 @@ pub(crate) struct Product<'a> {
     pub k: usize,
     pub n: usize,
     pub scale: Scale<'a>,
-    /// Whether the channels of the scale are rows.
-    pub scales_rows: bool,
     pub bias: Option<&'a [f32]>,
 }
 
@@ -92,9 +92,15 @@ impl Product<'_> {
     ) {
         let groups = self.k.div_ceil(T::GROUP);
         let panels = self.pack_right(kernels, in_parallel, groups, b);
-        // Blocks of rows fill the cache, unless that leaves too few of them.
+        // What lies in memory as tiles read it needs no copy.
+        let in_place = if a.is_transposed || !self.k.is_multiple_of(T::GROUP) {
+            None
+        } else {
+            T::left_words(a.elements)
+        };
+        // Blocks of rows fill the cache, unless that leaves too few of them. Tasks that share a block each pack it.
         let fits = (LEFT_BYTES / (4 * groups)).clamp(ROWS, 512) / ROWS * ROWS;
-        let block = fits.min(self.m.div_ceil(TASKS / 2).next_multiple_of(ROWS)).max(4 * ROWS);
+        let block = fits.min(self.m.div_ceil(TASKS).next_multiple_of(ROWS)).max(4 * ROWS);
         let blocks = self.m.div_ceil(block);
         let parts = TASKS.div_ceil(blocks).min(panels.count());
         let shared = Shared::new(out);
@@ -107,14 +113,19 @@ impl Product<'_> {
         let task = |task: usize| {
             let (i, part) = (task / parts, task % parts);
             let rows = i * block..self.m.min((i + 1) * block);
-            let mut left = Scratch::new(rows.len() * groups);
-            self.pack_left(kernels.level, groups, a, rows.start, &mut left);
-            let tiles = self.tiles(rows.clone(), groups);
+            let mut packed = Scratch::new(if in_place.is_some() { 0 } else { rows.len() * groups });
+            let (left, first_row) = if let Some(words) = in_place {
+                (words, 0)
+            } else {
+                self.pack_left(kernels.level, groups, a, rows.start, &mut packed);
+                (&*packed, rows.start)
+            };
+            let tiles = self.tiles(rows, first_row, groups);
             for p in panels.count() * part / parts..panels.count() * (part + 1) / parts {
                 let starts = panels.correction(p, 0..1);
                 let sweep = Sweep {
                     kernels,
-                    a: &left,
+                    a: left,
                     offsets: &offsets,
                     tiles: &tiles,
                     patterns: &patterns,
@@ -122,8 +133,7 @@ impl Product<'_> {
                 };
                 let first = p * super::tile::WIDE;
                 let columns = (self.n - first).min(super::tile::WIDE);
-                let scale = if self.scales_rows { Scale::Tensor(1.0) } else { self.scale };
-                let finish = Finish::new(scale, self.bias, first, columns);
+                let finish = Finish::new(self.scale, self.bias, first, columns);
                 let width = panels.width(p);
                 let mut sums = Scratch::new(sweep.sums_len(width));
                 // SAFETY: the tiles' rows are those of this block, of `n` elements each, and the panels of this part are no
@@ -141,20 +151,15 @@ impl Product<'_> {
         }
     }
 
-    fn tiles(&self, rows: std::ops::Range<usize>, groups: usize) -> Vec<RowTile> {
+    /// Tiles of these rows, in words that begin with the `first_row`.
+    fn tiles(&self, rows: Range<usize>, first_row: usize, groups: usize) -> Vec<RowTile> {
         rows.clone()
             .step_by(ROWS)
             .map(|first| {
                 let row = |r: usize| (first + r).min(rows.end - 1);
-                let scale = |r: usize| match self.scale {
-                    Scale::Channel(scale) if self.scales_rows => scale[row(r)],
-                    Scale::Tensor(scale) if self.scales_rows => scale,
-                    _ => 1.0,
-                };
                 RowTile {
-                    rows: std::array::from_fn(|r| 4 * groups * (row(r) - rows.start)),
+                    rows: std::array::from_fn(|r| 4 * groups * (row(r) - first_row)),
                     out: std::array::from_fn(|r| row(r) * self.n),
-                    row_scale: std::array::from_fn(scale),
                     count: ROWS.min(rows.end - first),
                     pattern: 0,
                 }
@@ -224,7 +229,7 @@ mod tests {
     fn a_sum_whose_offsets_do_not_fit_32_bits_is_refused() {
         fn run<T: Element>(k: usize) -> Result<(), KernelError> {
             let scale = Scale::Tensor(1.0);
-            let product = Product { m: 1, k, n: 1, scale, scales_rows: false, bias: None };
+            let product = Product { m: 1, k, n: 1, scale, bias: None };
             let nothing = Matrix::<T> { elements: &[], is_transposed: false };
             product.run(Level::Scalar, nothing, nothing, &mut [])
         }

@@ -49,7 +49,6 @@ pub(crate) struct Values<'a> {
     /// How many columns there are.
     pub columns: usize,
     pub scale: &'a [f32; WIDE],
-    pub row_scale: &'a [f32; ROWS],
     pub bias: Option<&'a [f32; WIDE]>,
 }
 
@@ -118,9 +117,16 @@ impl Kernels {
             (Level::Avx2, Kind::F32) => return x86::AVX2_F32,
             (Level::Avx2, Kind::Bf16) => return x86::AVX2_BF16,
             (Level::Avx2, Kind::Int8) => return x86::AVX2_INT8,
-            (Level::Scalar, _) => {}
+            (Level::Scalar | Level::Neon, _) => {}
         }
-        let _ = level;
+        #[cfg(target_arch = "aarch64")]
+        if level >= Level::Neon {
+            return match kind {
+                Kind::F32 => neon::F32,
+                Kind::Bf16 => neon::BF16,
+                Kind::Int8 => neon::INT8,
+            };
+        }
         match kind {
             Kind::F32 => SCALAR_F32,
             Kind::Bf16 => SCALAR_BF16,
@@ -266,7 +272,7 @@ unsafe fn run<D: Dot, const R: usize, const V: usize, const WIDTH: usize>(tile: 
                                 let bias = values.bias.map(|bias| bias.as_ptr().add(column));
                                 let out = values.out.start.add(values.rows[r + m] + column);
                                 let scale = values.scale.as_ptr().add(column);
-                                D::finish(*sum, scale, values.row_scale[r + m], bias, out, lanes);
+                                D::finish(*sum, scale, bias, out, lanes);
                             }
                         }
                     }
@@ -380,4 +386,13 @@ mod x86 {
     kernels!(AVX2_F32, Level::Avx2, 1, Avx2F32, 4, 2, 2, "avx2,fma");
     kernels!(AVX2_BF16, Level::Avx2, 2, Avx2Bf16, 4, 2, 2, "avx2,fma");
     kernels!(AVX2_INT8, Level::Avx2, 4, Avx2Int8, 4, 2, 2, "avx2,fma");
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use super::{Kernels, Level, NARROW, Tile, WIDE, dot, run, spin, sums};
+
+    kernels!(F32, Level::Neon, 1, dot::neon::F32, 8, 2, 2);
+    kernels!(BF16, Level::Neon, 2, dot::neon::Widened, 4, 2, 2);
+    kernels!(INT8, Level::Neon, 4, dot::neon::Int8, 4, 2, 2);
 }

@@ -30,6 +30,11 @@ pub fn features(x: Tensor<4>, arithmetic: Arithmetic) -> Tensor<2> {
     }
 }
 
+/// `x + added`, where `added` has the shape of `x`, or that with a first axis of 1, along which it is repeated.
+pub fn add<const D: usize>(x: Tensor<D>, added: Tensor<D>) -> Tensor<D> {
+    ops::add(x, added)
+}
+
 /// `max(x, 0)`; saves one bit for each value.
 pub fn relu<const D: usize>(x: Tensor<D>, arithmetic: Arithmetic) -> Tensor<D> {
     match arithmetic {

@@ -3,8 +3,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
-use crate::layers::{Embedding, Ids, Init, LayerNorm, Linear, SelfAttention, gelu};
-use crate::tap::Scope;
+use crate::layers::{
+    Embedding, Ids, Init, LayerNorm, Linear, SelfAttention, add, gelu, global_average,
+};
+use crate::tap::{Arithmetic, Scope};
 
 /// Sizes of a [`TextTransformer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,9 +63,9 @@ impl EncoderLayer {
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let y = self.attention.forward(x.clone(), None);
-        let x = self.norm1.forward(x + y);
+        let x = self.norm1.forward(add(x, y));
         let y = self.ffn2.forward(gelu(self.ffn1.forward(x.clone())));
-        self.norm2.forward(x + y)
+        self.norm2.forward(add(x, y))
     }
 }
 
@@ -92,9 +94,11 @@ impl TextTransformer {
         let position = self.position.val();
         let [_, positions, dim] = position.dims();
         assert!(time <= positions, "a text of {time} tokens, and {positions} positions");
-        let x = self.embedding.forward(ids) + position.slice([0..1, 0..time, 0..dim]);
+        let x = add(self.embedding.forward(ids), position.slice([0..1, 0..time, 0..dim]));
         let x = self.layers.iter().fold(x, |x, layer| layer.forward(x));
-        self.classifier.forward(x.mean_dim(1).flatten::<2>(1, 2))
+        let [batch, ..] = x.dims();
+        let mean = global_average(x.reshape([batch, time, 1, dim]), Arithmetic::Kernels);
+        self.classifier.forward(mean)
     }
 }
 

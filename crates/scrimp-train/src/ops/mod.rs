@@ -3,9 +3,11 @@
 //! An op is a [`Function`] of one to four tensors with its own backward pass. How Burn dispatches to a backend, and how
 //! its autodiff is told of an op, stands here once for all of them.
 
+mod add;
 mod batch_norm;
 mod buffers;
 mod held;
+mod loss;
 mod pool;
 mod product;
 mod text;
@@ -22,8 +24,10 @@ use burn::backend::{
 };
 use burn::tensor::TensorData;
 
+pub(crate) use add::add;
 pub(crate) use batch_norm::batch_norm;
 use buffers::{done, room};
+pub(crate) use loss::cross_entropy;
 pub(crate) use pool::{global_average, max_pool, relu, relu_max_pool};
 pub(crate) use product::{Geometry, Product, product};
 pub(crate) use text::{attention, embed, gelu, layer_norm};

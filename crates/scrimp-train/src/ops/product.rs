@@ -6,7 +6,7 @@ use burn::backend::TensorMetadata;
 use burn::tensor::Tensor;
 use scrimp_kernels::conv2d::{self, Conv2dShape};
 use scrimp_kernels::linear::{self, LinearShape};
-use scrimp_kernels::{KernelError, Operand, Scale, column_sums};
+use scrimp_kernels::{KernelError, Kind, Operand, Scale, column_sums};
 
 use super::held::{Held, factors, hold};
 use super::{Function, Values, apply, room, tensor};
@@ -194,8 +194,13 @@ impl Function<3> for Product {
             });
             tensor(dw, &weight)
         });
-        let db = (need_b && self.has_bias)
-            .then(|| tensor(column_sums(&dy.values(), weight[0]).expect(CHECKED), &weight[..1]));
+        let db = (need_b && self.has_bias).then(|| {
+            let floats = || dy.factor(Kind::F32).expect("every tensor has values");
+            let mut dy = dy.factor(weight_gradient).unwrap_or_else(floats);
+            let mut scales = std::mem::take(&mut dy.scales);
+            let scale = product_scale(&[], &mut scales);
+            tensor(column_sums(dy.operand(), weight[0], scale).expect(CHECKED), &weight[..1])
+        });
         x.done();
         dy.done();
         [dx, dw, db]
