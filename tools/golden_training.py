@@ -26,6 +26,8 @@ OPTIMIZERS = [
     ("adam_betas_eps", torch.optim.Adam, {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6}),
     ("adamw", torch.optim.AdamW, {"lr": 0.001, "weight_decay": 0.01}),
     ("adamw_strong", torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.1}),
+    ("adam_amsgrad", torch.optim.Adam, {"lr": 0.01, "betas": (0.8, 0.9), "amsgrad": True}),
+    ("adamw_amsgrad", torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True}),
 ]
 
 

@@ -312,6 +312,21 @@ impl Scheme {
         self.codec.saturated(&self.terms, bytes, shape, x)
     }
 
+    /// Fills `out` with the smallest positive value that each element's codes offer beside what the bytes store for its
+    /// group; 0 where they offer none. Codecs without such codes give the smallest positive value that the bytes hold.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn smallest(
+        &self,
+        bytes: &[u8],
+        shape: &[usize],
+        out: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        self.check_bytes(bytes, shape, out.len())?;
+        self.codec.smallest(&self.terms, bytes, shape, out)
+    }
+
     /// Turns the bytes of a tensor back into its elements `range`, in storage order, of which `out` holds as many.
     ///
     /// Schemes whose bytes can be entered anywhere (`smaq`) read only what they need; others decode the tensor.

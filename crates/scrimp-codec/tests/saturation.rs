@@ -1,4 +1,4 @@
-//! What counts as clipped.
+//! What counts as clipped, and the smallest positive value of each group.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use scrimp_codec::{FAMILIES, Scheme, Stream};
@@ -47,4 +47,36 @@ fn wrong_lengths_are_refused() {
     let scheme: Scheme = "int8".parse().unwrap();
     assert!(scheme.saturated(&[1.0; 4], &[0; 7], &[4]).is_err());
     assert!(scheme.saturated(&[1.0; 3], &[0, 0, 128, 63, 0, 0, 0, 0], &[4]).is_err());
+}
+
+#[test]
+fn the_smallest_positive_value_is_that_of_the_codes_under_the_scale_of_each_group() {
+    let x = [127.0, 1.0, 0.0, 0.0, 0.0, 254.0, 0.0, 3.0];
+    let smallest = |scheme: &str| {
+        let scheme: Scheme = scheme.parse().unwrap();
+        let (mut bytes, mut out) = (Vec::new(), [f32::NAN; 8]);
+        scheme.encode(&x, &[2, 4], &Stream::new(1, 2), &mut bytes).unwrap();
+        scheme.smallest(&bytes, &[2, 4], &mut out).unwrap();
+        out
+    };
+    assert_eq!(smallest("int8/row"), [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]);
+    assert_eq!(smallest("uint8/row")[0], 127.0 / 255.0);
+    assert_eq!(smallest("e4m3fn"), [1.0 / 512.0; 8]);
+    assert_eq!(smallest("bf16"), [f32::from_bits(1 << 16); 8]);
+    assert_eq!(smallest("int8/row/rans"), smallest("int8/row"));
+    assert_eq!(smallest("top_k:2"), [127.0; 8]);
+    // No code is smaller, and one is as small: what is raised to it is held.
+    for member in FAMILIES.iter().flat_map(|family| family.members()) {
+        let scheme: Scheme = member.parse().unwrap();
+        let stream = Stream::new(1, 2);
+        let x: Vec<f32> = (0..512u64).map(|i| stream.uniform(i)).collect();
+        let (mut bytes, mut out) = (Vec::new(), vec![f32::NAN; 512]);
+        let mut values = out.clone();
+        scheme.encode(&x, &[16, 32], &stream, &mut bytes).unwrap();
+        scheme.smallest(&bytes, &[16, 32], &mut out).unwrap();
+        scheme.decode(&bytes, &[16, 32], &mut values).unwrap();
+        for (v, least) in values.iter().zip(&out) {
+            assert!(*least >= 0.0 && (*v <= 0.0 || v >= least), "{member}: {v} below {least}");
+        }
+    }
 }

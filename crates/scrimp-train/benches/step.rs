@@ -48,8 +48,9 @@ fn job(image: [usize; 3], schemes: Option<[&str; 2]>) -> StepJob {
         rules: rule.into_iter().collect(),
         device: "flex".into(),
         compute: Compute::Auto,
+        optimizer: OptimizerConfig::default(),
     };
-    StepJob { plan, arithmetic: Arithmetic::Kernels, optimizer: OptimizerConfig::default() }
+    StepJob { plan, arithmetic: Arithmetic::Kernels }
 }
 
 fn table(model: &str, image: [usize; 3], rounds: usize) {

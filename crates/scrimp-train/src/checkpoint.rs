@@ -1,14 +1,17 @@
 //! Checkpoints: everything that the rest of a training run depends on, in one safetensors file.
 //!
 //! Tensors are called `model.NAME`, `optimizer.NAME.m` and `memory.LAYER.ROLE`; the metadata key `scrimp.checkpoint` holds the rest as JSON.
+//! A moment that is packed lies in the file as its bytes, and `packed` in that JSON names its scheme.
 //! The file is written whole or not at all, so a run that is killed resumes from the last one and gives the same bytes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use scrimp_files::{Dtype, FileError, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::optimizers::{Content, SavedMoment};
 use crate::params::NamedTensor;
 use crate::trainer::{EpochReport, Sums};
 
@@ -56,6 +59,16 @@ impl Progress {
     }
 }
 
+/// The JSON of a checkpoint.
+#[derive(Serialize, Deserialize)]
+struct Header<'a> {
+    #[serde(flatten)]
+    progress: Cow<'a, Progress>,
+    /// The schemes of packed moments, by the tensor's name without its group.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    packed: BTreeMap<String, String>,
+}
+
 /// A saved state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
@@ -64,7 +77,7 @@ pub struct Checkpoint {
     /// Parameters and buffers.
     pub model: Vec<NamedTensor>,
     /// Moments.
-    pub optimizer: Vec<NamedTensor>,
+    pub optimizer: Vec<SavedMoment>,
     /// What schemes remember of gradients.
     pub memory: Vec<NamedTensor>,
 }
@@ -107,13 +120,25 @@ impl Checkpoint {
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), CheckpointError> {
-        let groups =
-            [("model", &self.model), ("optimizer", &self.optimizer), ("memory", &self.memory)];
-        let tensors = groups
-            .into_iter()
-            .flat_map(|(group, tensors)| tensors.iter().map(move |t| to_tensor(group, t)))
-            .collect::<Result<Vec<_>, _>>()?;
-        let progress = serde_json::to_string(&self.progress).map_err(|e| foreign(path, e))?;
+        let mut packed = BTreeMap::new();
+        let mut tensors = Vec::new();
+        for (group, list) in [("model", &self.model), ("memory", &self.memory)] {
+            for t in list {
+                tensors.push(to_tensor(group, &t.name, t.shape.clone(), &t.values)?);
+            }
+        }
+        for SavedMoment { name, content } in &self.optimizer {
+            tensors.push(match content {
+                Content::Values(v) => to_tensor("optimizer", name, vec![v.len()], v)?,
+                Content::Bytes { scheme, bytes } => {
+                    packed.insert(name.clone(), scheme.clone());
+                    let shape = vec![bytes.len()];
+                    Tensor::new(format!("optimizer.{name}"), shape, Dtype::U8, bytes.clone())?
+                }
+            });
+        }
+        let header = Header { progress: Cow::Borrowed(&self.progress), packed };
+        let progress = serde_json::to_string(&header).map_err(|e| foreign(path, e))?;
         let metadata = BTreeMap::from([(KEY.to_owned(), progress)]);
         Ok(scrimp_files::save(path, &tensors, &metadata)?)
     }
@@ -128,7 +153,9 @@ impl Checkpoint {
             .metadata()
             .get(KEY)
             .ok_or_else(|| foreign(path, format!("it lacks the key `{KEY}`")))?;
-        let progress: Progress = serde_json::from_str(json).map_err(|e| foreign(path, e))?;
+        let header: Header = serde_json::from_str(json).map_err(|e| foreign(path, e))?;
+        let Header { progress, mut packed } = header;
+        let progress = progress.into_owned();
         if progress.version != VERSION {
             let version = progress.version;
             return Err(foreign(
@@ -147,15 +174,21 @@ impl Checkpoint {
                 .name
                 .split_once('.')
                 .ok_or_else(|| foreign(path, format!("tensor `{}` has no group", entry.name)))?;
-            let tensor = NamedTensor {
-                name: name.to_owned(),
-                shape: entry.shape.clone(),
-                values: reader.read_f32(place)?,
-            };
+            let scheme = packed.remove(name).filter(|_| group == "optimizer");
+            if let Some(scheme) = scheme.filter(|_| entry.dtype == Dtype::U8) {
+                let content = Content::Bytes { scheme, bytes: reader.read_stored(place)? };
+                checkpoint.optimizer.push(SavedMoment { name: name.to_owned(), content });
+                continue;
+            }
+            let (shape, values) = (entry.shape.clone(), reader.read_f32(place)?);
+            let name = name.to_owned();
             match group {
-                "model" => checkpoint.model.push(tensor),
-                "optimizer" => checkpoint.optimizer.push(tensor),
-                "memory" => checkpoint.memory.push(tensor),
+                "model" => checkpoint.model.push(NamedTensor { name, shape, values }),
+                "optimizer" => {
+                    let content = Content::Values(values);
+                    checkpoint.optimizer.push(SavedMoment { name, content });
+                }
+                "memory" => checkpoint.memory.push(NamedTensor { name, shape, values }),
                 _ => return Err(foreign(path, format!("`{group}` is no group of tensors"))),
             }
         }
@@ -163,8 +196,13 @@ impl Checkpoint {
     }
 }
 
-fn to_tensor(group: &str, t: &NamedTensor) -> Result<Tensor, scrimp_files::TensorError> {
-    Tensor::from_f32(format!("{group}.{}", t.name), t.shape.clone(), Dtype::F32, &t.values)
+fn to_tensor(
+    group: &str,
+    name: &str,
+    shape: Vec<usize>,
+    values: &[f32],
+) -> Result<Tensor, scrimp_files::TensorError> {
+    Tensor::from_f32(format!("{group}.{name}"), shape, Dtype::F32, values)
 }
 
 pub(crate) fn foreign(path: &Path, reason: impl std::fmt::Display) -> CheckpointError {
@@ -217,7 +255,16 @@ mod tests {
         Checkpoint {
             progress: Progress { epoch: 1, step: 12, ..Progress::new(identity) },
             model: vec![tensor("bn.weight"), tensor("conv.weight")],
-            optimizer: vec![tensor("conv.weight.m")],
+            optimizer: vec![
+                SavedMoment {
+                    name: "conv.weight.m".into(),
+                    content: Content::Values(vec![-0.0, f32::from_bits(1)]),
+                },
+                SavedMoment {
+                    name: "conv.weight.v".into(),
+                    content: Content::Bytes { scheme: "int8".into(), bytes: vec![0, 0, 1] },
+                },
+            ],
             memory: vec![tensor("conv.dw")],
         }
     }

@@ -12,12 +12,13 @@ use serde::Serialize;
 use crate::compute::{Choice, Compute, Products};
 use crate::engine;
 use crate::models::Network;
+use crate::optimizers::OptimizerConfig;
 use crate::params;
 use crate::role::Role;
-use crate::rules::{Matcher, Rule};
+use crate::rules::{ALL_KINDS, Matcher, Rule};
 use crate::tap::{Point, Scope, Session, Site};
 
-/// Which network, which rules.
+/// Which network, which rules, which optimizer.
 #[derive(Clone, Debug)]
 pub struct PlanRequest {
     /// `[channels, height, width]` of an image.
@@ -32,6 +33,8 @@ pub struct PlanRequest {
     pub device: String,
     /// In what products are computed.
     pub compute: Compute,
+    /// The optimizer, which says what is kept of each parameter.
+    pub optimizer: OptimizerConfig,
 }
 
 /// How a tensor of a plan is held.
@@ -40,6 +43,8 @@ pub struct PlanRequest {
 pub enum Status {
     /// Rounded to the values that the bytes would hold; the bytes are counted, not stored.
     Emulated,
+    /// Held as the bytes of its scheme from step to step.
+    Packed,
     /// Left as it is.
     Float,
     /// Never computed: the network's own input needs no gradient.
@@ -67,6 +72,10 @@ pub struct PlannedTensor {
     pub rule: Option<usize>,
     /// How it is held.
     pub status: Status,
+    /// Of a weight or bias with a scheme, whether it is also kept in f32. If not, it is rounded after each update, and its
+    /// f32 parameter holds rounded values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub master: Option<bool>,
 }
 
 /// How the products of a layer are computed.
@@ -91,7 +100,7 @@ pub struct Plan {
     pub products: Vec<PlannedProducts>,
     /// Samples in a batch.
     pub batch: usize,
-    /// Parameters of the network that no rule can speak of (norms), and their bytes in f32.
+    /// Values of parameters and buffers that no rule can speak of, such as running averages.
     pub untapped_parameters: usize,
 }
 
@@ -119,6 +128,16 @@ pub enum PlanError {
         /// What would be valid.
         help: String,
     },
+    /// A word for kinds that no layer of the network is of.
+    #[error("rule {rule}: no layer here is a `{kind}`")]
+    NoKind {
+        /// The rule, from 1.
+        rule: usize,
+        /// The word.
+        kind: String,
+        /// What would be valid.
+        help: String,
+    },
     /// A rule without a scheme.
     #[error("rule {rule} says nothing: it has no scheme")]
     Empty {
@@ -134,6 +153,24 @@ pub enum PlanError {
         rule: usize,
         /// The key.
         key: &'static str,
+    },
+    /// A key for what the optimizer does not keep.
+    #[error("rule {rule}: the key `{key}` has no effect: {why}")]
+    NoMoment {
+        /// The rule, from 1.
+        rule: usize,
+        /// The key.
+        key: &'static str,
+        /// What the optimizer keeps.
+        why: String,
+    },
+    /// A master copy of parameters that are not rounded.
+    #[error(
+        "rule {rule}: the key `master` has no effect: no weight or bias that it speaks of has a scheme"
+    )]
+    NoMaster {
+        /// The rule, from 1.
+        rule: usize,
     },
     /// A rule of which nothing is left.
     #[error(
@@ -184,7 +221,11 @@ impl PlanError {
             | Self::NoLayer { rule, .. }
             | Self::Empty { rule }
             | Self::Overridden { rule, .. } => Some((*rule, "layers")),
-            Self::NoTensor { rule, key } | Self::Shape { rule, key, .. } => Some((*rule, key)),
+            Self::NoKind { rule, .. } => Some((*rule, "kinds")),
+            Self::NoMaster { rule } => Some((*rule, "master")),
+            Self::NoTensor { rule, key }
+            | Self::NoMoment { rule, key, .. }
+            | Self::Shape { rule, key, .. } => Some((*rule, key)),
             Self::Device(_) | Self::Image { .. } => None,
         }
     }
@@ -192,16 +233,25 @@ impl PlanError {
     /// What would be valid.
     pub fn help(&self) -> Option<String> {
         Some(match self {
-            Self::NoLayer { help, .. } => help.clone(),
+            Self::NoLayer { help, .. } | Self::NoKind { help, .. } => help.clone(),
             Self::Empty { .. } => {
-                "give it a scheme under default, w, b, x, y, d, dy, dx, dw or db".into()
+                "give it a scheme under default, w, b, x, y, d, dy, dx, dw, db, m or v".into()
             }
             Self::NoTensor { .. } => "leave the key out, or match other layers".into(),
+            Self::NoMoment { .. } => "leave the key out, or choose another optimizer".into(),
+            Self::NoMaster { .. } => {
+                "give the weights a scheme under w, or leave the key out: f32 is its own master"
+                    .into()
+            }
             Self::Overridden { rule, by } => {
                 format!("remove rule {rule}, or narrow the layers or keys of rule {by}")
             }
-            Self::Shape { problem: ShapeError::Rank { .. }, key, .. } if *key == "default" => {
-                "say what this tensor gets under its own key, for example b = \"int8\"".into()
+            Self::Shape { problem: ShapeError::Rank { .. }, key, role, .. }
+                if *key != role.key() && role.keys().contains(&role.key()) =>
+            {
+                format!(
+                    "say what this tensor gets under its own key, for example {role} = \"int8\""
+                )
             }
             Self::Shape { problem: ShapeError::Rank { .. }, .. } => {
                 "leave the granularity out: `tensor` fits every shape".into()
@@ -215,7 +265,8 @@ impl PlanError {
 pub(crate) fn plan_network<N: Network>(request: &PlanRequest) -> Result<Plan, PlanError> {
     let scope = Scope::root(0);
     let (net, _) = build::<N>(request, &scope)?;
-    let plan = resolve(&scope.sites(), &request.rules, request.batch, request.compute)?;
+    let PlanRequest { rules, batch, compute, optimizer, .. } = request;
+    let plan = resolve(&scope.sites(), rules, *batch, *compute, optimizer)?;
     Ok(Plan { untapped_parameters: untapped(net.num_params(), &scope), ..plan })
 }
 
@@ -265,22 +316,13 @@ pub fn resolve(
     rules: &[Rule],
     batch: usize,
     compute: Compute,
+    optimizer: &OptimizerConfig,
 ) -> Result<Plan, PlanError> {
-    let paths: Vec<&str> = sites.iter().map(|s| s.path.as_str()).collect();
-    let mut matchers = Vec::new();
-    for (i, rule) in rules.iter().enumerate() {
-        let number = i + 1;
-        let matcher = Matcher::new(&rule.layers)
-            .map_err(|(pattern, reason)| PlanError::Pattern { rule: number, pattern, reason })?;
-        if let Some(pattern) = matcher.idle(&paths) {
-            let help = layer_help(pattern, &paths);
-            return Err(PlanError::NoLayer { rule: number, pattern: pattern.to_owned(), help });
-        }
-        if rule.keys().next().is_none() {
-            return Err(PlanError::Empty { rule: number });
-        }
-        matchers.push(matcher);
-    }
+    let matchers = rules
+        .iter()
+        .enumerate()
+        .map(|(i, rule)| matcher(i + 1, rule, sites))
+        .collect::<Result<Vec<_>, _>>()?;
 
     // Which keys claimed a tensor at all, and who claimed it last.
     let mut claims: Vec<Vec<&str>> = vec![Vec::new(); rules.len()];
@@ -289,12 +331,18 @@ pub fn resolve(
     let (mut tensors, mut products) = (Vec::<PlannedTensor>::new(), Vec::new());
     for (i, site) in sites.iter().enumerate() {
         let first = tensors.len();
+        let matching: Vec<(usize, &Rule)> = rules
+            .iter()
+            .enumerate()
+            .filter(|(r, rule)| rule.takes(site.kind) && matchers[*r].matches(&site.path))
+            .collect();
         for role in Role::ALL {
             let Some(sample) = site.shape(role) else { continue };
+            if role.moment().is_some_and(|moment| moment >= optimizer.moments()) {
+                continue;
+            }
             let mut winner = None;
-            for (r, rule) in
-                rules.iter().enumerate().filter(|(r, _)| matchers[*r].matches(&site.path))
-            {
+            for &(r, rule) in &matching {
                 if let Some((key, scheme)) = rule.scheme(role) {
                     claims[r].push(key);
                     if let Some((earlier, ..)) = winner.replace((r, key, scheme)) {
@@ -326,8 +374,11 @@ pub fn resolve(
             let status = match role {
                 Role::InputGrad if i == 0 => Status::NotComputed,
                 _ if scheme.is_float32() => Status::Float,
+                _ if role.moment().is_some() => Status::Packed,
                 _ => Status::Emulated,
             };
+            let is_rounded_parameter =
+                matches!(role, Role::Weight | Role::Bias) && status == Status::Emulated;
             let values: usize = shape.iter().product();
             // Where the bytes depend on the values, a plan can only promise the most.
             let bytes = scheme.size(&shape).map_or(0, |size| size.most);
@@ -341,7 +392,25 @@ pub fn resolve(
                 bits: bytes as f64 * 8.0 / values.max(1) as f64,
                 rule: winner.map(|(r, ..)| r + 1),
                 status,
+                master: is_rounded_parameter.then_some(true),
             });
+        }
+        let parameters = tensors[first..].iter_mut().filter_map(|t| t.master.as_mut());
+        let parameters: Vec<&mut bool> = parameters.collect();
+        let deciding = matching.iter().filter_map(|(r, rule)| Some((*r, rule.master?)));
+        if !parameters.is_empty() {
+            let mut winner = None;
+            for (r, kept) in deciding {
+                claims[r].push(MASTER);
+                if let Some((earlier, _)) = winner.replace((r, kept)) {
+                    let by: &mut usize = &mut overridden_by[earlier];
+                    *by = (*by).max(r);
+                }
+            }
+            if let Some((r, kept)) = winner {
+                stands[r] = true;
+                parameters.into_iter().for_each(|master| *master = kept);
+            }
         }
         // A layer without a product, such as a table of embeddings, has no input of its own.
         if site.shape(Role::Input).is_none() {
@@ -362,13 +431,66 @@ pub fn resolve(
     }
     for (r, rule) in rules.iter().enumerate() {
         if let Some(key) = rule.keys().find(|k| !claims[r].contains(k) && *k != "default") {
-            return Err(PlanError::NoTensor { rule: r + 1, key });
+            let of_key = |role: &Role| role.key() == key;
+            let moment = Role::ALL.into_iter().find(of_key).and_then(Role::moment);
+            return Err(match moment {
+                Some(moment) if moment >= optimizer.moments() => {
+                    PlanError::NoMoment { rule: r + 1, key, why: optimizer.keeps() }
+                }
+                _ => PlanError::NoTensor { rule: r + 1, key },
+            });
+        }
+        if rule.master.is_some() && !claims[r].contains(&MASTER) {
+            return Err(PlanError::NoMaster { rule: r + 1 });
         }
         if !stands[r] {
             return Err(PlanError::Overridden { rule: r + 1, by: overridden_by[r] + 1 });
         }
     }
     Ok(Plan { tensors, products, batch, untapped_parameters: 0 })
+}
+
+/// What stands for the key `master` among those that claimed something.
+const MASTER: &str = "master";
+
+/// Reads which layers a rule speaks of, and checks that there are some, and that it says something of them.
+fn matcher(number: usize, rule: &Rule, sites: &[Arc<Site>]) -> Result<Matcher, PlanError> {
+    let matcher = Matcher::new(&rule.layers).map_err(|(pattern, reason)| PlanError::Pattern {
+        rule: number,
+        pattern,
+        reason,
+    })?;
+    if let Some(kinds) = &rule.kinds {
+        let here: BTreeSet<&str> = sites.iter().map(|s| s.kind).collect();
+        let unknown = |word: &&String| *word != ALL_KINDS && !here.contains(word.as_str());
+        let empty = kinds.words().is_empty().then(String::new);
+        if let Some(kind) = empty.or_else(|| kinds.words().iter().find(unknown).cloned()) {
+            let list = here.iter().copied().chain([ALL_KINDS]).collect::<Vec<_>>().join(", ");
+            let near = scrimp_codec::nearest(&kind, here.iter().copied().chain([ALL_KINDS]));
+            let help = match near.filter(|_| !kind.is_empty()) {
+                Some(near) => format!("kinds here are {list} - did you mean `{near}`?"),
+                None => format!("kinds here are {list}"),
+            };
+            return Err(PlanError::NoKind { rule: number, kind, help });
+        }
+    }
+    let taken = sites.iter().filter(|s| rule.takes(s.kind));
+    let paths: Vec<&str> = taken.map(|s| s.path.as_str()).collect();
+    if let Some(pattern) = matcher.idle(&paths) {
+        let all: Vec<&str> = sites.iter().map(|s| s.path.as_str()).collect();
+        let of_other_kind = sites.iter().find(|s| matcher.matches(&s.path) && !rule.takes(s.kind));
+        let help = match (matcher.idle(&all), of_other_kind) {
+            (None, Some(site)) => {
+                format!("`{0}` is a {1}: say kinds = \"{1}\" to speak of it", site.path, site.kind)
+            }
+            _ => layer_help(pattern, &paths),
+        };
+        return Err(PlanError::NoLayer { rule: number, pattern: pattern.to_owned(), help });
+    }
+    if rule.keys().next().is_none() && rule.master.is_none() {
+        return Err(PlanError::Empty { rule: number });
+    }
+    Ok(matcher)
 }
 
 pub(crate) fn layer_help(pattern: &str, paths: &[&str]) -> String {
@@ -394,7 +516,9 @@ impl Plan {
     /// Gives the layers' taps what this plan says. Only the first plan that a network is given has an effect.
     pub fn apply(&self, sites: &[Arc<Site>], session: &Arc<Session>) {
         for site in sites {
-            let of_site = self.tensors.iter().filter(|t| t.layer == site.path);
+            // What the optimizer keeps does not pass a layer.
+            let of_site =
+                self.tensors.iter().filter(|t| t.layer == site.path && t.role.moment().is_none());
             let point = |t: &PlannedTensor| {
                 let name = format!("{}.{}", t.layer, t.role);
                 (t.role, Arc::new(Point::of_role(name, t.role, &t.scheme, session)))
@@ -456,6 +580,7 @@ mod tests {
             rules: rules.to_vec(),
             device: "flex".into(),
             compute: Compute::Auto,
+            optimizer: OptimizerConfig::default(),
         };
         plan_network::<crate::models::LeNet>(&request)
     }
@@ -533,6 +658,7 @@ mod tests {
             rules: vec![rule("*", &[("default", "int8")])],
             device: "flex".into(),
             compute: Compute::Auto,
+            optimizer: OptimizerConfig::default(),
         };
         let plan = plan_network::<crate::models::LeNet>(&request).unwrap();
         for product in &plan.products {
@@ -549,6 +675,7 @@ mod tests {
             rules: vec![rule("layer1.*", &[("w", "int8"), ("b", "int8")])],
             device: "flex".into(),
             compute: Compute::Auto,
+            optimizer: OptimizerConfig::default(),
         };
         let error = plan_network::<crate::models::ResNet20>(&request).unwrap_err();
         assert_eq!(error, PlanError::NoTensor { rule: 1, key: "b" });

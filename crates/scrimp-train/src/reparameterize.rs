@@ -34,7 +34,7 @@ impl Reparameterization for RoundedWeight {
 ///
 /// # Errors
 /// If a rule matches no parameter of at least two axes, speaks of another tensor than the weight, or is overridden
-/// everywhere by later ones; if a scheme does not fit a parameter.
+/// everywhere by later ones; if it has `kinds` or `master`, which mean nothing here; if a scheme does not fit a parameter.
 pub fn round_weights<M: Module>(
     module: M,
     rules: &[Rule],
@@ -46,6 +46,14 @@ pub fn round_weights<M: Module>(
         let matcher = Matcher::new(&rule.layers).map_err(pattern)?;
         if let Some(key) = rule.keys().find(|key| !["w", "default"].contains(key)) {
             return Err(PlanError::NoTensor { rule: i + 1, key });
+        }
+        if let Some(kinds) = &rule.kinds {
+            let kind = kinds.words().first().cloned().unwrap_or_default();
+            let help = "a module of others has parameters and no kinds: leave the key out".into();
+            return Err(PlanError::NoKind { rule: i + 1, kind, help });
+        }
+        if rule.master.is_some() {
+            return Err(PlanError::NoMaster { rule: i + 1 });
         }
         let (key, scheme) = match (&rule.w, &rule.default) {
             (Some(s), _) => ("w", s),

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a tensor is to a layer `y = op(x, w, b)`. Printed and written as `x w b y dy dx dw db`.
+/// What a tensor is to a layer `y = op(x, w, b)`, or to the optimizer of its parameters. Printed and written as
+/// `x w b y dy dx dw db`, and `m mb v vb v_max vb_max` for what the optimizer keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Role {
     /// What comes in.
@@ -29,11 +30,29 @@ pub enum Role {
     /// The gradient of the bias, summed over the batch.
     #[serde(rename = "db")]
     BiasGrad,
+    /// The first moment of the weight's gradient, or its momentum.
+    #[serde(rename = "m")]
+    Moment1,
+    /// The first moment of the bias' gradient, or its momentum.
+    #[serde(rename = "mb")]
+    BiasMoment1,
+    /// The second moment of the weight's gradient.
+    #[serde(rename = "v")]
+    Moment2,
+    /// The second moment of the bias' gradient.
+    #[serde(rename = "vb")]
+    BiasMoment2,
+    /// The largest second moment of the weight's gradient so far (`amsgrad`).
+    #[serde(rename = "v_max")]
+    LargestMoment2,
+    /// The largest second moment of the bias' gradient so far (`amsgrad`).
+    #[serde(rename = "vb_max")]
+    BiasLargestMoment2,
 }
 
 impl Role {
     /// All roles, in the order of tables.
-    pub const ALL: [Role; 8] = [
+    pub const ALL: [Role; 14] = [
         Role::Weight,
         Role::Bias,
         Role::Input,
@@ -42,9 +61,22 @@ impl Role {
         Role::InputGrad,
         Role::WeightGrad,
         Role::BiasGrad,
+        Role::Moment1,
+        Role::BiasMoment1,
+        Role::Moment2,
+        Role::BiasMoment2,
+        Role::LargestMoment2,
+        Role::BiasLargestMoment2,
     ];
 
-    /// The short name, which is the key in a recipe.
+    /// What optimizers keep of a weight, in the order of their moments.
+    pub const WEIGHT_STATE: [Role; 3] = [Role::Moment1, Role::Moment2, Role::LargestMoment2];
+
+    /// What optimizers keep of a bias, in the order of their moments.
+    pub const BIAS_STATE: [Role; 3] =
+        [Role::BiasMoment1, Role::BiasMoment2, Role::BiasLargestMoment2];
+
+    /// The short name. It is also the key in a recipe, but for the largest second moments, which follow the second.
     pub fn key(self) -> &'static str {
         match self {
             Role::Input => "x",
@@ -55,6 +87,12 @@ impl Role {
             Role::InputGrad => "dx",
             Role::WeightGrad => "dw",
             Role::BiasGrad => "db",
+            Role::Moment1 => "m",
+            Role::BiasMoment1 => "mb",
+            Role::Moment2 => "v",
+            Role::BiasMoment2 => "vb",
+            Role::LargestMoment2 => "v_max",
+            Role::BiasLargestMoment2 => "vb_max",
         }
     }
 
@@ -68,9 +106,47 @@ impl Role {
         matches!(self, Role::Input | Role::Output | Role::OutputGrad | Role::InputGrad)
     }
 
-    /// The keys that may speak for this role, the most special first: `dw`, `d`, `default`.
-    pub fn keys(self) -> impl Iterator<Item = &'static str> {
-        std::iter::once(self.key()).chain(self.is_gradient().then_some("d")).chain(["default"])
+    /// Which moment of an optimizer the tensor is, from 0; `None` where it is none.
+    pub fn moment(self) -> Option<usize> {
+        let place = |roles: &[Role]| roles.iter().position(|role| *role == self);
+        place(&Self::WEIGHT_STATE).or_else(|| place(&Self::BIAS_STATE))
+    }
+
+    /// The field of a layer that holds the parameter which the tensor is, or belongs to: `weight` or `bias`.
+    pub fn parameter(self) -> Option<&'static str> {
+        match self {
+            Role::Weight
+            | Role::WeightGrad
+            | Role::Moment1
+            | Role::Moment2
+            | Role::LargestMoment2 => Some("weight"),
+            Role::Bias
+            | Role::BiasGrad
+            | Role::BiasMoment1
+            | Role::BiasMoment2
+            | Role::BiasLargestMoment2 => Some("bias"),
+            Role::Input | Role::Output | Role::OutputGrad | Role::InputGrad => None,
+        }
+    }
+
+    /// The keys that may speak for this role, the most special first: `dw`, `d`, `default`. For what an optimizer keeps
+    /// neither `d` nor `default` speaks, but `m` also speaks for `v`, and either for the bias.
+    pub fn keys(self) -> &'static [&'static str] {
+        match self {
+            Role::Input => &["x", "default"],
+            Role::Weight => &["w", "default"],
+            Role::Bias => &["b", "default"],
+            Role::Output => &["y", "default"],
+            Role::OutputGrad => &["dy", "d", "default"],
+            Role::InputGrad => &["dx", "d", "default"],
+            Role::WeightGrad => &["dw", "d", "default"],
+            Role::BiasGrad => &["db", "d", "default"],
+            Role::Moment1 => &["m"],
+            Role::BiasMoment1 => &["mb", "m"],
+            Role::Moment2 | Role::LargestMoment2 => &["v", "m"],
+            // Who says of a bias that its momentum stays f32 means what is kept of a bias.
+            Role::BiasMoment2 | Role::BiasLargestMoment2 => &["vb", "mb", "v", "m"],
+        }
     }
 }
 

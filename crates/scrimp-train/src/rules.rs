@@ -31,18 +31,50 @@ pub struct Pattern {
     pub regex: String,
 }
 
+/// Which kinds of layers a rule speaks of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a kind such as \"batch_norm\", a list of kinds, or \"all\"")]
+pub enum Kinds {
+    /// One kind, or `all`.
+    Kind(String),
+    /// Several kinds.
+    List(Vec<String>),
+}
+
+/// The kinds that a rule speaks of where it names none: those whose weight is what the layer is about.
+pub const USUAL_KINDS: [&str; 3] = ["conv2d", "linear", "embedding"];
+
+/// The word for every kind.
+pub const ALL_KINDS: &str = "all";
+
+impl Kinds {
+    /// The words.
+    pub fn words(&self) -> &[String] {
+        match self {
+            Self::Kind(word) => std::slice::from_ref(word),
+            Self::List(words) => words,
+        }
+    }
+}
+
 /// One rule. A later rule wins over an earlier one, tensor by tensor.
 ///
-/// A shorter key covers a longer one: `dw` is looked for first, then `d`, then `default`. A tensor that no rule speaks of stays f32.
+/// A shorter key covers a longer one: `dw` is looked for first, then `d`, then `default`. A tensor that no rule speaks of
+/// stays f32. What an optimizer keeps between steps is looked for under keys of its own, which `d` and `default` do not
+/// cover: `v`, then `m`, and for a bias `vb`, then `mb`, before either.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Which layers, by path.
     pub layers: Layers,
+    /// Which kinds of layers among them: `conv2d`, `linear`, `embedding`, `batch_norm`, `layer_norm`, or `all`. Without the
+    /// key the first three.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kinds: Option<Kinds>,
     /// A remark, printed beside what the rule claims.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// Every tensor that no other key of this rule names.
+    /// Every tensor of a step that no other key of this rule names; not what the optimizer keeps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub default: Option<Scheme>,
@@ -82,13 +114,39 @@ pub struct Rule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub db: Option<Scheme>,
+    /// The first moment of the optimizer, or its momentum, held as bytes between steps; where no other key names them
+    /// also the second moment, and both of the bias.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub m: Option<Scheme>,
+    /// The second moment of the optimizer, and the largest one of `amsgrad`, held as bytes between steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub v: Option<Scheme>,
+    /// What `m` is, of the bias alone; where `vb` does not say otherwise also its second moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub mb: Option<Scheme>,
+    /// What `v` is, of the bias alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub vb: Option<Scheme>,
+    /// Whether weights and biases are also kept in f32 (the default), so that small updates add up. With `false` each is
+    /// rounded to its own scheme after every update, and the next update starts from that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master: Option<bool>,
 }
+
+/// The keys of a rule that take a scheme.
+const KEYS: [&str; 14] =
+    ["default", "w", "b", "x", "y", "d", "dy", "dx", "dw", "db", "m", "v", "mb", "vb"];
 
 impl Rule {
     /// A rule for `layers` that says nothing yet.
     pub fn new(layers: &str) -> Self {
         Self {
             layers: Layers::Glob(layers.into()),
+            kinds: None,
             note: None,
             default: None,
             w: None,
@@ -100,6 +158,11 @@ impl Rule {
             dx: None,
             dw: None,
             db: None,
+            m: None,
+            v: None,
+            mb: None,
+            vb: None,
+            master: None,
         }
     }
 
@@ -116,21 +179,31 @@ impl Rule {
             "dx" => &self.dx,
             "dw" => &self.dw,
             "db" => &self.db,
+            "m" => &self.m,
+            "v" => &self.v,
+            "mb" => &self.mb,
+            "vb" => &self.vb,
             _ => &None,
         }
         .as_ref()
     }
 
-    /// The keys that this rule sets.
+    /// The keys with a scheme that this rule sets.
     pub fn keys(&self) -> impl Iterator<Item = &'static str> {
-        ["default", "w", "b", "x", "y", "d", "dy", "dx", "dw", "db"]
-            .into_iter()
-            .filter(|k| self.get(k).is_some())
+        KEYS.into_iter().filter(|k| self.get(k).is_some())
+    }
+
+    /// Whether the rule speaks of layers of this kind.
+    pub fn takes(&self, kind: &str) -> bool {
+        match &self.kinds {
+            None => USUAL_KINDS.contains(&kind),
+            Some(kinds) => kinds.words().iter().any(|word| word == ALL_KINDS || word == kind),
+        }
     }
 
     /// The scheme for a role, with the key that gave it.
     pub fn scheme(&self, role: Role) -> Option<(&'static str, &Scheme)> {
-        role.keys().find_map(|k| self.get(k).map(|s| (k, s)))
+        role.keys().iter().find_map(|k| self.get(k).map(|s| (*k, s)))
     }
 }
 

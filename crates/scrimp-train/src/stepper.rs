@@ -15,19 +15,17 @@ use crate::gradients::GradientTaps;
 use crate::layers::Ids;
 use crate::loss::cross_entropy;
 use crate::models::{Network, TextTransformer, TextTransformerOptions};
-use crate::optimizers::{Optimizer, OptimizerConfig};
+use crate::optimizers::Optimizer;
 use crate::plan::{self, PlanError, PlanRequest};
 use crate::tap::{Arithmetic, Scope, Session, Site};
 
 /// What is timed.
 #[derive(Clone, Debug)]
 pub struct StepJob {
-    /// The network's input and the rules.
+    /// The network's input, the rules and the optimizer.
     pub plan: PlanRequest,
     /// Whose arithmetic layers use.
     pub arithmetic: Arithmetic,
-    /// The optimizer.
-    pub optimizer: OptimizerConfig,
 }
 
 /// A network in training.
@@ -142,10 +140,11 @@ fn steps<N: Module + 'static, X: 'static>(
     forward: fn(&N, &X) -> Tensor<2>,
 ) -> Result<Box<dyn Stepper>, PlanError> {
     let PlanRequest { classes, batch: images, .. } = job.plan;
+    let PlanRequest { rules, compute, optimizer, .. } = &job.plan;
     let plain = engine::device(&job.plan.device)?;
     let shapes = Scope::root(0).with(job.arithmetic);
     forward(&build(&shapes, &plain), &batch(&plain));
-    let plan = plan::resolve(&shapes.sites(), &job.plan.rules, images, job.plan.compute)?;
+    let plan = plan::resolve(&shapes.sites(), rules, images, *compute, optimizer)?;
     let device = plain.autodiff();
     let scope = Scope::root(0).with(job.arithmetic);
     let net = build(&scope, &device);
@@ -156,7 +155,7 @@ fn steps<N: Module + 'static, X: 'static>(
         gradients: GradientTaps::new(&sites, &session),
         net: Some(net),
         forward,
-        optimizer: Optimizer::new(job.optimizer.clone()),
+        optimizer: Optimizer::planned(optimizer.clone(), &plan, &session),
         session,
         sites,
         x: batch(&device),

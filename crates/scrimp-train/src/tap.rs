@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::tensor::Tensor;
 use scrimp_codec::codecs::Integers;
-use scrimp_codec::{EncodeError, Memory, Scheme, Stream, Tally};
+use scrimp_codec::{DecodeError, EncodeError, Memory, Scheme, Stream, Tally};
 
 use crate::compute::Products;
 use crate::engine::{self, PointRef};
@@ -238,13 +238,26 @@ impl Point {
         .then_some(bytes)
     }
 
+    /// Appends what [`encode`](Self::encode) gives, for a point that has a scheme; `false` where it cannot hold a value,
+    /// which is reported. A scheme's memory has no part in it.
+    pub(crate) fn encode_into(&self, x: &[f32], shape: &[usize], out: &mut Vec<u8>) -> bool {
+        self.scheme.as_ref().is_some_and(|scheme| {
+            self.with_memory(scheme, shape, |stream, _| scheme.encode(x, shape, stream, out))
+        })
+    }
+
+    /// Reports bytes that the scheme did not write.
+    pub(crate) fn report_decoding(&self, result: Result<(), DecodeError>) {
+        if let Err(e) = result {
+            self.session.report(&self.name, e.to_string());
+        }
+    }
+
     /// The values that bytes of [`encode`](Self::encode) hold.
     pub(crate) fn decode(&self, bytes: &[u8], shape: &[usize]) -> Vec<f32> {
         let mut x = vec![0.0; shape.iter().product()];
-        if let Some(scheme) = &self.scheme
-            && let Err(e) = scheme.decode(bytes, shape, &mut x)
-        {
-            self.session.report(&self.name, e.to_string());
+        if let Some(scheme) = &self.scheme {
+            self.report_decoding(scheme.decode(bytes, shape, &mut x));
         }
         x
     }
@@ -329,10 +342,10 @@ impl Site {
     /// has no such tensor, or no input has passed yet.
     pub fn shape(&self, role: Role) -> Option<&[usize]> {
         match role {
-            Role::Weight | Role::WeightGrad => Some(&self.weight),
-            Role::Bias | Role::BiasGrad => self.bias.as_deref(),
             Role::Input | Role::InputGrad => self.input.get().map(Vec::as_slice),
             Role::Output | Role::OutputGrad => self.output.get().map(Vec::as_slice),
+            _ if role.parameter() == Some("weight") => Some(&self.weight),
+            _ => self.bias.as_deref(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The training loop: epochs, checkpoints, resume, and the search for what went wrong.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,15 +16,16 @@ use crate::engine;
 use crate::gradients::{self, GradientTaps};
 use crate::loss::{correct, cross_entropy};
 use crate::models::Network;
-use crate::optimizers::{Optimizer, OptimizerConfig, Schedule};
+use crate::optimizers::{Optimizer, Schedule};
 use crate::params::{self, LoadReport, NamedTensor, ShapeMismatch};
 use crate::plan::{self, Plan, PlanError, PlanRequest};
+use crate::role::Role;
 use crate::tap::{Problem, Scope, Session};
 
 /// One training run.
 #[derive(Clone, Debug)]
 pub struct TrainJob<'a> {
-    /// The network's input and the rules.
+    /// The network's input, the rules and the optimizer.
     pub plan: PlanRequest,
     /// The data.
     pub splits: &'a Splits,
@@ -31,8 +33,6 @@ pub struct TrainJob<'a> {
     pub seed: u32,
     /// Epochs; with 0 the network is only evaluated.
     pub epochs: u64,
-    /// The optimizer.
-    pub optimizer: OptimizerConfig,
     /// How the learning rate changes.
     pub schedule: Schedule,
     /// The largest 2-norm of all gradients together.
@@ -141,6 +141,8 @@ pub struct Outcome {
     pub test: Option<Score>,
     /// What every tensor was held in.
     pub plan: Plan,
+    /// Bytes that the optimizer held of the weights and biases of the plan after the last step, by role.
+    pub state_bytes: BTreeMap<Role, usize>,
     /// The parameters and buffers.
     pub model: Vec<NamedTensor>,
     /// What loading the first values did.
@@ -223,8 +225,8 @@ pub(crate) fn train<N: Network>(
     // A first build on the plain device learns the shapes: a pass in training mode would change running statistics.
     let shapes = Scope::root(job.seed);
     let (net, device) = plan::build::<N>(&job.plan, &shapes)?;
-    let mut plan =
-        plan::resolve(&shapes.sites(), &job.plan.rules, job.plan.batch, job.plan.compute)?;
+    let PlanRequest { rules, batch, compute, optimizer, .. } = &job.plan;
+    let mut plan = plan::resolve(&shapes.sites(), rules, *batch, *compute, optimizer)?;
     plan.untapped_parameters = plan::untapped(net.num_params(), &shapes);
     drop(net);
 
@@ -252,7 +254,7 @@ pub(crate) fn train<N: Network>(
         net = with;
         loaded = Some(report);
     }
-    let optimizer = Optimizer::new(job.optimizer.clone());
+    let optimizer = Optimizer::planned(job.plan.optimizer.clone(), &plan, &session);
     let mut run = Run {
         job,
         gradients: GradientTaps::new(&scope.sites(), &session),
@@ -283,6 +285,7 @@ pub(crate) fn train<N: Network>(
     Ok(Outcome {
         finished,
         test,
+        state_bytes: run.state_bytes(&plan),
         plan,
         model: params::tensors(&net),
         loaded,
@@ -322,6 +325,20 @@ impl Run<'_> {
         self.session.tally().join(Tally { nans, infinities })
     }
 
+    fn state_bytes(&self, plan: &Plan) -> BTreeMap<Role, usize> {
+        let mut all = BTreeMap::new();
+        for t in &plan.tensors {
+            let (Some(moment), Some(field)) = (t.role.moment(), t.role.parameter()) else {
+                continue;
+            };
+            let held = self.optimizer.parameter_bytes(&format!("{}.{field}", t.layer));
+            if let Some(bytes) = held.get(moment) {
+                *all.entry(t.role).or_default() += bytes;
+            }
+        }
+        all
+    }
+
     /// Runs the epochs that are left. `false` if the observer asked to stop.
     fn epochs<N: Network>(
         &mut self,
@@ -340,7 +357,7 @@ impl Run<'_> {
             for indices in order.chunks(job.plan.batch).skip(done) {
                 let start = Instant::now();
                 let factor = job.schedule.factor(self.progress.step, per_epoch, total);
-                let lr = job.optimizer.learning_rate() * factor;
+                let lr = job.plan.optimizer.learning_rate() * factor;
                 let (next, loss) = self.step(net, &loader, indices, lr)?;
                 net = next;
                 let seconds = start.elapsed().as_secs_f64();
@@ -400,7 +417,7 @@ impl Run<'_> {
         checkpoint.save(path)
     }
 
-    /// One step: forward, backward, rounding of `dw` and `db`, clipping, update.
+    /// One step: forward, backward, rounding of `dw` and `db`, clipping, update of parameters and moments.
     fn step<N: Network>(
         &mut self,
         net: N,
@@ -429,6 +446,10 @@ impl Run<'_> {
             gradients::clip(&net, &mut grads, norm, limit);
         }
         let net = self.optimizer.step(lr, net, &mut grads);
+        if let Some(Problem { tensor, what, .. }) = self.session.take_problem() {
+            let (step, what) = (self.progress.step, format!("{tensor}: {what}"));
+            return Err(TrainError::Diverged { step, loss: value, what });
+        }
         self.progress.step += 1;
         self.progress.step_in_epoch += 1;
         let sums = &mut self.progress.sums;

@@ -219,7 +219,9 @@ fn layer_results(
     let session = Session::new(0);
     let rule = rule("*", &[("x", x), ("w", w), ("dy", dy)]);
     let sites = scope.sites();
-    resolve(&sites, &[rule], case.input[0], compute).unwrap().apply(&sites, &session);
+    resolve(&sites, &[rule], case.input[0], compute, &OptimizerConfig::default())
+        .unwrap()
+        .apply(&sites, &session);
     let xt = tensor(input, case.input, &device).require_grad();
     let y = net.forward(xt.clone());
     let n = y.dims()[0];
@@ -316,7 +318,9 @@ fn the_gradient_goes_straight_through_to_the_rounded_operands() {
             ],
         );
         let sites = scope.sites();
-        resolve(&sites, &[rule], case.input[0], Compute::Emulate).unwrap().apply(&sites, &session);
+        resolve(&sites, &[rule], case.input[0], Compute::Emulate, &OptimizerConfig::default())
+            .unwrap()
+            .apply(&sites, &session);
         let xt = tensor(input.clone(), case.input, &device).require_grad();
         let out = net.forward(xt.clone());
         let n = out.dims()[0];
@@ -575,7 +579,8 @@ fn an_own_network_in_an_own_loop_learns_the_exclusive_or() {
         rule("hidden", &[("w", "int4/row")]),
     ];
     let sites = scope.sites();
-    let plan: Plan = resolve(&sites, &rules, 4, Compute::Auto).unwrap();
+    let plan: Plan =
+        resolve(&sites, &rules, 4, Compute::Auto, &OptimizerConfig::default()).unwrap();
     let session = Session::new(2);
     plan.apply(&sites, &session);
     let taps = GradientTaps::new(&sites, &session);
@@ -636,11 +641,11 @@ fn job(splits: &Splits, rules: Vec<Rule>) -> TrainJob<'_> {
             rules,
             device: "flex".into(),
             compute: Compute::Auto,
+            optimizer: OptimizerConfig::default(),
         },
         splits,
         seed: 1,
         epochs: 2,
-        optimizer: OptimizerConfig::default(),
         schedule: Schedule::Constant,
         clip_norm: None,
         label_smoothing: 0.0,

@@ -477,6 +477,7 @@ impl Variant {
             rules: self.rules.clone(),
             device: device.to_owned(),
             compute: self.compute,
+            optimizer: recipe.optimizer.clone(),
         }
     }
 }

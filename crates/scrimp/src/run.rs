@@ -473,7 +473,6 @@ impl OneRun<'_> {
             splits: self.splits,
             seed: self.seed,
             epochs: recipe.epochs,
-            optimizer: recipe.optimizer.clone(),
             schedule: recipe.schedule.clone(),
             clip_norm: recipe.clip_norm,
             label_smoothing: recipe.label_smoothing,
@@ -535,7 +534,8 @@ impl OneRun<'_> {
         pack(&packed, outcome, self.seed)?;
         let ledger = scrimp_files::ledger(&packed)?;
 
-        // The bytes of weights and biases are those in the file, not those of a formula.
+        // The bytes of weights and biases are those in the file, and those of moments what the optimizer held, not those
+        // of a formula.
         let mut stored: BTreeMap<Role, usize> = BTreeMap::new();
         for row in &ledger.rows {
             if let Some(role) = role_of(&outcome.plan, &row.name) {
@@ -547,7 +547,8 @@ impl OneRun<'_> {
             .into_iter()
             .filter_map(|role| {
                 let Total { values, bytes } = outcome.plan.total(role);
-                let total = Total { values, bytes: stored.get(&role).copied().unwrap_or(bytes) };
+                let counted = stored.get(&role).or_else(|| outcome.state_bytes.get(&role));
+                let total = Total { values, bytes: counted.copied().unwrap_or(bytes) };
                 let size = RoleSize {
                     values,
                     bits: total.bits(),
@@ -557,15 +558,16 @@ impl OneRun<'_> {
                 (values > 0).then_some((role, size))
             })
             .collect();
-        let status = |role: Role| match outcome
-            .plan
-            .tensors
-            .iter()
-            .any(|t| t.role == role && t.status == Status::Emulated)
-        {
-            true if stored.contains_key(&role) => "packed",
-            true => "emulated",
-            false => "f32",
+        let status = |role: Role| {
+            let is =
+                |status| outcome.plan.tensors.iter().any(|t| t.role == role && t.status == status);
+            if is(Status::Packed) || (is(Status::Emulated) && stored.contains_key(&role)) {
+                "packed"
+            } else if is(Status::Emulated) {
+                "emulated"
+            } else {
+                "f32"
+            }
         };
         let by_role: Vec<serde_json::Value> = roles
             .iter()

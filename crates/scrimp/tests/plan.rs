@@ -203,6 +203,16 @@ fn a_rule_without_effect_is_an_error() {
     let resnet = HEAD.replace("lenet", "resnet20").replace("digits", "cifar10");
     let no_bias = refused(&format!("{resnet}[[quantize]]\nlayers = \"layer1.*\"\nb = \"int8\"\n"));
     expect(&no_bias, "6:5", &["the key `b` claims no tensor"]);
+    let no_moment = refused(&rule("w = \"int8\"\nv = \"int8\""));
+    expect(
+        &no_moment,
+        "8:5",
+        &["the key `v` has no effect: sgd keeps a momentum", "another optimizer"],
+    );
+    let no_master = refused(&rule("x = \"int8\"\nmaster = false"));
+    expect(&no_master, "8:10", &["the key `master` has no effect", "f32 is its own master"]);
+    let no_kind = refused(&rule("kinds = \"linaer\"\nw = \"int8\""));
+    expect(&no_kind, "7:9", &["no layer here is a `linaer`", "did you mean `linear`?"]);
 }
 
 #[test]
@@ -318,11 +328,11 @@ fn what_is_no_recipe_is_refused() {
 
 #[test]
 fn the_json_of_a_plan_adds_up_to_its_totals() {
-    let recipe = rule("default = \"int8\"\nd = \"e5m2\"\nw = \"int4/group:32\"");
+    let recipe = rule("default = \"int8\"\nd = \"e5m2\"\nw = \"int4/group:32\"\nm = \"int8\"");
     let lines = planned(&recipe, &[]);
     let of = |kind: &str| lines.iter().filter(|l| l["type"] == kind).collect::<Vec<_>>();
     let (tensors, totals, products) = (of("tensor"), of("total"), of("products"));
-    assert_eq!((tensors.len(), totals.len(), products.len()), (40, 8, 5));
+    assert_eq!((tensors.len(), totals.len(), products.len()), (50, 14, 5));
     // int4 in groups along what is summed does not go with int8; the gradients are e5m2.
     let kinds = ["y", "dx", "dw"].map(|of| products[1]["products"][of]["kind"].clone());
     assert_eq!(kinds, ["f32", "f32", "bf16"]);
@@ -339,6 +349,9 @@ fn the_json_of_a_plan_adds_up_to_its_totals() {
         };
         assert_eq!(total["bytes"], bytes, "{total}");
         assert_eq!(total["values"], of_role().map(count).sum::<u64>(), "{total}");
-        assert!(of_role().all(|t| t["rule"] == 1 && t["status"] == "emulated"), "{total}");
+        // SGD keeps a momentum of weights and biases.
+        let is_kept = ["m", "mb"].contains(&total["role"].as_str().unwrap());
+        let status = if is_kept { "packed" } else { "emulated" };
+        assert!(of_role().all(|t| t["rule"] == 1 && t["status"] == status), "{total}");
     }
 }

@@ -301,4 +301,24 @@ pub trait Codec: Debug + Send + Sync {
         let _ = (terms, bytes, shape, x);
         Ok(None)
     }
+    /// Fills `out`, which is as long as the tensor, with the smallest positive value that each element's codes offer
+    /// beside what the bytes store for its group; 0 where they offer none.
+    ///
+    /// The default knows no codes, and takes the smallest positive value that the bytes hold for all elements.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    fn smallest(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        out: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        self.decode(terms, bytes, shape, out)?;
+        let positive = out.iter().copied().filter(|v| *v > 0.0);
+        let least = positive.min_by(f32::total_cmp).unwrap_or(0.0);
+        out.fill(least);
+        Ok(())
+    }
 }

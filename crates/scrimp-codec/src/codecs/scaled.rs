@@ -233,6 +233,16 @@ impl Codec for Scaled {
     ) -> Result<Option<u64>, DecodeError> {
         self.bound(terms).saturated(bytes, shape, x)
     }
+
+    fn smallest(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        out: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        self.bound(terms).smallest(bytes, shape, out)
+    }
 }
 
 /// A format under the terms of a scheme.
@@ -1150,6 +1160,49 @@ impl Bound<'_> {
         });
         Ok(Some(counts.into_iter().sum()))
     }
+    fn smallest(&self, bytes: &[u8], shape: &[usize], out: &mut [f32]) -> Result<(), DecodeError> {
+        let parts = self.parts(shape)?;
+        let mut all = Scratch::new(parts.groups);
+        let params = &mut all.params[..];
+        self.read_groups(&parts.stored(bytes).0, 0..parts.groups, params).result()?;
+        let params = &*params;
+        // Below an offset or a zero point another code is the first positive one in every group.
+        let header = self.header();
+        let shared = header.zero_bits == 0 && !header.offset;
+        let code = if shared { least_positive(self.format, &Params::UNIT) } else { None };
+        let bands = parts.layout.bands();
+        let pieces = split(out, &bands, |band| band.elems.len());
+        each_band(pieces, &bands, |out, band| {
+            parts.layout.runs(band, |run| {
+                let params = &params[run.group];
+                let code = if shared { code } else { least_positive(self.format, params) };
+                let value = code.map_or(0.0, |code| self.format.decode(code, params));
+                out[run.start..run.start + run.len].fill(value.max(0.0));
+            });
+        });
+        Ok(())
+    }
+}
+
+/// The code of the smallest positive value, or `None` where there are too many codes to look at, or no such value.
+fn least_positive(format: &dyn Format, params: &Params) -> Option<u32> {
+    /// Beyond this a card knows the smallest value of a float.
+    const FEW_BITS: u32 = 8;
+    const MAX_BITS: u32 = 20;
+    if format.bits() > FEW_BITS && *params == Params::UNIT {
+        let card = format.card();
+        let known = card.min_subnormal.or(card.min_normal);
+        let code = known.map(|v| format.encode(v, params, Rounding::NearestEven, 0));
+        if let Some(code) = code.filter(|code| format.decode(*code, params) > 0.0) {
+            return Some(code);
+        }
+    }
+    if format.bits() > MAX_BITS {
+        return None;
+    }
+    let value = |code| (format.decode(code, params), code);
+    let positive = (0..1 << format.bits()).map(value).filter(|(v, _)| *v > 0.0);
+    positive.min_by(|(left, _), (right, _)| left.total_cmp(right)).map(|(_, code)| code)
 }
 
 /// The codes at both ends of a format's values, each before its neighbour.

@@ -343,6 +343,17 @@ impl Codec for Staged {
         self.inner.saturated(terms, &bytes, shape, x)
     }
 
+    fn smallest(
+        &self,
+        terms: &Terms,
+        bytes: &[u8],
+        shape: &[usize],
+        out: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        let bytes = self.decompress(terms, bytes, shape)?;
+        self.inner.smallest(terms, &bytes, shape, out)
+    }
+
     fn codes(
         &self,
         terms: &Terms,

@@ -5,10 +5,10 @@ use burn::tensor::activation;
 use burn::tensor::{Device, Tensor};
 
 use crate::ops;
-use crate::tap::{Arithmetic, Scope};
+use crate::tap::{Arithmetic, Scope, Tap};
 
 /// Normalizes each channel by its mean and variance over a batch, then scales and shifts it; when the network is
-/// evaluated, by running averages.
+/// evaluated, by running averages. Scale and shift are tapped.
 ///
 /// # Shapes
 /// - all parameters and averages: `[channels]`
@@ -24,7 +24,7 @@ pub struct BatchNorm {
     running_mean: RunningState<Tensor<1>>,
     running_var: RunningState<Tensor<1>>,
     #[module(skip)]
-    arithmetic: Arithmetic,
+    tap: Tap,
 }
 
 /// Added to variances.
@@ -40,7 +40,7 @@ impl BatchNorm {
             bias: Param::from_tensor(Tensor::zeros([channels], device)),
             running_mean: RunningState::new(Tensor::zeros([channels], device)),
             running_var: RunningState::new(Tensor::ones([channels], device)),
-            arithmetic: scope.arithmetic(),
+            tap: scope.tap("batch_norm", &[channels], Some(&[channels])),
         }
     }
 
@@ -64,13 +64,13 @@ impl BatchNorm {
 
     fn normalize(&self, x: Tensor<4>, relu: bool, residual: Option<Tensor<4>>) -> Tensor<4> {
         let training = x.device().is_autodiff();
-        if self.arithmetic == Arithmetic::Engine {
+        if self.tap.arithmetic() == Arithmetic::Engine {
             let y = self.with_engine(x, training);
             let y = residual.map_or_else(|| y.clone(), |residual| y.clone() + residual);
             return if relu { activation::relu(y) } else { y };
         }
         let averages = (!training).then(|| [self.running_mean.value(), self.running_var.value()]);
-        let parameters = [self.weight.val(), self.bias.val()];
+        let parameters = self.parameters();
         let (y, batch) = ops::batch_norm(x, parameters, residual, relu, EPSILON, averages);
         if let Some([mean, var]) = batch {
             self.follow(mean, var);
@@ -79,7 +79,7 @@ impl BatchNorm {
     }
 
     fn with_engine(&self, x: Tensor<4>, training: bool) -> Tensor<4> {
-        let (weight, bias) = (self.weight.val(), self.bias.val());
+        let [weight, bias] = self.parameters();
         if !training {
             let [mean, var] = [self.running_mean.value(), self.running_var.value()];
             return burn::tensor::module::batch_norm(x, weight, bias, mean, var, EPSILON.into());
@@ -87,6 +87,10 @@ impl BatchNorm {
         let result = burn::tensor::module::batch_norm_train(x, weight, bias, EPSILON.into());
         self.follow(result.mean.detach(), result.variance.detach());
         result.output
+    }
+
+    fn parameters(&self) -> [Tensor<1>; 2] {
+        [self.tap.weight(self.weight.val()), self.tap.bias(self.bias.val())]
     }
 
     fn follow(&self, mean: Tensor<1>, var: Tensor<1>) {

@@ -4,8 +4,10 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use crate::ops;
+use crate::tap::{Scope, Tap};
 
-/// Normalizes each row by its own mean and variance, then scales and shifts it.
+/// Normalizes each row by its own mean and variance, then scales and shifts it. Scale and shift are
+/// tapped.
 ///
 /// # Shapes
 /// - `weight`, `bias`: `[dim]`
@@ -18,6 +20,8 @@ pub struct LayerNorm {
     pub weight: Param<Tensor<1>>,
     /// Shift.
     pub bias: Param<Tensor<1>>,
+    #[module(skip)]
+    tap: Tap,
 }
 
 /// Added to variances.
@@ -25,15 +29,17 @@ const EPSILON: f32 = 1e-5;
 
 impl LayerNorm {
     /// A norm that leaves normalized rows as they are.
-    pub fn new(dim: usize, device: &Device) -> Self {
+    pub fn new(scope: &Scope, dim: usize, device: &Device) -> Self {
         Self {
             weight: Param::from_tensor(Tensor::ones([dim], device)),
             bias: Param::from_tensor(Tensor::zeros([dim], device)),
+            tap: scope.tap("layer_norm", &[dim], Some(&[dim])),
         }
     }
 
     /// The forward pass, over the last axis.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        ops::layer_norm(x, [self.weight.val(), self.bias.val()], EPSILON)
+        let (weight, bias) = (self.weight.val(), self.bias.val());
+        ops::layer_norm(x, [self.tap.weight(weight), self.tap.bias(bias)], EPSILON)
     }
 }

@@ -72,6 +72,6 @@ mod tests {
         // 11,173,962 trained parameters, and the running statistics of 20 batch norms.
         let statistics = 2 * (5 * 64 + 5 * 128 + 5 * 256 + 5 * 512);
         assert_eq!(net.num_params(), 11_173_962 + statistics);
-        assert_eq!(scope.sites().len(), 21);
+        assert_eq!(scope.sites().len(), 21 + 20);
     }
 }

@@ -74,6 +74,6 @@ mod tests {
         // 269,722 trained parameters (0.27 M in the paper), and the running statistics of 19 batch norms.
         let statistics = 2 * (7 * 16 + 6 * 32 + 6 * 64);
         assert_eq!(net.num_params(), 269_722 + statistics);
-        assert_eq!(scope.sites().len(), 20);
+        assert_eq!(scope.sites().len(), 20 + 19);
     }
 }

@@ -54,10 +54,10 @@ impl EncoderLayer {
     fn new(scope: &Scope, dim: usize, heads: usize, hidden: usize, device: &Device) -> Self {
         Self {
             attention: SelfAttention::new(&scope.at("attention"), dim, heads, device),
-            norm1: LayerNorm::new(dim, device),
+            norm1: LayerNorm::new(&scope.at("norm1"), dim, device),
             ffn1: Linear::new(&scope.at("ffn1"), dim, hidden, device),
             ffn2: Linear::new(&scope.at("ffn2"), hidden, dim, device),
-            norm2: LayerNorm::new(dim, device),
+            norm2: LayerNorm::new(&scope.at("norm2"), dim, device),
         }
     }
 
@@ -123,6 +123,6 @@ mod tests {
         assert_eq!(net.num_params(), 50 * 8 + 7 * 8 + 2 * layer + 8 * 3 + 3);
         let ids = Ids { values: vec![1; 10].into(), shape: [2, 5] };
         assert_eq!(net.forward(&ids).dims(), [2, 3]);
-        assert_eq!(scope.sites().len(), 1 + 2 * 6 + 1);
+        assert_eq!(scope.sites().len(), 1 + 2 * (6 + 2) + 1);
     }
 }

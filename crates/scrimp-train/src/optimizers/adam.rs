@@ -26,6 +26,9 @@ pub struct Adam {
     /// Weight decay.
     #[serde(default)]
     pub weight_decay: f64,
+    /// Whether the largest second moment so far divides instead of the present one (Reddi et al. 2018, arXiv:1904.09237).
+    #[serde(default)]
+    pub amsgrad: bool,
 }
 
 fn beta1() -> f64 {
@@ -43,12 +46,12 @@ fn epsilon() -> f64 {
 impl Default for Adam {
     fn default() -> Self {
         let (beta1, beta2, epsilon) = (beta1(), beta2(), epsilon());
-        Self { lr: 1e-3, beta1, beta2, epsilon, weight_decay: 0.0 }
+        Self { lr: 1e-3, beta1, beta2, epsilon, weight_decay: 0.0, amsgrad: false }
     }
 }
 
 impl Adam {
-    /// One update. `decoupled`: the decay shrinks the weight itself.
+    /// One update. `decoupled`: the decay shrinks the weight itself. `v_max` is there with `amsgrad`.
     pub(super) fn update(
         &self,
         lr: f64,
@@ -57,10 +60,11 @@ impl Adam {
         w: &mut [f32],
         g: &[f32],
         [m, v]: [&mut [f32]; 2],
+        v_max: Option<&mut [f32]>,
     ) {
         let Self { beta1, beta2, epsilon, weight_decay, .. } = *self;
         let options = optim::Adam { lr, beta1, beta2, epsilon, weight_decay, decoupled };
-        let moments = optim::Moments { m, v, v_max: None };
+        let moments = optim::Moments { m, v, v_max };
         optim::adam(&options, step, w, g, moments).expect("a gradient is as long as its parameter");
     }
 }

@@ -3,8 +3,10 @@
 mod adam;
 mod schedule;
 mod sgd;
+mod state;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::GradientsParams;
@@ -13,7 +15,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::engine;
-use crate::params::{self, NamedTensor, Path};
+use crate::params::{self, Path};
+use crate::plan::{Plan, Status};
+use crate::tap::{Point, Session};
+use state::{Packing, Room, State};
 
 pub use adam::Adam;
 pub use schedule::Schedule;
@@ -73,104 +78,204 @@ impl OptimizerConfig {
         }
     }
 
-    fn update(&self, lr: f64, step: u64, w: &mut [f32], g: &[f32], moments: &mut [Vec<f32>]) {
-        match (self, moments) {
-            (Self::Sgd(o), moments) => {
-                o.update(lr, step, w, g, moments.first_mut().map(Vec::as_mut_slice));
+    fn update(&self, lr: f64, step: u64, w: &mut [f32], g: &[f32], moments: &mut [&mut [f32]]) {
+        let (adam, decoupled) = match self {
+            Self::Sgd(o) => {
+                return o.update(lr, step, w, g, moments.first_mut().map(|m| &mut **m));
             }
-            (Self::Adam(o), [m, v]) => o.update(lr, step, false, w, g, [m, v]),
-            (Self::Adamw(o), [m, v]) => o.update(lr, step, true, w, g, [m, v]),
-            _ => unreachable!("an Adam has two moments"),
+            Self::Adam(o) => (o, false),
+            Self::Adamw(o) => (o, true),
+        };
+        match moments {
+            [m, v] => adam.update(lr, step, decoupled, w, g, [m, v], None),
+            [m, v, v_max] => adam.update(lr, step, decoupled, w, g, [m, v], Some(v_max)),
+            _ => unreachable!("an Adam has two moments or three"),
         }
     }
 
-    /// How many moments a parameter has.
-    fn moments(&self) -> usize {
+    /// How many moments of a parameter are kept: the first so many of momentum, second moment, and its largest so far.
+    pub fn moments(&self) -> usize {
         match self {
             Self::Sgd(o) => usize::from(o.momentum > 0.0),
-            Self::Adam(_) | Self::Adamw(_) => 2,
+            Self::Adam(o) | Self::Adamw(o) => 2 + usize::from(o.amsgrad),
+        }
+    }
+
+    /// What is kept of a parameter, in a sentence.
+    pub(crate) fn keeps(&self) -> String {
+        match self {
+            Self::Sgd(_) if self.moments() == 0 => "sgd without momentum keeps no moments".into(),
+            Self::Sgd(_) => "sgd keeps a momentum `m` and no second moment".into(),
+            Self::Adam(_) | Self::Adamw(_) => "adam keeps the moments `m` and `v`".into(),
         }
     }
 }
 
 /// An optimizer with its state: the moments of every parameter, by name.
-#[derive(Clone, Debug)]
+///
+/// A moment for which a plan has a scheme is held as the bytes of that scheme. An update decodes it, part by part where
+/// the parameter is long and the scheme allows it, and encodes it again, so that at no time more than one part of one
+/// parameter is there in f32.
+#[derive(Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
     /// How many updates were made.
     step: u64,
-    state: BTreeMap<String, Vec<Vec<f32>>>,
+    /// What a plan says of parameters, by name.
+    planned: BTreeMap<String, Planned>,
+    state: BTreeMap<String, State>,
+    room: Room,
+}
+
+/// What a plan says of what is kept of a parameter.
+#[derive(Debug, Default)]
+struct Planned {
+    /// The moments that are packed, by number.
+    moments: BTreeMap<usize, Arc<Packing>>,
+    /// What rounds the parameter itself, where no f32 master is kept.
+    parameter: Option<Point>,
 }
 
 /// The keys under which moments are saved.
-const MOMENTS: [&str; 2] = ["m", "v"];
+const MOMENTS: [&str; 3] = ["m", "v", "v_max"];
+
+/// A moment as it is saved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SavedMoment {
+    /// The parameter's name and the moment's key, as `conv1.weight.m`.
+    pub name: String,
+    /// What is held of it.
+    pub content: Content,
+}
+
+/// What is held of a moment.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    /// Its values in f32, row-major.
+    Values(Vec<f32>),
+    /// The bytes of a scheme: those of its parts, one after the other.
+    Bytes {
+        /// The scheme.
+        scheme: String,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+}
 
 impl Optimizer {
-    /// An optimizer that has not made a step.
+    /// An optimizer that has not made a step, and keeps all moments in f32.
     pub fn new(config: OptimizerConfig) -> Self {
-        Self { config, step: 0, state: BTreeMap::new() }
+        Self {
+            config,
+            step: 0,
+            planned: BTreeMap::new(),
+            state: BTreeMap::new(),
+            room: Room::default(),
+        }
     }
 
-    /// Updates every parameter that has a gradient.
+    /// An optimizer that has not made a step, and keeps moments and parameters as a plan says.
+    pub fn planned(config: OptimizerConfig, plan: &Plan, session: &Arc<Session>) -> Self {
+        let mut planned: BTreeMap<String, Planned> = BTreeMap::new();
+        for t in &plan.tensors {
+            let Some(field) = t.role.parameter() else { continue };
+            let parameter = format!("{}.{field}", t.layer);
+            let name = format!("{}.{}", t.layer, t.role);
+            match (t.role.moment(), t.master) {
+                (Some(moment), _) if t.status == Status::Packed => {
+                    let packing = Packing::new(&name, &t.scheme, &t.shape, session);
+                    planned.entry(parameter).or_default().moments.insert(moment, packing);
+                }
+                (None, Some(false)) => {
+                    let point = Point::new(name, Some(t.scheme.clone()), session);
+                    planned.entry(parameter).or_default().parameter = Some(point);
+                }
+                _ => {}
+            }
+        }
+        Self { planned, ..Self::new(config) }
+    }
+
+    /// Updates every parameter that has a gradient. A moment or parameter that its scheme cannot hold is reported to the
+    /// session.
     pub fn step<M: Module>(&mut self, lr: f64, module: M, grads: &mut GradientsParams) -> M {
         self.step += 1;
         module.map(&mut Update { optimizer: self, lr, grads, path: Path::default() })
     }
 
-    /// The moments as tensors called `NAME.m` and `NAME.v`, flat.
-    pub fn state(&self) -> Vec<NamedTensor> {
+    /// The moments as they are held, called `NAME.m`, `NAME.v` and `NAME.v_max`.
+    pub fn state(&self) -> Vec<SavedMoment> {
         self.state
             .iter()
-            .flat_map(|(name, moments)| {
-                moments.iter().zip(MOMENTS).map(move |(values, key)| NamedTensor {
+            .flat_map(|(name, state)| {
+                state.contents().zip(MOMENTS).map(move |(content, key)| SavedMoment {
                     name: format!("{name}.{key}"),
-                    shape: vec![values.len()],
-                    values: values.clone(),
+                    content,
                 })
             })
             .collect()
     }
 
+    /// The moments of a parameter in f32, as an update sees them; none before its first update.
+    pub fn moments(&self, parameter: &str) -> Vec<Vec<f32>> {
+        self.state.get(parameter).map_or_else(Vec::new, State::values)
+    }
+
+    /// How many bytes are held of each moment of all parameters together, in the order `m`, `v`, `v_max`.
+    pub fn state_bytes(&self) -> Vec<usize> {
+        let mut bytes = vec![0; self.config.moments()];
+        for name in self.state.keys() {
+            bytes.iter_mut().zip(self.parameter_bytes(name)).for_each(|(sum, b)| *sum += b);
+        }
+        bytes
+    }
+
+    /// How many bytes are held of each moment of a parameter; none before its first update.
+    pub fn parameter_bytes(&self, parameter: &str) -> Vec<usize> {
+        self.state.get(parameter).map_or_else(Vec::new, |state| state.bytes().collect())
+    }
+
     /// Takes up the state that [`state`](Self::state) gave after `step` updates of `module`.
     ///
     /// # Errors
-    /// If a tensor is no moment that this optimizer keeps of a parameter of the module; the optimizer is then unchanged.
+    /// If a tensor is no moment that this optimizer keeps of a parameter of the module, or not as it keeps it; the
+    /// optimizer is then unchanged.
     pub fn restore<M: Module>(
         &mut self,
         step: u64,
         module: &M,
-        state: impl IntoIterator<Item = NamedTensor>,
+        state: impl IntoIterator<Item = SavedMoment>,
     ) -> Result<(), StateError> {
-        let error = |name: &str, reason: &str| {
-            Err(StateError { name: name.to_owned(), reason: reason.to_owned() })
-        };
+        let error = |name: &str, reason: String| Err(StateError { name: name.to_owned(), reason });
         let counts: BTreeMap<String, usize> =
             params::tensors(module).into_iter().map(|t| (t.name, t.values.len())).collect();
         let kept = &MOMENTS[..self.config.moments()];
-        let mut all: BTreeMap<String, Vec<Option<Vec<f32>>>> = BTreeMap::new();
-        for NamedTensor { name, values, .. } in state {
+        let mut all: BTreeMap<String, Vec<Option<Content>>> = BTreeMap::new();
+        for SavedMoment { name, content } in state {
             let parts = name.rsplit_once('.').and_then(|(parameter, key)| {
                 Some((parameter, kept.iter().position(|k| *k == key)?))
             });
             let Some((parameter, place)) = parts else {
-                return error(&name, "it is no moment that this optimizer keeps");
+                return error(&name, "it is no moment that this optimizer keeps".into());
             };
-            match counts.get(parameter) {
-                None => return error(&name, "the network has no such parameter"),
-                Some(count) if *count != values.len() => {
-                    return error(&name, "its length is not that of the parameter");
-                }
-                Some(_) => {}
+            let Some(count) = counts.get(parameter) else {
+                return error(&name, "the network has no such parameter".into());
+            };
+            let packing = self.planned.get(parameter).and_then(|p| p.moments.get(&place));
+            if let Err(reason) = state::check(&content, packing, *count) {
+                return error(&name, reason);
             }
             let moments = all.entry(parameter.to_owned()).or_insert_with(|| vec![None; kept.len()]);
-            moments[place] = Some(values);
+            moments[place] = Some(content);
         }
         let mut whole = BTreeMap::new();
         for (name, moments) in all {
             let Some(moments) = moments.into_iter().collect::<Option<Vec<_>>>() else {
-                return error(&name, "one of its moments is missing");
+                return error(&name, "one of its moments is missing".into());
             };
-            whole.insert(name, moments);
+            let packings = self.planned.get(&name).map(|p| &p.moments);
+            let state = State::of(moments, packings, counts[&name]);
+            whole.insert(name, state);
         }
         self.state = whole;
         self.step = step;
@@ -207,14 +312,23 @@ impl ModuleMapper for Update<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(grad) = self.grads.remove::<D>(param.id) else { return param };
         let (id, tensor, mapper) = param.consume();
-        let Optimizer { config, step, state } = &mut *self.optimizer;
-        let count: usize = tensor.dims().iter().product();
-        let moments = state
-            .entry(self.path.name())
-            .or_insert_with(|| vec![vec![0.0; count]; config.moments()]);
+        let Optimizer { config, step, planned, state, room } = &mut *self.optimizer;
+        let shape = tensor.dims();
+        let name = self.path.name();
+        let planned = planned.get(&name);
+        let state = state.entry(name).or_insert_with(|| {
+            let packings = planned.map(|p| &p.moments);
+            State::new(config.moments(), packings, shape.iter().product())
+        });
+        let rounding = planned.and_then(|p| p.parameter.as_ref());
         let tracked = tensor.is_require_grad();
         let updated: Tensor<D> = engine::with_values(grad, |g| {
-            engine::map_values(tensor.inner(), |w| config.update(self.lr, *step, w, g, moments))
+            engine::map_values(tensor.inner(), |w| {
+                state.update(config, self.lr, *step, w, g, room);
+                if let Some(point) = rounding {
+                    point.apply(w, &shape);
+                }
+            })
         });
         Param::from_mapped_value(id, Tensor::from_inner(updated).set_require_grad(tracked), mapper)
     }
@@ -240,11 +354,11 @@ mod tests {
         ] {
             let run = |range: std::ops::Range<usize>| {
                 let mut w = start[range.clone()].to_vec();
-                let mut moments = vec![vec![0.0; w.len()]; config.moments()];
+                let mut state = State::new(config.moments(), None, w.len());
                 for step in 1..=3u8 {
                     let g: Vec<f32> =
                         range.clone().map(|i| value(i * 7 + usize::from(step))).collect();
-                    config.update(0.01, step.into(), &mut w, &g, &mut moments);
+                    state.update(&config, 0.01, step.into(), &mut w, &g, &mut Room::default());
                 }
                 w
             };

@@ -173,12 +173,12 @@ impl Bench {
                 rules: scheme.map(operands).into_iter().collect(),
                 device: "flex".into(),
                 compute,
+                optimizer: match self.optimizer.as_str() {
+                    "adam" => OptimizerConfig::Adam(Adam::default()),
+                    _ => OptimizerConfig::Sgd(Sgd::default()),
+                },
             },
             arithmetic,
-            optimizer: match self.optimizer.as_str() {
-                "adam" => OptimizerConfig::Adam(Adam::default()),
-                _ => OptimizerConfig::Sgd(Sgd::default()),
-            },
         };
         let [bf16, int8] = ["bf16", "int8"].map(|s| s.parse::<Scheme>().expect("it is a scheme"));
         let (auto, emulate) = (Compute::Auto, Compute::Emulate);

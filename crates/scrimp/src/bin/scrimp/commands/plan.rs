@@ -135,11 +135,19 @@ fn show(ui: &Ui, variant: &Variant, plan: &Plan) -> anyhow::Result<()> {
     let gradients = [Role::OutputGrad, Role::InputGrad, Role::WeightGrad, Role::BiasGrad]
         .into_iter()
         .fold(Total::default(), |sum, role| sum.join(plan.total(role)));
+    let state = [Role::WEIGHT_STATE, Role::BIAS_STATE]
+        .into_iter()
+        .flatten()
+        .fold(Total::default(), |sum, role| sum.join(plan.total(role)));
     for (name, total) in [
         ("weights and biases", parameters),
         ("inputs and outputs, one step", activations),
         ("gradients, one step", gradients),
+        ("optimizer state", state),
     ] {
+        if total.values == 0 {
+            continue;
+        }
         let f32_bytes = 4 * total.values as u64;
         ui.say(format_args!(
             "{name}: {} → {} bytes, scales counted ({})",
@@ -150,8 +158,8 @@ fn show(ui: &Ui, variant: &Variant, plan: &Plan) -> anyhow::Result<()> {
     }
     if plan.untapped_parameters > 0 {
         ui.say(format_args!(
-            "{} of norms stay f32: no rule speaks of them",
-            ui::count(plan.untapped_parameters as u64, "parameter and buffer value")
+            "{} that no rule speaks of, such as running averages, stay f32",
+            ui::count(plan.untapped_parameters as u64, "value")
         ))?;
     }
     Ok(())
@@ -197,10 +205,16 @@ fn reason(t: &PlannedTensor, variant: &Variant) -> String {
     match (t.status, t.rule) {
         (Status::NotComputed, _) => "not computed: the data need no gradient".into(),
         (_, None) => "no rule".into(),
-        (_, Some(rule)) => match variant.rules.get(rule - 1).and_then(|r| r.note.as_deref()) {
-            Some(note) => format!("#{rule} \"{note}\""),
-            None => format!("#{rule}"),
-        },
+        (status, Some(rule)) => {
+            let note = variant.rules.get(rule - 1).and_then(|r| r.note.as_deref());
+            let note = note.map_or(String::new(), |note| format!(" \"{note}\""));
+            let how = match (status, t.master) {
+                (Status::Packed, _) => ", packed",
+                (_, Some(false)) => ", no f32 master",
+                _ => "",
+            };
+            format!("#{rule}{note}{how}")
+        }
     }
 }
 

@@ -307,8 +307,18 @@ fn table(report: &Report) -> Table {
     let mut columns = vec![("scheme", Side::Left), ("test acc", Side::Right)];
     columns.extend(float.map(|_| ("Δ", Side::Right)));
     columns.extend(
-        ["w bits", "x bits", "y bits", "d bits", "packed w b", "x y b/step", "d b/step", "step"]
-            .map(|title| (title, Side::Right)),
+        [
+            "w bits",
+            "x bits",
+            "y bits",
+            "d bits",
+            "packed w b",
+            "x y b/step",
+            "d b/step",
+            "packed m v",
+            "step",
+        ]
+        .map(|title| (title, Side::Right)),
     );
     let mut table = Table::new(&columns);
     for row in &report.rows {
@@ -339,6 +349,7 @@ fn table(report: &Report) -> Table {
             ui::number(row.sizes.packed_bytes),
             ui::number(activations as u64),
             ui::number(gradients as u64),
+            ui::number(bytes(row, &STATE) as u64),
             speed,
         ]);
         table.row(cells);
@@ -351,6 +362,16 @@ fn float_run(report: &Report) -> Option<&Row> {
     let is_float = |row: &&Row| row.sizes.roles.values().all(|s| s.bytes == s.f32_bytes);
     report.rows.iter().find(is_float)
 }
+
+/// What the optimizer keeps.
+const STATE: [Role; 6] = [
+    Role::Moment1,
+    Role::BiasMoment1,
+    Role::Moment2,
+    Role::BiasMoment2,
+    Role::LargestMoment2,
+    Role::BiasLargestMoment2,
+];
 
 const GRADIENTS: [Role; 4] = [Role::OutputGrad, Role::InputGrad, Role::WeightGrad, Role::BiasGrad];
 
