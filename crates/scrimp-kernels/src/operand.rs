@@ -1,5 +1,7 @@
 //! What a matrix product multiplies: the same numbers in one of three kinds.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use crate::KernelError;
@@ -46,6 +48,19 @@ impl Operand<'_> {
             Self::F32(_) => Kind::F32,
             Self::Bf16(_) => Kind::Bf16,
             Self::Int8(_) => Kind::Int8,
+        }
+    }
+
+    /// A part of it.
+    ///
+    /// # Panics
+    /// If it has not so many elements.
+    #[must_use]
+    pub fn part(self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(v) => Self::F32(&v[range]),
+            Self::Bf16(v) => Self::Bf16(&v[range]),
+            Self::Int8(v) => Self::Int8(&v[range]),
         }
     }
 

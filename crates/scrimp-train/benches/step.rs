@@ -49,6 +49,7 @@ fn job(image: [usize; 3], schemes: Option<[&str; 2]>) -> StepJob {
         device: "flex".into(),
         compute: Compute::Auto,
         optimizer: OptimizerConfig::default(),
+        exchange: None,
     };
     StepJob { plan, arithmetic: Arithmetic::Kernels }
 }

@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod compute;
 pub mod data;
 mod engine;
+pub mod exchange;
 pub mod gradients;
 pub mod layers;
 pub mod loss;

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use scrimp_codec::{Scheme, ShapeError};
+use scrimp_exchange::{Reducer, ReductionError};
 use scrimp_kernels::Kind;
 use serde::Serialize;
 
 use crate::compute::{Choice, Compute, Products};
 use crate::engine;
+use crate::exchange::{Exchange, ExchangeConfig};
 use crate::models::Network;
 use crate::optimizers::OptimizerConfig;
 use crate::params;
@@ -35,6 +37,8 @@ pub struct PlanRequest {
     pub compute: Compute,
     /// The optimizer, which says what is kept of each parameter.
     pub optimizer: OptimizerConfig,
+    /// How gradients are summed over the batch, if not at once.
+    pub exchange: Option<ExchangeConfig>,
 }
 
 /// How a tensor of a plan is held.
@@ -100,6 +104,9 @@ pub struct Plan {
     pub products: Vec<PlannedProducts>,
     /// Samples in a batch.
     pub batch: usize,
+    /// How gradients are summed over the batch, if not at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exchange: Option<ExchangeConfig>,
     /// Values of parameters and buffers that no rule can speak of, such as running averages.
     pub untapped_parameters: usize,
 }
@@ -164,6 +171,26 @@ pub enum PlanError {
         /// What the optimizer keeps.
         why: String,
     },
+    /// A key for what workers send, and none is sent.
+    #[error(
+        "rule {rule}: the key `{key}` has no effect: the recipe has no [exchange] between workers"
+    )]
+    NoExchange {
+        /// The rule, from 1.
+        rule: usize,
+        /// The key.
+        key: &'static str,
+    },
+    /// An exchange that cannot be carried out.
+    #[error("exchange of {role} of layer `{layer}`: {problem}")]
+    Exchange {
+        /// The role.
+        role: Role,
+        /// The layer.
+        layer: String,
+        /// What does not fit.
+        problem: ReductionError,
+    },
     /// A master copy of parameters that are not rounded.
     #[error(
         "rule {rule}: the key `master` has no effect: no weight or bias that it speaks of has a scheme"
@@ -225,8 +252,9 @@ impl PlanError {
             Self::NoMaster { rule } => Some((*rule, "master")),
             Self::NoTensor { rule, key }
             | Self::NoMoment { rule, key, .. }
+            | Self::NoExchange { rule, key }
             | Self::Shape { rule, key, .. } => Some((*rule, key)),
-            Self::Device(_) | Self::Image { .. } => None,
+            Self::Device(_) | Self::Image { .. } | Self::Exchange { .. } => None,
         }
     }
 
@@ -238,6 +266,9 @@ impl PlanError {
                 "give it a scheme under default, w, b, x, y, d, dy, dx, dw, db, m or v".into()
             }
             Self::NoTensor { .. } => "leave the key out, or match other layers".into(),
+            Self::NoExchange { .. } => {
+                "leave the key out, or say [exchange] with a number of workers".into()
+            }
             Self::NoMoment { .. } => "leave the key out, or choose another optimizer".into(),
             Self::NoMaster { .. } => {
                 "give the weights a scheme under w, or leave the key out: f32 is its own master"
@@ -265,8 +296,8 @@ impl PlanError {
 pub(crate) fn plan_network<N: Network>(request: &PlanRequest) -> Result<Plan, PlanError> {
     let scope = Scope::root(0);
     let (net, _) = build::<N>(request, &scope)?;
-    let PlanRequest { rules, batch, compute, optimizer, .. } = request;
-    let plan = resolve(&scope.sites(), rules, *batch, *compute, optimizer)?;
+    let PlanRequest { rules, batch, compute, optimizer, exchange, .. } = request;
+    let plan = resolve(&scope.sites(), rules, *batch, *compute, optimizer, exchange.as_ref())?;
     Ok(Plan { untapped_parameters: untapped(net.num_params(), &scope), ..plan })
 }
 
@@ -317,6 +348,7 @@ pub fn resolve(
     batch: usize,
     compute: Compute,
     optimizer: &OptimizerConfig,
+    exchange: Option<&ExchangeConfig>,
 ) -> Result<Plan, PlanError> {
     let matchers = rules
         .iter()
@@ -341,6 +373,10 @@ pub fn resolve(
             if role.moment().is_some_and(|moment| moment >= optimizer.moments()) {
                 continue;
             }
+            // Only layers with a product sum over the batch by a kernel of their own.
+            if role.is_sent() && (exchange.is_none() || site.shape(Role::Input).is_none()) {
+                continue;
+            }
             let mut winner = None;
             for &(r, rule) in &matching {
                 if let Some((key, scheme)) = rule.scheme(role) {
@@ -353,7 +389,10 @@ pub fn resolve(
             }
             let shape: Vec<usize> =
                 if role.has_batch() { [&[batch], sample].concat() } else { sample.to_vec() };
-            let mut scheme = Scheme::float32();
+            let mut scheme = match exchange {
+                Some(exchange) if role.is_sent() => exchange.up().for_weight(&shape),
+                _ => Scheme::float32(),
+            };
             if let Some((r, key, chosen)) = winner {
                 stands[r] = true;
                 scheme = if role.has_batch() {
@@ -365,6 +404,14 @@ pub fn resolve(
                     rule: r + 1,
                     key,
                     scheme: chosen.to_string(),
+                    role,
+                    layer: site.path.clone(),
+                    problem,
+                })?;
+            }
+            if let Some(exchange) = exchange.filter(|_| role.is_sent()) {
+                let reduction = exchange.reduction(batch, scheme.clone());
+                reduction.check(batch, &shape).map_err(|problem| PlanError::Exchange {
                     role,
                     layer: site.path.clone(),
                     problem,
@@ -432,8 +479,11 @@ pub fn resolve(
     for (r, rule) in rules.iter().enumerate() {
         if let Some(key) = rule.keys().find(|k| !claims[r].contains(k) && *k != "default") {
             let of_key = |role: &Role| role.key() == key;
-            let moment = Role::ALL.into_iter().find(of_key).and_then(Role::moment);
-            return Err(match moment {
+            let role = Role::ALL.into_iter().find(of_key);
+            if exchange.is_none() && (key == "a" || role.is_some_and(Role::is_sent)) {
+                return Err(PlanError::NoExchange { rule: r + 1, key });
+            }
+            return Err(match role.and_then(Role::moment) {
                 Some(moment) if moment >= optimizer.moments() => {
                     PlanError::NoMoment { rule: r + 1, key, why: optimizer.keeps() }
                 }
@@ -447,7 +497,8 @@ pub fn resolve(
             return Err(PlanError::Overridden { rule: r + 1, by: overridden_by[r] + 1 });
         }
     }
-    Ok(Plan { tensors, products, batch, untapped_parameters: 0 })
+    let exchange = exchange.cloned();
+    Ok(Plan { tensors, products, batch, exchange, untapped_parameters: 0 })
 }
 
 /// What stands for the key `master` among those that claimed something.
@@ -516,9 +567,14 @@ impl Plan {
     /// Gives the layers' taps what this plan says. Only the first plan that a network is given has an effect.
     pub fn apply(&self, sites: &[Arc<Site>], session: &Arc<Session>) {
         for site in sites {
-            // What the optimizer keeps does not pass a layer.
-            let of_site =
-                self.tensors.iter().filter(|t| t.layer == site.path && t.role.moment().is_none());
+            if let Some(exchange) = &self.exchange {
+                self.exchange_of(site, exchange, session);
+            }
+            // What the optimizer keeps does not pass a layer, and what workers send is part of a sum.
+            let of_site = self
+                .tensors
+                .iter()
+                .filter(|t| t.layer == site.path && t.role.moment().is_none() && !t.role.is_sent());
             let point = |t: &PlannedTensor| {
                 let name = format!("{}.{}", t.layer, t.role);
                 (t.role, Arc::new(Point::of_role(name, t.role, &t.scheme, session)))
@@ -532,6 +588,25 @@ impl Plan {
             });
             site.set_points(of_site.map(point).collect(), products);
         }
+    }
+
+    /// Gives a layer the sums of its gradients.
+    fn exchange_of(&self, site: &Site, exchange: &ExchangeConfig, session: &Arc<Session>) {
+        let of = |role: Role| {
+            let tensor = self.get(&site.path, role)?;
+            let reduction = exchange.reduction(self.batch, tensor.scheme.clone());
+            let (name, shape) = (format!("{}.{role}", site.path), &tensor.shape[..]);
+            // Sums that nobody rounds are those of one product.
+            if reduction.is_plain() {
+                return None;
+            }
+            let reducer = Reducer::new(reduction.into(), self.batch, shape, session.seed(), &name);
+            let reducer = reducer.expect("the plan was checked");
+            let exchange = Arc::new(Exchange::new(name, reducer, session));
+            session.add_exchange(&exchange);
+            Some(exchange)
+        };
+        site.set_exchange([Role::WeightSent, Role::BiasSent].map(of));
     }
 
     /// Values, bits per value and bytes of all tensors with a role, leaving out those that are never computed.
@@ -581,6 +656,7 @@ mod tests {
             device: "flex".into(),
             compute: Compute::Auto,
             optimizer: OptimizerConfig::default(),
+            exchange: None,
         };
         plan_network::<crate::models::LeNet>(&request)
     }
@@ -659,6 +735,7 @@ mod tests {
             device: "flex".into(),
             compute: Compute::Auto,
             optimizer: OptimizerConfig::default(),
+            exchange: None,
         };
         let plan = plan_network::<crate::models::LeNet>(&request).unwrap();
         for product in &plan.products {
@@ -676,6 +753,7 @@ mod tests {
             device: "flex".into(),
             compute: Compute::Auto,
             optimizer: OptimizerConfig::default(),
+            exchange: None,
         };
         let error = plan_network::<crate::models::ResNet20>(&request).unwrap_err();
         assert_eq!(error, PlanError::NoTensor { rule: 1, key: "b" });

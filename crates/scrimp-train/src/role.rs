@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What a tensor is to a layer `y = op(x, w, b)`, or to the optimizer of its parameters. Printed and written as
-/// `x w b y dy dx dw db`, and `m mb v vb v_max vb_max` for what the optimizer keeps.
+/// `x w b y dy dx dw db`, `aw ab` for what workers send of `dw` and `db`, and `m mb v vb v_max vb_max` for what the optimizer keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Role {
     /// What comes in.
@@ -30,6 +30,12 @@ pub enum Role {
     /// The gradient of the bias, summed over the batch.
     #[serde(rename = "db")]
     BiasGrad,
+    /// The weight's gradient over a worker's part of the batch, as it is sent.
+    #[serde(rename = "aw")]
+    WeightSent,
+    /// The bias' gradient over a worker's part of the batch, as it is sent.
+    #[serde(rename = "ab")]
+    BiasSent,
     /// The first moment of the weight's gradient, or its momentum.
     #[serde(rename = "m")]
     Moment1,
@@ -52,7 +58,7 @@ pub enum Role {
 
 impl Role {
     /// All roles, in the order of tables.
-    pub const ALL: [Role; 14] = [
+    pub const ALL: [Role; 16] = [
         Role::Weight,
         Role::Bias,
         Role::Input,
@@ -61,6 +67,8 @@ impl Role {
         Role::InputGrad,
         Role::WeightGrad,
         Role::BiasGrad,
+        Role::WeightSent,
+        Role::BiasSent,
         Role::Moment1,
         Role::BiasMoment1,
         Role::Moment2,
@@ -87,6 +95,8 @@ impl Role {
             Role::InputGrad => "dx",
             Role::WeightGrad => "dw",
             Role::BiasGrad => "db",
+            Role::WeightSent => "aw",
+            Role::BiasSent => "ab",
             Role::Moment1 => "m",
             Role::BiasMoment1 => "mb",
             Role::Moment2 => "v",
@@ -99,6 +109,11 @@ impl Role {
     /// Whether the tensor is computed on the way back.
     pub fn is_gradient(self) -> bool {
         matches!(self, Role::OutputGrad | Role::InputGrad | Role::WeightGrad | Role::BiasGrad)
+    }
+
+    /// Whether the tensor is what a worker sends.
+    pub fn is_sent(self) -> bool {
+        matches!(self, Role::WeightSent | Role::BiasSent)
     }
 
     /// Whether axis 0 of the tensor counts the samples of a batch.
@@ -117,11 +132,13 @@ impl Role {
         match self {
             Role::Weight
             | Role::WeightGrad
+            | Role::WeightSent
             | Role::Moment1
             | Role::Moment2
             | Role::LargestMoment2 => Some("weight"),
             Role::Bias
             | Role::BiasGrad
+            | Role::BiasSent
             | Role::BiasMoment1
             | Role::BiasMoment2
             | Role::BiasLargestMoment2 => Some("bias"),
@@ -129,8 +146,9 @@ impl Role {
         }
     }
 
-    /// The keys that may speak for this role, the most special first: `dw`, `d`, `default`. For what an optimizer keeps
-    /// neither `d` nor `default` speaks, but `m` also speaks for `v`, and either for the bias.
+    /// The keys that may speak for this role, the most special first: `dw`, `d`, `default`. For what workers send and
+    /// what an optimizer keeps neither `d` nor `default` speaks; but `a` speaks for `aw` and `ab`, and `m` also for `v`, and
+    /// either for the bias.
     pub fn keys(self) -> &'static [&'static str] {
         match self {
             Role::Input => &["x", "default"],
@@ -141,6 +159,8 @@ impl Role {
             Role::InputGrad => &["dx", "d", "default"],
             Role::WeightGrad => &["dw", "d", "default"],
             Role::BiasGrad => &["db", "d", "default"],
+            Role::WeightSent => &["aw", "a"],
+            Role::BiasSent => &["ab", "a"],
             Role::Moment1 => &["m"],
             Role::BiasMoment1 => &["mb", "m"],
             Role::Moment2 | Role::LargestMoment2 => &["v", "m"],

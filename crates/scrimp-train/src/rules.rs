@@ -114,6 +114,18 @@ pub struct Rule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub db: Option<Scheme>,
+    /// What each worker sends of dw and db.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub a: Option<Scheme>,
+    /// What each worker sends of dw, in place of the `up` of `[exchange]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub aw: Option<Scheme>,
+    /// What each worker sends of db, in place of the `up` of `[exchange]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub ab: Option<Scheme>,
     /// The first moment of the optimizer, or its momentum, held as bytes between steps; where no other key names them
     /// also the second moment, and both of the bias.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -138,8 +150,10 @@ pub struct Rule {
 }
 
 /// The keys of a rule that take a scheme.
-const KEYS: [&str; 14] =
-    ["default", "w", "b", "x", "y", "d", "dy", "dx", "dw", "db", "m", "v", "mb", "vb"];
+const KEYS: [&str; 17] = [
+    "default", "w", "b", "x", "y", "d", "dy", "dx", "dw", "db", "a", "aw", "ab", "m", "v", "mb",
+    "vb",
+];
 
 impl Rule {
     /// A rule for `layers` that says nothing yet.
@@ -158,6 +172,9 @@ impl Rule {
             dx: None,
             dw: None,
             db: None,
+            a: None,
+            aw: None,
+            ab: None,
             m: None,
             v: None,
             mb: None,
@@ -179,6 +196,9 @@ impl Rule {
             "dx" => &self.dx,
             "dw" => &self.dw,
             "db" => &self.db,
+            "a" => &self.a,
+            "aw" => &self.aw,
+            "ab" => &self.ab,
             "m" => &self.m,
             "v" => &self.v,
             "mb" => &self.mb,

@@ -140,11 +140,12 @@ fn steps<N: Module + 'static, X: 'static>(
     forward: fn(&N, &X) -> Tensor<2>,
 ) -> Result<Box<dyn Stepper>, PlanError> {
     let PlanRequest { classes, batch: images, .. } = job.plan;
-    let PlanRequest { rules, compute, optimizer, .. } = &job.plan;
+    let PlanRequest { rules, compute, optimizer, exchange, .. } = &job.plan;
     let plain = engine::device(&job.plan.device)?;
     let shapes = Scope::root(0).with(job.arithmetic);
     forward(&build(&shapes, &plain), &batch(&plain));
-    let plan = plan::resolve(&shapes.sites(), rules, images, *compute, optimizer)?;
+    let plan =
+        plan::resolve(&shapes.sites(), rules, images, *compute, optimizer, exchange.as_ref())?;
     let device = plain.autodiff();
     let scope = Scope::root(0).with(job.arithmetic);
     let net = build(&scope, &device);

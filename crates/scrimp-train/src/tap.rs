@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use burn::tensor::Tensor;
 use scrimp_codec::codecs::Integers;
@@ -14,6 +14,7 @@ use scrimp_codec::{DecodeError, EncodeError, Memory, Scheme, Stream, Tally};
 
 use crate::compute::Products;
 use crate::engine::{self, PointRef};
+use crate::exchange::Exchange;
 use crate::ops::{self, Geometry, Product};
 use crate::params::NamedTensor;
 use crate::role::Role;
@@ -46,6 +47,7 @@ pub struct Session {
     problem: Mutex<Option<Problem>>,
     tally: Mutex<Tally>,
     memories: Mutex<BTreeMap<String, Remembered>>,
+    exchanges: Mutex<Vec<Weak<Exchange>>>,
 }
 
 /// What a scheme remembers of one gradient.
@@ -67,6 +69,7 @@ impl Session {
             problem: Mutex::new(None),
             tally: Mutex::new(Tally::default()),
             memories: Mutex::new(BTreeMap::new()),
+            exchanges: Mutex::default(),
         })
     }
 
@@ -114,7 +117,18 @@ impl Session {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// What schemes remember of gradients (a residual, the last scale), by the gradient's name.
+    /// Makes the state of an exchange part of [`memories`](Self::memories).
+    pub(crate) fn add_exchange(&self, exchange: &Arc<Exchange>) {
+        let mut exchanges = self.exchanges.lock().unwrap_or_else(PoisonError::into_inner);
+        exchanges.push(Arc::downgrade(exchange));
+    }
+
+    fn exchanges(&self) -> Vec<Arc<Exchange>> {
+        let exchanges = self.exchanges.lock().unwrap_or_else(PoisonError::into_inner);
+        exchanges.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// What schemes and workers remember of gradients (a residual, the last scale), by the gradient's name.
     pub fn memories(&self) -> Vec<NamedTensor> {
         let memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
         let tensor = |(name, known): (&String, &Remembered)| {
@@ -124,13 +138,18 @@ impl Session {
             };
             NamedTensor { name: name.clone(), shape: vec![values.len()], values }
         };
-        memories.iter().map(tensor).collect()
+        let exchanges = self.exchanges();
+        memories.iter().map(tensor).chain(exchanges.iter().flat_map(|e| e.state())).collect()
     }
 
     /// Puts back what [`memories`](Self::memories) gave.
     pub fn restore_memories(&self, saved: Vec<NamedTensor>) {
+        let exchanges = self.exchanges();
+        let saved = saved.into_iter().filter_map(|tensor| {
+            exchanges.iter().try_fold(tensor, |tensor, exchange| exchange.restore(tensor))
+        });
         let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
-        *memories = saved.into_iter().map(|t| (t.name, Remembered::Saved(t.values))).collect();
+        *memories = saved.map(|t| (t.name, Remembered::Saved(t.values))).collect();
     }
 
     /// Lets `work` use what is remembered of a gradient.
@@ -334,6 +353,8 @@ pub struct Site {
     output: OnceLock<Vec<usize>>,
     points: OnceLock<Vec<(Role, PointRef)>>,
     products: OnceLock<Products>,
+    /// How the gradients of weight and bias are summed over the batch, if not at once.
+    exchange: OnceLock<[Option<Arc<Exchange>>; 2]>,
     clock: Clock,
 }
 
@@ -376,6 +397,17 @@ impl Site {
     pub(crate) fn set_points(&self, points: Vec<(Role, PointRef)>, products: Products) {
         let _ = self.points.set(points);
         let _ = self.products.set(products);
+    }
+
+    /// Says how the gradients of weight and bias are summed. Only the first call has an effect.
+    pub(crate) fn set_exchange(&self, exchange: [Option<Arc<Exchange>>; 2]) {
+        let _ = self.exchange.set(exchange);
+    }
+
+    /// How the gradients of weight and bias are summed over the batch, if not at once.
+    pub(crate) fn exchange(&self) -> [Option<&Exchange>; 2] {
+        let none = [None, None];
+        self.exchange.get().map_or(none, |all| [all[0].as_deref(), all[1].as_deref()])
     }
 
     /// In which kinds the layer's products are computed.
@@ -474,6 +506,7 @@ impl Scope {
             output: OnceLock::new(),
             points: OnceLock::new(),
             products: OnceLock::new(),
+            exchange: OnceLock::new(),
             clock: Clock::default(),
         });
         let mut sites = self.sites.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -225,8 +225,9 @@ pub(crate) fn train<N: Network>(
     // A first build on the plain device learns the shapes: a pass in training mode would change running statistics.
     let shapes = Scope::root(job.seed);
     let (net, device) = plan::build::<N>(&job.plan, &shapes)?;
-    let PlanRequest { rules, batch, compute, optimizer, .. } = &job.plan;
-    let mut plan = plan::resolve(&shapes.sites(), rules, *batch, *compute, optimizer)?;
+    let PlanRequest { rules, batch, compute, optimizer, exchange, .. } = &job.plan;
+    let mut plan =
+        plan::resolve(&shapes.sites(), rules, *batch, *compute, optimizer, exchange.as_ref())?;
     plan.untapped_parameters = plan::untapped(net.num_params(), &shapes);
     drop(net);
 

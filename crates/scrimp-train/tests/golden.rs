@@ -146,7 +146,7 @@ fn eight_points(arithmetic: Arithmetic, compute: Compute) {
         let rule = rule_of(schemes);
         let session = Session::new(0);
         let sites = scope.sites();
-        resolve(&sites, &[rule], dims("x")[0], compute, &OptimizerConfig::default())
+        resolve(&sites, &[rule], dims("x")[0], compute, &OptimizerConfig::default(), None)
             .unwrap()
             .apply(&sites, &session);
 

@@ -77,7 +77,7 @@ impl Bench {
         let scope = Scope::root(3);
         let net = Net { fc: Linear::new(&scope.at("fc"), inputs, outputs, &device) };
         net.fc.forward(Tensor::<2>::zeros([1, inputs], &device));
-        let plan = resolve(&scope.sites(), &[rule], 1, Compute::Auto, config).unwrap();
+        let plan = resolve(&scope.sites(), &[rule], 1, Compute::Auto, config, None).unwrap();
         let session = Session::new(3);
         plan.apply(&scope.sites(), &session);
         Self { net, plan, session }
@@ -410,7 +410,7 @@ fn parameters_of_norms_are_rounded_in_the_forward_pass_and_so_are_their_gradient
     net.layer.bias = Param::from_floats(values, &device);
     let keys = json!({"layers": "*", "kinds": ["batch_norm", "layer_norm"], "w": "fp:e2m1", "b": "fp:e2m1", "d": "fp:e5m2"});
     let config = OptimizerConfig::default();
-    let plan = resolve(&scope.sites(), &[rule(keys)], 2, Compute::Auto, &config).unwrap();
+    let plan = resolve(&scope.sites(), &[rule(keys)], 2, Compute::Auto, &config, None).unwrap();
     let session = Session::new(1);
     plan.apply(&scope.sites(), &session);
     let taps = GradientTaps::new(&scope.sites(), &session);
@@ -464,6 +464,7 @@ fn plan(
         device: "flex".into(),
         compute: Compute::Auto,
         optimizer: optimizer(config),
+        exchange: None,
     };
     (models::find(model).unwrap().plan)(&request)
 }
@@ -556,6 +557,7 @@ fn job(splits: &Splits, rules: Vec<Rule>, optimizer: OptimizerConfig) -> TrainJo
             device: "flex".into(),
             compute: Compute::Auto,
             optimizer,
+            exchange: None,
         },
         splits,
         seed: 1,

@@ -14,6 +14,7 @@ use scrimp_codec::{Scheme, Stream, Tally};
 use scrimp_train::burn;
 use scrimp_train::compute::{Compute, Products};
 use scrimp_train::data::{Augment, Images, Splits};
+use scrimp_train::exchange::{ExchangeConfig, LevelConfig};
 use scrimp_train::gradients::{self, GradientTaps};
 use scrimp_train::layers::{Conv2d, Conv2dOptions, Linear, channels_last};
 use scrimp_train::loss::cross_entropy;
@@ -219,7 +220,7 @@ fn layer_results(
     let session = Session::new(0);
     let rule = rule("*", &[("x", x), ("w", w), ("dy", dy)]);
     let sites = scope.sites();
-    resolve(&sites, &[rule], case.input[0], compute, &OptimizerConfig::default())
+    resolve(&sites, &[rule], case.input[0], compute, &OptimizerConfig::default(), None)
         .unwrap()
         .apply(&sites, &session);
     let xt = tensor(input, case.input, &device).require_grad();
@@ -318,9 +319,16 @@ fn the_gradient_goes_straight_through_to_the_rounded_operands() {
             ],
         );
         let sites = scope.sites();
-        resolve(&sites, &[rule], case.input[0], Compute::Emulate, &OptimizerConfig::default())
-            .unwrap()
-            .apply(&sites, &session);
+        resolve(
+            &sites,
+            &[rule],
+            case.input[0],
+            Compute::Emulate,
+            &OptimizerConfig::default(),
+            None,
+        )
+        .unwrap()
+        .apply(&sites, &session);
         let xt = tensor(input.clone(), case.input, &device).require_grad();
         let out = net.forward(xt.clone());
         let n = out.dims()[0];
@@ -580,7 +588,7 @@ fn an_own_network_in_an_own_loop_learns_the_exclusive_or() {
     ];
     let sites = scope.sites();
     let plan: Plan =
-        resolve(&sites, &rules, 4, Compute::Auto, &OptimizerConfig::default()).unwrap();
+        resolve(&sites, &rules, 4, Compute::Auto, &OptimizerConfig::default(), None).unwrap();
     let session = Session::new(2);
     plan.apply(&sites, &session);
     let taps = GradientTaps::new(&sites, &session);
@@ -642,6 +650,7 @@ fn job(splits: &Splits, rules: Vec<Rule>) -> TrainJob<'_> {
             device: "flex".into(),
             compute: Compute::Auto,
             optimizer: OptimizerConfig::default(),
+            exchange: None,
         },
         splits,
         seed: 1,
@@ -737,6 +746,109 @@ fn what_schemes_remember_of_gradients_survives_a_resume() {
             assert_eq!(bits(&one.values), bits(&other.values), "{dw} {dy} {}", one.name);
         }
     }
+}
+
+fn exchange(json: serde_json::Value) -> Option<ExchangeConfig> {
+    Some(serde_json::from_value(json).unwrap())
+}
+
+#[test]
+fn what_workers_remember_survives_a_resume() {
+    let splits = splits();
+    for config in [
+        serde_json::json!({"workers": 4, "up": "int2", "down": "int4", "error_feedback": true}),
+        serde_json::json!({"workers": 3, "preset": "onebit-sgd"}),
+        serde_json::json!({"workers": 3, "preset": "terngrad"}),
+        serde_json::json!({"levels": [{"count": 2}, {"count": 2, "scheme": "int8"}, {"count": 3, "scheme": "int3/stochastic"}]}),
+    ] {
+        let mut job = job(&splits, Vec::new());
+        job.plan.exchange = exchange(config.clone());
+        let whole = train(&job, u64::MAX).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let save = |resume| CheckpointJob {
+            path: folder.path().join("c.safetensors"),
+            every_steps: None,
+            resume,
+        };
+        train(&TrainJob { checkpoint: Some(save(false)), ..job.clone() }, 5).unwrap();
+        let rest = train(&TrainJob { checkpoint: Some(save(true)), ..job.clone() }, u64::MAX);
+        for (one, other) in rest.unwrap().model.iter().zip(&whole.model) {
+            assert_eq!(bits(&one.values), bits(&other.values), "{config} {}", one.name);
+        }
+        job.plan.exchange = None;
+        assert_ne!(train(&job, u64::MAX).unwrap().model, whole.model, "{config} changes something");
+    }
+}
+
+/// Each worker's gradient is that of a layer which sees nothing but the worker's samples.
+#[test]
+fn workers_send_the_rounded_gradients_of_their_samples() {
+    let device = Device::flex().autodiff();
+    for case in cases() {
+        let (batch, per_worker) = (3 * case.input[0] + 1, 3);
+        let config = ExchangeConfig {
+            levels: vec![
+                LevelConfig { count: per_worker, scheme: None },
+                LevelConfig { count: batch, scheme: Some("int4".parse().unwrap()) },
+            ],
+            ..ExchangeConfig::default()
+        };
+        let len: usize = case.input[1..].iter().product();
+        let x = noise(batch * len, 1);
+        let gradients = |first: usize, samples: usize, exchange: Option<&ExchangeConfig>| {
+            let scope = Scope::root(5);
+            let layer = case.build(&scope, &device);
+            let part = x[first * len..(first + samples) * len].to_vec();
+            let [_, rest @ ..] = case.input;
+            let part = tensor(part, [samples, rest[0], rest[1], rest[2]], &device);
+            layer.forward(part.clone());
+            let sites = scope.sites();
+            let optimizer = OptimizerConfig::default();
+            let plan = resolve(&sites, &[], samples, Compute::Auto, &optimizer, exchange).unwrap();
+            let session = Session::new(5);
+            plan.apply(&sites, &session);
+            let loss = layer.forward(part);
+            let mut grads = GradientsParams::from_grads(loss.backward(), &layer);
+            assert_eq!(session.problem(), None);
+            layer.gradients(&mut grads)
+        };
+        let (dw, db) = gradients(0, batch, Some(&config));
+        let (mut sums_w, mut sums_b) =
+            (vec![0.0; dw.len()], vec![0.0; db.as_ref().map_or(0, Vec::len)]);
+        let scheme: Scheme = "int4".parse().unwrap();
+        for first in (0..batch).step_by(per_worker) {
+            let (w, b) = gradients(first, per_worker.min(batch - first), None);
+            for (mut sent, sums) in [(w, &mut sums_w), (b.unwrap_or_default(), &mut sums_b)] {
+                let shape = [sent.len()];
+                scheme.emulate(&mut sent, &shape, &Stream::new(0, 0)).unwrap();
+                sums.iter_mut().zip(sent).for_each(|(sum, sent)| *sum += f64::from(sent));
+            }
+        }
+        let same = |actual: &[f32], sums: &[f64]| {
+            let top = sums.iter().fold(0.0_f64, |top, v| top.max(v.abs()));
+            actual.iter().zip(sums).all(|(a, s)| (f64::from(*a) - s).abs() <= 1e-4 * top)
+        };
+        assert!(same(&dw, &sums_w), "{} dw {dw:?} {sums_w:?}", case.name);
+        assert!(same(&db.unwrap_or_default(), &sums_b), "{} db", case.name);
+    }
+}
+
+#[test]
+fn an_exchange_that_does_not_fit_is_an_error() {
+    let splits = splits();
+    let refused = |config: serde_json::Value, rules: Vec<Rule>| {
+        let mut job = job(&splits, rules);
+        job.plan.exchange = (!config.is_null()).then(|| exchange(config).unwrap());
+        train(&job, u64::MAX).unwrap_err().to_string()
+    };
+    let none = refused(serde_json::Value::Null, vec![rule("fc1", &[("aw", "int8")])]);
+    assert!(none.contains("the key `aw` has no effect") && none.contains("[exchange]"), "{none}");
+    let left = refused(serde_json::json!({"levels": [{"count": 2}]}), Vec::new());
+    assert!(left.contains("exchange of aw of layer `fc1`"), "{left}");
+    let shared = serde_json::json!({"workers": 2, "up": "int8/row", "share_scales": true});
+    assert!(refused(shared, vec![rule("*", &[("ab", "int8")])]).contains("share"));
+    let unused = serde_json::json!({"workers": 2});
+    assert!(refused(unused, vec![rule("fc1", &[("a", "int8/axis:7")])]).contains("int8/axis:7"));
 }
 
 #[test]

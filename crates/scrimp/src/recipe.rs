@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use scrimp_train::compute::Compute;
 use scrimp_train::data::{self, Augment};
+use scrimp_train::exchange::ExchangeConfig;
 use scrimp_train::models;
 use scrimp_train::optimizers::{OptimizerConfig, Schedule};
 use scrimp_train::plan::{Plan, PlanError, PlanRequest};
@@ -56,6 +57,9 @@ pub struct Recipe {
     /// Random changes to training images.
     #[serde(default)]
     pub augment: AugmentConfig,
+    /// Among how many simulated workers each batch is divided, and what they send. Without it there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exchange: Option<ExchangeConfig>,
     /// In what the products of layers are computed: `auto` takes int8 where both factors are integers of up to 8 bits,
     /// bf16 where it holds both exactly, and f32 elsewhere; `emulate` is always f32, on the rounded values.
     #[serde(default)]
@@ -334,6 +338,9 @@ impl Source {
         if let Some((key, why)) = recipe.optimizer.complaint() {
             return wrong(&["optimizer", key], why, None);
         }
+        if let Some((key, why)) = recipe.exchange.as_ref().and_then(ExchangeConfig::complaint) {
+            return wrong(&["exchange", key], why, None);
+        }
         if let Some((key, why)) = recipe.schedule.complaint() {
             return wrong(&["schedule", key], why, None);
         }
@@ -478,6 +485,7 @@ impl Variant {
             device: device.to_owned(),
             compute: self.compute,
             optimizer: recipe.optimizer.clone(),
+            exchange: recipe.exchange.clone(),
         }
     }
 }

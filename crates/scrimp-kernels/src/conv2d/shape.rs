@@ -135,6 +135,16 @@ impl Conv2dShape {
         })
     }
 
+    /// The same on a smaller batch.
+    ///
+    /// # Panics
+    /// If the batch is larger, whose sizes were not checked.
+    #[must_use]
+    pub fn with_batch(self, batch: usize) -> Self {
+        assert!(batch <= self.batch, "a batch of {batch} of {}", self.batch);
+        Self { batch, ..self }
+    }
+
     /// `[batch, height, width, channels]` of the input.
     pub fn input(&self) -> [usize; 4] {
         [self.batch, self.size[0], self.size[1], self.in_channels]

@@ -1,5 +1,6 @@
 //! The product of a layer with all of its tensors rounded: forward, and both gradients.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::backend::TensorMetadata;
@@ -12,6 +13,7 @@ use super::held::{Held, factors, hold};
 use super::{Function, Values, apply, room, tensor};
 use crate::compute::Products;
 use crate::engine::PointRef;
+use crate::exchange::Exchange;
 use crate::tap::Site;
 
 /// What is multiplied with what.
@@ -29,6 +31,16 @@ impl Geometry {
         match self {
             Self::Linear(shape) => shape.rows * shape.inputs * shape.outputs,
             Self::Conv2d(shape) => shape.products(),
+        }
+    }
+
+    /// The same on a part of its samples.
+    fn part(self, count: usize, samples: usize) -> Self {
+        match self {
+            Self::Linear(shape) => {
+                Self::Linear(LinearShape { rows: shape.rows / samples.max(1) * count, ..shape })
+            }
+            Self::Conv2d(shape) => Self::Conv2d(shape.with_batch(count)),
         }
     }
 
@@ -120,6 +132,24 @@ impl Product {
     }
 }
 
+/// Those of some samples.
+fn rows<'a>(x: Operand<'a>, samples: usize, range: &Range<usize>) -> Operand<'a> {
+    let len = x.len() / samples.max(1);
+    x.part(range.start * len..range.end * len)
+}
+
+/// The gradient of a whole batch, from that of any part of it.
+fn summed(
+    exchange: Option<&Exchange>,
+    samples: usize,
+    mut part: impl FnMut(Range<usize>) -> Result<Vec<f32>, KernelError>,
+) -> Result<Vec<f32>, KernelError> {
+    match exchange {
+        Some(exchange) => exchange.sum(samples, part),
+        None => part(0..samples),
+    }
+}
+
 /// The scale of all elements; an empty tensor has none.
 fn the_one(scales: &[f32]) -> f32 {
     scales.first().copied().unwrap_or(1.0)
@@ -182,15 +212,22 @@ impl Function<3> for Product {
             tensor(dx, &input)
         });
         drop(w);
+        let [exchange_w, exchange_b] = self.site.exchange();
+        let samples = input[0];
         let dw = need_w.then(|| {
-            let mut dw = room(&weight);
+            let mut dw = Vec::new();
             self.time(2, || {
                 let (x, mut dy) = factors(&x, &dy, weight_gradient);
                 let mut scales = std::mem::take(&mut dy.scales);
                 let scale = product_scale(&x.scales, &mut scales);
-                self.geometry
-                    .weight_gradient(x.operand(), dy.operand(), scale, &mut dw)
-                    .expect(CHECKED);
+                let (x, dy) = (x.operand(), dy.operand());
+                let part = |range: Range<usize>| {
+                    let mut dw = room(&weight);
+                    let (x, dy) = (rows(x, samples, &range), rows(dy, samples, &range));
+                    let geometry = self.geometry.part(range.len(), samples);
+                    geometry.weight_gradient(x, dy, scale, &mut dw).map(|()| dw)
+                };
+                dw = summed(exchange_w, samples, part).expect(CHECKED);
             });
             tensor(dw, &weight)
         });
@@ -199,7 +236,9 @@ impl Function<3> for Product {
             let mut dy = dy.factor(weight_gradient).unwrap_or_else(floats);
             let mut scales = std::mem::take(&mut dy.scales);
             let scale = product_scale(&[], &mut scales);
-            tensor(column_sums(dy.operand(), weight[0], scale).expect(CHECKED), &weight[..1])
+            let dy = dy.operand();
+            let part = |range| column_sums(rows(dy, samples, &range), weight[0], scale);
+            tensor(summed(exchange_b, samples, part).expect(CHECKED), &weight[..1])
         });
         x.done();
         dy.done();

@@ -177,6 +177,7 @@ impl Bench {
                     "adam" => OptimizerConfig::Adam(Adam::default()),
                     _ => OptimizerConfig::Sgd(Sgd::default()),
                 },
+                exchange: None,
             },
             arithmetic,
         };
