@@ -19,6 +19,11 @@ pub struct Window {
 }
 
 impl Window {
+    /// Windows that lie beside each other.
+    pub fn beside(kernel: [usize; 2]) -> Self {
+        Self { kernel, stride: kernel, padding: [0; 2] }
+    }
+
     /// The shape of the output, of which the last windows that do not fit are no part.
     ///
     /// # Errors

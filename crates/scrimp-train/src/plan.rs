@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::compute::{Choice, Compute, Products};
 use crate::engine;
 use crate::exchange::{Exchange, ExchangeConfig};
-use crate::models::Network;
+use crate::models::{Blueprint, Network};
 use crate::optimizers::OptimizerConfig;
 use crate::params;
 use crate::role::Role;
@@ -293,9 +293,12 @@ impl PlanError {
 }
 
 /// Resolves rules against a network's layers, for its [`ModelEntry`](crate::models::ModelEntry).
-pub(crate) fn plan_network<N: Network>(request: &PlanRequest) -> Result<Plan, PlanError> {
+pub(crate) fn plan_network<N: Network>(
+    blueprint: &Blueprint<N>,
+    request: &PlanRequest,
+) -> Result<Plan, PlanError> {
     let scope = Scope::root(0);
-    let (net, _) = build::<N>(request, &scope)?;
+    let (net, _) = build(blueprint, request, &scope)?;
     let PlanRequest { rules, batch, compute, optimizer, exchange, .. } = request;
     let plan = resolve(&scope.sites(), rules, *batch, *compute, optimizer, exchange.as_ref())?;
     Ok(Plan { untapped_parameters: untapped(net.num_params(), &scope), ..plan })
@@ -303,29 +306,30 @@ pub(crate) fn plan_network<N: Network>(request: &PlanRequest) -> Result<Plan, Pl
 
 /// Builds the network and lets one empty image through it, so that its layers know their shapes.
 pub(crate) fn build<N: Network>(
+    blueprint: &Blueprint<N>,
     request: &PlanRequest,
     scope: &Scope,
 ) -> Result<(N, burn::tensor::Device), PlanError> {
     let image = request.image;
-    N::accepts(image).map_err(|valid| PlanError::Image { model: N::NAME, image, valid })?;
+    let Blueprint { name: model, options } = blueprint;
+    N::accepts(image).map_err(|valid| PlanError::Image { model, image, valid })?;
     let device = engine::device(&request.device)?;
-    let net = N::build(image, request.classes, scope, &device);
-    check_paths(&net, scope);
+    let net = N::build(options, image, request.classes, scope, &device);
+    check_paths(model, &net, scope);
     net.forward(Tensor::zeros([1, image[0], image[1], image[2]], &device));
     Ok((net, device))
 }
 
 /// Checks that every layer stands in the network at the path that its scope has: gradients and stored weights are found
 /// by it.
-fn check_paths<N: Network>(net: &N, scope: &Scope) {
+fn check_paths<N: Network>(model: &str, net: &N, scope: &Scope) {
     let names: BTreeSet<String> = params::tensors(net).into_iter().map(|t| t.name).collect();
     for site in scope.sites() {
         let name = format!("{}.weight", site.path);
         assert!(
             names.contains(&name),
-            "the scope `{}` of `{}` is not the path of its field",
+            "the scope `{}` of `{model}` is not the path of its field",
             site.path,
-            N::NAME
         );
     }
 }
@@ -609,6 +613,23 @@ impl Plan {
         site.set_exchange([Role::WeightSent, Role::BiasSent].map(of));
     }
 
+    /// Bytes of the messages of one step: what all workers send, what each gets back, and both in f32. `None` without
+    /// workers, or where the bytes depend on values.
+    pub fn messages(&self) -> Option<[[usize; 2]; 2]> {
+        let exchange = self.exchange.as_ref()?;
+        let mut sum = [[0; 2]; 2];
+        for tensor in self.tensors.iter().filter(|t| t.role.is_sent()) {
+            let float = ExchangeConfig { down: Some(Scheme::float32()), ..exchange.clone() };
+            let float = float.reduction(self.batch, Scheme::float32());
+            let reduction = exchange.reduction(self.batch, tensor.scheme.clone());
+            for (sum, reduction) in sum.iter_mut().zip([reduction, float]) {
+                let [up, down] = reduction.bytes(self.batch, &tensor.shape).ok()??;
+                *sum = [sum[0] + up, sum[1] + down];
+            }
+        }
+        Some(sum)
+    }
+
     /// Values, bits per value and bytes of all tensors with a role, leaving out those that are never computed.
     pub fn total(&self, role: Role) -> Total {
         self.tensors.iter().filter(|t| t.role == role && t.status != Status::NotComputed).fold(
@@ -658,7 +679,7 @@ mod tests {
             optimizer: OptimizerConfig::default(),
             exchange: None,
         };
-        plan_network::<crate::models::LeNet>(&request)
+        (crate::models::find("lenet").unwrap().plan)(&request)
     }
 
     fn rule(layers: &str, keys: &[(&str, &str)]) -> Rule {
@@ -737,7 +758,7 @@ mod tests {
             optimizer: OptimizerConfig::default(),
             exchange: None,
         };
-        let plan = plan_network::<crate::models::LeNet>(&request).unwrap();
+        let plan = (crate::models::find("lenet").unwrap().plan)(&request).unwrap();
         for product in &plan.products {
             assert_eq!([product.y.kind, product.dw.kind], [Kind::Int8; 2]);
         }
@@ -755,7 +776,7 @@ mod tests {
             optimizer: OptimizerConfig::default(),
             exchange: None,
         };
-        let error = plan_network::<crate::models::ResNet20>(&request).unwrap_err();
+        let error = (crate::models::find("resnet20").unwrap().plan)(&request).unwrap_err();
         assert_eq!(error, PlanError::NoTensor { rule: 1, key: "b" });
     }
 }

@@ -14,7 +14,7 @@ use crate::engine;
 use crate::gradients::GradientTaps;
 use crate::layers::Ids;
 use crate::loss::cross_entropy;
-use crate::models::{Network, TextTransformer, TextTransformerOptions};
+use crate::models::{Blueprint, Network, TextTransformer, TextTransformerOptions};
 use crate::optimizers::Optimizer;
 use crate::plan::{self, PlanError, PlanRequest};
 use crate::tap::{Arithmetic, Scope, Session, Site};
@@ -95,9 +95,13 @@ impl Clock {
 }
 
 /// A network that trains on noise, for its [`ModelEntry`](crate::models::ModelEntry).
-pub(crate) fn stepper<N: Network>(job: &StepJob) -> Result<Box<dyn Stepper>, PlanError> {
+pub(crate) fn stepper<N: Network>(
+    blueprint: &Blueprint<N>,
+    job: &StepJob,
+) -> Result<Box<dyn Stepper>, PlanError> {
     let PlanRequest { image, classes, batch, .. } = job.plan;
-    N::accepts(image).map_err(|valid| PlanError::Image { model: N::NAME, image, valid })?;
+    let Blueprint { name: model, options } = blueprint;
+    N::accepts(image).map_err(|valid| PlanError::Image { model, image, valid })?;
     let [channels, height, width] = image;
     let count = batch * channels * height * width;
     let noise = Stream::new(1, 2);
@@ -105,7 +109,7 @@ pub(crate) fn stepper<N: Network>(job: &StepJob) -> Result<Box<dyn Stepper>, Pla
     let shape = [batch, channels, height, width];
     let images =
         |device: &Device| Tensor::<4>::from_data(TensorData::new(values.clone(), shape), device);
-    let build = |scope: &Scope, device: &Device| N::build(image, classes, scope, device);
+    let build = |scope: &Scope, device: &Device| N::build(options, image, classes, scope, device);
     steps(job, build, images, |net: &N, x: &Tensor<4>| net.forward(x.clone()))
 }
 

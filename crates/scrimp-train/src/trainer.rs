@@ -15,7 +15,7 @@ use crate::data::{Augment, DataError, Images, Loader, Splits, epoch_order};
 use crate::engine;
 use crate::gradients::{self, GradientTaps};
 use crate::loss::{correct, cross_entropy};
-use crate::models::Network;
+use crate::models::{Blueprint, Network};
 use crate::optimizers::{Optimizer, Schedule};
 use crate::params::{self, LoadReport, NamedTensor, ShapeMismatch};
 use crate::plan::{self, Plan, PlanError, PlanRequest};
@@ -218,13 +218,14 @@ fn list(names: &[String]) -> String {
 
 /// Trains a network, or only evaluates it where the job has no epochs.
 pub(crate) fn train<N: Network>(
+    blueprint: &Blueprint<N>,
     job: &TrainJob,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, TrainError> {
     job.augment.check(job.plan.image)?;
     // A first build on the plain device learns the shapes: a pass in training mode would change running statistics.
     let shapes = Scope::root(job.seed);
-    let (net, device) = plan::build::<N>(&job.plan, &shapes)?;
+    let (net, device) = plan::build(blueprint, &job.plan, &shapes)?;
     let PlanRequest { rules, batch, compute, optimizer, exchange, .. } = &job.plan;
     let mut plan =
         plan::resolve(&shapes.sites(), rules, *batch, *compute, optimizer, exchange.as_ref())?;
@@ -233,7 +234,7 @@ pub(crate) fn train<N: Network>(
 
     let device = device.autodiff();
     let scope = Scope::root(job.seed);
-    let mut net = N::build(job.plan.image, job.plan.classes, &scope, &device);
+    let mut net = N::build(&blueprint.options, job.plan.image, job.plan.classes, &scope, &device);
     let session = Session::new(job.seed);
     plan.apply(&scope.sites(), &session);
     let mut loaded = None;

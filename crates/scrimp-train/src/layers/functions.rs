@@ -5,6 +5,8 @@ use burn::tensor::activation;
 use burn::tensor::module::max_pool2d;
 use burn::tensor::ops::MaxPoolOptions;
 
+pub use scrimp_kernels::pool::Window as Pool;
+
 use crate::ops;
 use crate::tap::Arithmetic;
 
@@ -48,16 +50,19 @@ pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     ops::gelu(x)
 }
 
-/// The largest value of each window, of which one lies beside the other; saves one byte for each output.
-pub fn max_pool(x: Tensor<4>, window: [usize; 2], arithmetic: Arithmetic) -> Tensor<4> {
+/// The largest value of each window; saves one byte for each output.
+pub fn max_pool(x: Tensor<4>, window: Pool, arithmetic: Arithmetic) -> Tensor<4> {
     match arithmetic {
         Arithmetic::Kernels => ops::max_pool(x, window),
-        Arithmetic::Engine => max_pool2d(x, MaxPoolOptions::new(window)),
+        Arithmetic::Engine => {
+            let options = MaxPoolOptions::new(window.kernel).with_stride(window.stride);
+            max_pool2d(x, options.with_padding(window.padding))
+        }
     }
 }
 
 /// [`max_pool`] of [`relu`], in one pass.
-pub fn relu_max_pool(x: Tensor<4>, window: [usize; 2], arithmetic: Arithmetic) -> Tensor<4> {
+pub fn relu_max_pool(x: Tensor<4>, window: Pool, arithmetic: Arithmetic) -> Tensor<4> {
     match arithmetic {
         Arithmetic::Kernels => ops::relu_max_pool(x, window),
         Arithmetic::Engine => max_pool(relu(x, arithmetic), window, arithmetic),

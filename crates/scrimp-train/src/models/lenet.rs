@@ -4,7 +4,9 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use super::Network;
-use crate::layers::{Conv2d, Conv2dOptions, Linear, channels_last, features, relu, relu_max_pool};
+use crate::layers::{
+    Conv2d, Conv2dOptions, Linear, Pool, channels_last, features, relu, relu_max_pool,
+};
 use crate::tap::{Arithmetic, Scope};
 
 /// Two 5x5 convolutions (1-6-16 channels, padded) with `ReLU` and 2x2 max pooling, then 784-120-84-classes.
@@ -24,15 +26,13 @@ pub struct LeNet {
 }
 
 impl Network for LeNet {
-    const NAME: &'static str = "lenet";
-    const ABOUT: &'static str =
-        "LeNet: conv 1-6, conv 6-16, linear 784-120-84-classes (LeCun 1998, as QML has it)";
+    type Options = ();
 
     fn accepts([_, height, width]: [usize; 3]) -> Result<(), String> {
         if height >= 4 && width >= 4 { Ok(()) } else { Err("images of at least 4x4 pixels".into()) }
     }
 
-    fn build(image: [usize; 3], classes: usize, scope: &Scope, device: &Device) -> Self {
+    fn build((): &(), image: [usize; 3], classes: usize, scope: &Scope, device: &Device) -> Self {
         let [channels, height, width] = image;
         let same = Conv2dOptions { padding: [2; 2], ..Conv2dOptions::new(5) };
         let features = 16 * (height / 4) * (width / 4);
@@ -48,7 +48,7 @@ impl Network for LeNet {
 
     fn forward(&self, x: Tensor<4>) -> Tensor<2> {
         let arithmetic = self.arithmetic;
-        let halve = |x| relu_max_pool(x, [2; 2], arithmetic);
+        let halve = |x| relu_max_pool(x, Pool::beside([2; 2]), arithmetic);
         let x = channels_last(x, arithmetic);
         let x = halve(self.conv1.forward(x)); // [batch, 14, 14, 6]
         let x = halve(self.conv2.forward(x)); // [batch, 7, 7, 16]
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn it_has_the_107_786_parameters_of_qml() {
-        let net = LeNet::build([1, 28, 28], 10, &Scope::root(0), &Device::flex());
+        let net = LeNet::build(&(), [1, 28, 28], 10, &Scope::root(0), &Device::flex());
         assert_eq!(net.num_params(), 107_786);
     }
 }

@@ -20,14 +20,13 @@ pub struct Mlp {
 }
 
 impl Network for Mlp {
-    const NAME: &'static str = "mlp";
-    const ABOUT: &'static str = "fully connected: pixels-256-128-classes, ReLU";
+    type Options = ();
 
     fn accepts(_image: [usize; 3]) -> Result<(), String> {
         Ok(())
     }
 
-    fn build(image: [usize; 3], classes: usize, scope: &Scope, device: &Device) -> Self {
+    fn build((): &(), image: [usize; 3], classes: usize, scope: &Scope, device: &Device) -> Self {
         Self {
             fc1: Linear::new(&scope.at("fc1"), image.iter().product(), 256, device),
             fc2: Linear::new(&scope.at("fc2"), 256, 128, device),
@@ -50,7 +49,7 @@ mod tests {
 
     #[test]
     fn it_has_as_many_parameters_as_its_widths_say() {
-        let net = Mlp::build([1, 28, 28], 10, &Scope::root(0), &Device::flex());
+        let net = Mlp::build(&(), [1, 28, 28], 10, &Scope::root(0), &Device::flex());
         assert_eq!(net.num_params(), 785 * 256 + 257 * 128 + 129 * 10);
     }
 }

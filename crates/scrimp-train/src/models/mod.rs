@@ -1,32 +1,32 @@
 //! Networks: one file each, one row each in [`MODELS`].
 
-mod basic_block;
+mod cifar_resnet;
 mod lenet;
 mod mlp;
-mod resnet18;
-mod resnet20;
+mod residual;
+mod resnet;
 mod text_transformer;
+mod vgg_small;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
+pub use cifar_resnet::CifarResNet;
 pub use lenet::LeNet;
 pub use mlp::Mlp;
-pub use resnet18::ResNet18;
-pub use resnet20::ResNet20;
+pub use resnet::{ResNet, ResNetOptions};
 pub use text_transformer::{TextTransformer, TextTransformerOptions};
+pub use vgg_small::VggSmall;
 
-use crate::plan::{Plan, PlanError, PlanRequest};
+use crate::plan::{self, Plan, PlanError, PlanRequest};
 use crate::stepper::{self, StepJob, Stepper};
 use crate::tap::Scope;
 use crate::trainer::{self, Observer, Outcome, TrainError, TrainJob};
 
 /// A network that can be trained on images.
 pub trait Network: Module + 'static {
-    /// The key in a recipe.
-    const NAME: &'static str;
-    /// One sentence with the source.
-    const ABOUT: &'static str;
+    /// What differs between networks of this type.
+    type Options: Copy + 'static;
 
     /// Whether the network takes images of this size, and if not, which it takes.
     ///
@@ -35,7 +35,13 @@ pub trait Network: Module + 'static {
     fn accepts(image: [usize; 3]) -> Result<(), String>;
 
     /// Builds the network for images `[channels, height, width]`.
-    fn build(image: [usize; 3], classes: usize, scope: &Scope, device: &Device) -> Self;
+    fn build(
+        options: &Self::Options,
+        image: [usize; 3],
+        classes: usize,
+        scope: &Scope,
+        device: &Device,
+    ) -> Self;
 
     /// The forward pass.
     ///
@@ -61,25 +67,70 @@ pub struct ModelEntry {
     pub train: fn(&TrainJob, &mut dyn Observer) -> Result<Outcome, TrainError>,
 }
 
-impl ModelEntry {
-    const fn of<N: Network>() -> Self {
-        Self {
-            name: N::NAME,
-            about: N::ABOUT,
-            accepts: N::accepts,
-            plan: crate::plan::plan_network::<N>,
-            stepper: stepper::stepper::<N>,
-            train: trainer::train::<N>,
+/// A network's name and options, by which it is built.
+pub(crate) struct Blueprint<N: Network> {
+    /// The key in a recipe.
+    pub name: &'static str,
+    /// What differs between networks of the type.
+    pub options: N::Options,
+}
+
+/// A row: the key in a recipe, the type with its options, and one sentence with the source.
+macro_rules! model {
+    ($name:literal, $network:ty, $options:expr, $about:literal) => {{
+        const BLUEPRINT: Blueprint<$network> = Blueprint { name: $name, options: $options };
+        ModelEntry {
+            name: $name,
+            about: $about,
+            accepts: <$network as Network>::accepts,
+            plan: |request| plan::plan_network(&BLUEPRINT, request),
+            stepper: |job| stepper::stepper(&BLUEPRINT, job),
+            train: |job, observer| trainer::train(&BLUEPRINT, job, observer),
         }
-    }
+    }};
+}
+
+const fn basic(blocks: [usize; 4]) -> ResNetOptions {
+    ResNetOptions { blocks, bottleneck: false }
+}
+
+const fn deep(blocks: [usize; 4]) -> ResNetOptions {
+    ResNetOptions { blocks, bottleneck: true }
 }
 
 /// All networks.
 pub static MODELS: &[ModelEntry] = &[
-    ModelEntry::of::<Mlp>(),
-    ModelEntry::of::<LeNet>(),
-    ModelEntry::of::<ResNet20>(),
-    ModelEntry::of::<ResNet18>(),
+    model!("mlp", Mlp, (), "fully connected: pixels-256-128-classes, ReLU"),
+    model!(
+        "lenet",
+        LeNet,
+        (),
+        "LeNet: conv 1-6, conv 6-16, linear 784-120-84-classes (LeCun 1998, as QML has it)"
+    ),
+    model!("resnet8", CifarResNet, 1, "CIFAR ResNet, 8 layers, option-A shortcuts (He 2016)"),
+    model!("resnet20", CifarResNet, 3, "CIFAR ResNet, 20 layers, option-A shortcuts (He 2016)"),
+    model!("resnet32", CifarResNet, 5, "CIFAR ResNet, 32 layers, option-A shortcuts (He 2016)"),
+    model!("resnet44", CifarResNet, 7, "CIFAR ResNet, 44 layers, option-A shortcuts (He 2016)"),
+    model!("resnet56", CifarResNet, 9, "CIFAR ResNet, 56 layers, option-A shortcuts (He 2016)"),
+    model!(
+        "resnet18",
+        ResNet,
+        basic([2, 2, 2, 2]),
+        "ResNet, 18 layers; the stem goes by the image (He 2016)"
+    ),
+    model!(
+        "resnet34",
+        ResNet,
+        basic([3, 4, 6, 3]),
+        "ResNet, 34 layers; the stem goes by the image (He 2016)"
+    ),
+    model!(
+        "resnet50",
+        ResNet,
+        deep([3, 4, 6, 3]),
+        "ResNet, 50 layers; the stem goes by the image (He 2016)"
+    ),
+    model!("vgg-small", VggSmall, (), "VGG for small images, 6 convolutions (Zhang 2018)"),
 ];
 
 /// A model name that is not known.

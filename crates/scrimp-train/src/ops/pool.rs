@@ -97,23 +97,19 @@ impl Function<1> for GlobalAverage {
     }
 }
 
-fn beside(window: [usize; 2]) -> Window {
-    Window { kernel: window, stride: window, padding: [0; 2] }
-}
-
 pub(crate) fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(apply(Relu, [x.into_dispatch()]))
 }
 
-/// Windows lie beside each other; channels stand on the last axis.
-pub(crate) fn max_pool(x: Tensor<4>, window: [usize; 2]) -> Tensor<4> {
-    let pool = MaxPool { window: beside(window), relu: false };
+/// Channels stand on the last axis.
+pub(crate) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
+    let pool = MaxPool { window, relu: false };
     Tensor::from_dispatch(apply(pool, [x.into_dispatch()]))
 }
 
 /// [`relu`] and [`max_pool`] in one pass.
-pub(crate) fn relu_max_pool(x: Tensor<4>, window: [usize; 2]) -> Tensor<4> {
-    let pool = MaxPool { window: beside(window), relu: true };
+pub(crate) fn relu_max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
+    let pool = MaxPool { window, relu: true };
     Tensor::from_dispatch(apply(pool, [x.into_dispatch()]))
 }
 

@@ -156,6 +156,17 @@ fn show(ui: &Ui, variant: &Variant, plan: &Plan) -> anyhow::Result<()> {
             ui::ratio(total.bytes as u64, f32_bytes)
         ))?;
     }
+    if let Some([[up, down], [float_up, float_down]]) = plan.messages() {
+        let (up, down, float_up) = (up as u64, down as u64, float_up as u64);
+        ui.say(format_args!(
+            "messages of a step: {} → {} bytes from all workers ({}), {} → {} to each",
+            ui::number(float_up),
+            ui::number(up),
+            ui::ratio(up, float_up),
+            ui::number(float_down as u64),
+            ui::number(down),
+        ))?;
+    }
     if plan.untapped_parameters > 0 {
         ui.say(format_args!(
             "{} that no rule speaks of, such as running averages, stay f32",

@@ -1,33 +1,34 @@
-//! The CIFAR ResNet with 20 layers.
+//! The residual networks for CIFAR, of 8, 20, 32, 44 and 56 layers.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use super::Network;
-use super::basic_block::{BasicBlock, Shortcut, conv};
+use super::residual::{Block, Body, Shortcut, conv};
 use crate::layers::{BatchNorm, Conv2d, Linear, channels_last, global_average};
 use crate::tap::{Arithmetic, Scope};
 
-/// A stem, three stages of three basic blocks with 16, 32 and 64 channels, and a linear classifier.
+/// A stem, three stages of basic blocks with 16, 32 and 64 channels, and a linear classifier: `6 n + 2` layers with `n`
+/// blocks in each stage.
 ///
 /// # Source
 /// He et al. 2016, arXiv:1512.03385, section 4.2, with option-A shortcuts (subsampled, padded with zero channels, no
 /// weights). Parameter names are those of the widely used PyTorch checkpoints (`layer1.0.conv1.weight`, `linear.bias`).
 #[derive(Module, Debug)]
-pub struct ResNet20 {
+pub struct CifarResNet {
     conv1: Conv2d,
     bn1: BatchNorm,
-    layer1: Vec<BasicBlock>,
-    layer2: Vec<BasicBlock>,
-    layer3: Vec<BasicBlock>,
+    layer1: Vec<Block>,
+    layer2: Vec<Block>,
+    layer3: Vec<Block>,
     linear: Linear,
     #[module(skip)]
     arithmetic: Arithmetic,
 }
 
-impl Network for ResNet20 {
-    const NAME: &'static str = "resnet20";
-    const ABOUT: &'static str = "CIFAR ResNet, 20 layers, option-A shortcuts (He 2016)";
+impl Network for CifarResNet {
+    /// Blocks in each stage.
+    type Options = usize;
 
     fn accepts([_, height, width]: [usize; 3]) -> Result<(), String> {
         if height.is_multiple_of(4) && width.is_multiple_of(4) && height > 0 && width > 0 {
@@ -37,11 +38,18 @@ impl Network for ResNet20 {
         }
     }
 
-    fn build(image: [usize; 3], classes: usize, scope: &Scope, device: &Device) -> Self {
+    fn build(
+        blocks: &usize,
+        image: [usize; 3],
+        classes: usize,
+        scope: &Scope,
+        device: &Device,
+    ) -> Self {
         let stage = |name: &str, inputs: usize, outputs: usize| {
             let stride = if inputs == outputs { 1 } else { 2 };
             let scope = scope.at(name);
-            BasicBlock::stage(&scope, [inputs, outputs], stride, 3, Shortcut::Pad, device)
+            let channels = [inputs, outputs];
+            Block::stage(&scope, Body::Basic, channels, stride, *blocks, Shortcut::Pad, device)
         };
         Self {
             conv1: conv(&scope.at("conv1"), [image[0], 16], 3, 1, device),
@@ -69,11 +77,16 @@ mod tests {
 
     #[test]
     fn it_has_the_parameters_of_the_paper() {
-        let scope = Scope::root(0);
-        let net = ResNet20::build([3, 32, 32], 10, &scope, &Device::flex());
-        // 269,722 trained parameters (0.27 M in the paper), and the running statistics of 19 batch norms.
-        let statistics = 2 * (7 * 16 + 6 * 32 + 6 * 64);
-        assert_eq!(net.num_params(), 269_722 + statistics);
-        assert_eq!(scope.sites().len(), 20 + 19);
+        // Trained parameters: 0.27 M, 0.46 M, 0.66 M and 0.85 M in table 6.
+        for (blocks, trained) in
+            [(1, 77_850), (3, 269_722), (5, 461_594), (7, 653_466), (9, 845_338)]
+        {
+            let scope = Scope::root(0);
+            let net = CifarResNet::build(&blocks, [3, 32, 32], 10, &scope, &Device::flex());
+            // And the running statistics of all batch norms.
+            let statistics = 2 * (16 + 2 * blocks * (16 + 32 + 64));
+            assert_eq!(net.num_params(), trained + statistics);
+            assert_eq!(scope.sites().len(), 6 * blocks + 2 + 6 * blocks + 1);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The block of two 3x3 convolutions that residual networks of 18, 20 and 34 layers are made of.
+//! The blocks that residual networks are made of.
 
 use burn::module::Module;
 use burn::tensor::module::max_pool2d;
@@ -8,16 +8,18 @@ use burn::tensor::{Device, Tensor};
 use crate::layers::{BatchNorm, Conv2d, Conv2dOptions, Init};
 use crate::tap::{Arithmetic, Scope};
 
-/// `relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))`.
+/// `relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))`; a bottleneck has one more convolution.
 ///
 /// # Source
-/// He et al. 2016, arXiv:1512.03385, figure 2.
+/// He et al. 2016, arXiv:1512.03385, figures 2 and 5. The stride of a bottleneck stands in the middle, as in torchvision.
 #[derive(Module, Debug)]
-pub(super) struct BasicBlock {
+pub(super) struct Block {
     conv1: Conv2d,
     bn1: BatchNorm,
     conv2: Conv2d,
     bn2: BatchNorm,
+    conv3: Option<Conv2d>,
+    bn3: Option<BatchNorm>,
     /// Convolution and norm of a shortcut with weights.
     downsample: Option<(Conv2d, BatchNorm)>,
     #[module(skip)]
@@ -33,6 +35,25 @@ pub(super) enum Shortcut {
     Pad,
     /// Option B: a 1x1 convolution and a norm.
     Project,
+}
+
+/// The convolutions of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Body {
+    /// Two of 3x3.
+    Basic,
+    /// One of 1x1, one of 3x3, and one of 1x1 from which four times as many channels come out.
+    Bottleneck,
+}
+
+impl Body {
+    /// Channels that come out of a stage of this width.
+    pub fn outputs(self, width: usize) -> usize {
+        match self {
+            Self::Basic => width,
+            Self::Bottleneck => 4 * width,
+        }
+    }
 }
 
 /// A convolution without bias, since a batch norm follows.
@@ -53,25 +74,44 @@ pub(super) fn conv(
     Conv2d::new(scope, inputs, outputs, options, device)
 }
 
-impl BasicBlock {
+impl Block {
     pub fn new(
         scope: &Scope,
-        [inputs, outputs]: [usize; 2],
+        body: Body,
+        [inputs, width]: [usize; 2],
         stride: usize,
         shortcut: Shortcut,
         device: &Device,
     ) -> Self {
+        let outputs = body.outputs(width);
         let project = shortcut == Shortcut::Project && (stride != 1 || inputs != outputs);
         let downsample = || {
             let scope = scope.at("downsample");
             let conv = conv(&scope.at(0), [inputs, outputs], 1, stride, device);
             (conv, BatchNorm::new(&scope.at(1), outputs, device))
         };
+        let layer = |place: usize, channels: [usize; 2], kernel, stride| {
+            let conv = conv(&scope.at(format!("conv{place}")), channels, kernel, stride, device);
+            (conv, BatchNorm::new(&scope.at(format!("bn{place}")), channels[1], device))
+        };
+        let ((conv1, bn1), (conv2, bn2), third) = match body {
+            Body::Basic => {
+                (layer(1, [inputs, width], 3, stride), layer(2, [width, width], 3, 1), None)
+            }
+            Body::Bottleneck => (
+                layer(1, [inputs, width], 1, 1),
+                layer(2, [width, width], 3, stride),
+                Some(layer(3, [width, outputs], 1, 1)),
+            ),
+        };
+        let (conv3, bn3) = third.unzip();
         Self {
-            conv1: conv(&scope.at("conv1"), [inputs, outputs], 3, stride, device),
-            bn1: BatchNorm::new(&scope.at("bn1"), outputs, device),
-            conv2: conv(&scope.at("conv2"), [outputs, outputs], 3, 1, device),
-            bn2: BatchNorm::new(&scope.at("bn2"), outputs, device),
+            conv1,
+            bn1,
+            conv2,
+            bn2,
+            conv3,
+            bn3,
             downsample: project.then(downsample),
             stride,
             arithmetic: scope.arithmetic(),
@@ -81,7 +121,8 @@ impl BasicBlock {
     /// A stage: blocks of which the first may change the shape.
     pub fn stage(
         scope: &Scope,
-        [inputs, outputs]: [usize; 2],
+        body: Body,
+        [inputs, width]: [usize; 2],
         stride: usize,
         blocks: usize,
         shortcut: Shortcut,
@@ -89,8 +130,9 @@ impl BasicBlock {
     ) -> Vec<Self> {
         (0..blocks)
             .map(|i| {
-                let (inputs, stride) = if i == 0 { (inputs, stride) } else { (outputs, 1) };
-                Self::new(&scope.at(i), [inputs, outputs], stride, shortcut, device)
+                let (inputs, stride) =
+                    if i == 0 { (inputs, stride) } else { (body.outputs(width), 1) };
+                Self::new(&scope.at(i), body, [inputs, width], stride, shortcut, device)
             })
             .collect()
     }
@@ -98,7 +140,11 @@ impl BasicBlock {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let y = self.bn1.forward_relu(self.conv1.forward(x.clone()));
         let y = self.conv2.forward(y);
-        self.bn2.forward_add_relu(y, self.shortcut(x))
+        let (y, last) = match (&self.conv3, &self.bn3) {
+            (Some(conv), Some(norm)) => (conv.forward(self.bn2.forward_relu(y)), norm),
+            _ => (y, &self.bn2),
+        };
+        last.forward_add_relu(y, self.shortcut(x))
     }
 
     fn shortcut(&self, x: Tensor<4>) -> Tensor<4> {
@@ -142,7 +188,7 @@ mod tests {
         let expected = [[0.0; 4], [0.0, 2.0, 8.0, 10.0], [16.0, 18.0, 24.0, 26.0], [0.0; 4]];
         for arithmetic in [Arithmetic::Kernels, Arithmetic::Engine] {
             let scope = Scope::root(0).with(arithmetic);
-            let block = BasicBlock::new(&scope, [2, 4], 2, Shortcut::Pad, &device);
+            let block = Block::new(&scope, Body::Basic, [2, 4], 2, Shortcut::Pad, &device);
             let y = match arithmetic {
                 Arithmetic::Kernels => {
                     block.shortcut(x.clone().permute([0, 2, 3, 1])).permute([0, 3, 1, 2])
