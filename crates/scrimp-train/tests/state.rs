@@ -166,7 +166,13 @@ fn emulate(
 fn packed_moments_are_emulated_ones_bit_for_bit() {
     for config in optimizers() {
         for scheme in SCHEMES {
-            let keys = json!({"layers": "*", "m": scheme, "mb": scheme.replace("/row", "")});
+            // A bias has no rows or groups.
+            let own = if ["int4", "mxfp4", "uint8"].iter().any(|s| scheme.starts_with(s)) {
+                "uint4/stochastic"
+            } else {
+                scheme
+            };
+            let keys = json!({"layers": "*", "m": scheme, "mb": own});
             let bench = Bench::new([24, 40], rule(keys), &config);
             let mut packed = bench.optimizer(&config);
             let mut float = Optimizer::new(config.clone());
@@ -283,11 +289,9 @@ fn long_parameters_are_packed_in_parts_with_the_same_bytes_on_any_number_of_thre
                 (optimizer.state(), params::tensors(&net), optimizer.parameter_bytes("fc.weight"))
             })
         };
-        let (state, net, bytes) = run(1);
-        assert_eq!((&state, &net, &bytes), {
-            let (state, net, bytes) = &run(2);
-            (state, net, bytes)
-        });
+        let one = run(1);
+        assert!(one == run(2), "{m} {v} depend on the number of threads");
+        let (state, _, bytes) = one;
         let planned =
             [Role::Moment1, Role::Moment2].map(|r| bench.plan.get("fc", r).unwrap().bytes);
         assert_eq!(bytes, planned, "{m} {v}");
@@ -301,9 +305,7 @@ fn long_parameters_are_packed_in_parts_with_the_same_bytes_on_any_number_of_thre
 #[test]
 fn a_part_of_a_long_parameter_is_rounded_as_the_whole_is() {
     let config = optimizer(json!({"name": "sgd", "lr": 0.01, "momentum": 0.9}));
-    let bench = Bench::new([250, 3000], rule(json!({"layers": "*", "m": "int8/row"})), &config);
     // A bias has no rows.
-    drop(bench);
     let keys = json!({"layers": "*", "m": "int8/row", "mb": "int8"});
     let bench = Bench::new([250, 3000], rule(keys), &config);
     let mut optimizer = bench.optimizer(&config);
@@ -360,7 +362,9 @@ fn saved_moments_of_another_scheme_are_refused() {
 
 #[test]
 fn a_weight_without_a_master_stays_on_the_grid_of_its_scheme() {
-    let config = optimizer(json!({"name": "sgd", "lr": 1e-4}));
+    const RATE: f64 = 1e-3;
+    let config = optimizer(json!({"name": "sgd", "lr": RATE}));
+    // How far the mean of the weights goes in four steps down a slope of 1.
     let run = |scheme: &str| {
         let keys = json!({"layers": "*", "w": scheme, "master": false});
         let bench = Bench::new([24, 40], rule(keys), &config);
@@ -368,24 +372,26 @@ fn a_weight_without_a_master_stays_on_the_grid_of_its_scheme() {
         assert_eq!(bench.plan.get("fc", Role::Bias).unwrap().master, None);
         let mut optimizer = bench.optimizer(&config);
         let mut net = bench.net.clone();
-        let mut seen = Vec::new();
+        let mut means = Vec::new();
         for step in 0..5 {
             bench.session.set_step(step);
-            net = optimizer.step(1e-4, net, &mut bench.gradients(step));
+            let mut grads = GradientsParams::new();
+            grads.register(bench.net.fc.weight.id, Tensor::<2>::ones([40, 24], &Device::flex()));
+            net = optimizer.step(RATE, net, &mut grads);
             let weight = params::tensors(&net).remove(0);
             let mut held = weight.values.clone();
             let nearest: Scheme = scheme.replace("/stochastic", "").parse().unwrap();
             nearest.emulate(&mut held, &weight.shape, &Stream::new(0, 0)).unwrap();
             assert_eq!(bits(&held), bits(&weight.values), "{scheme} at step {step}");
-            seen.push(weight.values);
+            let sum: f64 = weight.values.iter().map(|w| f64::from(*w)).sum();
+            means.push(sum / weight.values.len() as f64);
         }
-        seen
+        means[4] - means[0]
     };
-    // Every update is below half a step: to nearest the weights stay where they are, stochastically some of them move.
-    let nearest = run("fp:e5m2");
-    assert_eq!(bits(&nearest[0]), bits(&nearest[4]));
-    let stochastic = run("fp:e5m2/stochastic");
-    assert_ne!(bits(&stochastic[0]), bits(&stochastic[4]));
+    // Nearly every update is below half a step: to nearest it is lost, stochastically it is made on average.
+    let (nearest, stochastic) = (run("fp:e5m2"), run("fp:e5m2/stochastic"));
+    assert!(nearest > -RATE, "{nearest}");
+    assert!((stochastic + 4.0 * RATE).abs() < 1.5 * RATE, "{stochastic}");
     run("bf16/stochastic");
 }
 
@@ -406,8 +412,8 @@ fn parameters_of_norms_are_rounded_in_the_forward_pass_and_so_are_their_gradient
         layer: LayerNorm::new(&scope.at("layer"), 3, &device),
     };
     let values = [0.26f32, -0.74, 1.3];
-    net.batch.weight = Param::from_floats(values, &device);
-    net.layer.bias = Param::from_floats(values, &device);
+    net.batch.weight = Param::from_tensor(Tensor::from_floats(values, &device));
+    net.layer.bias = Param::from_tensor(Tensor::from_floats(values, &device));
     let keys = json!({"layers": "*", "kinds": ["batch_norm", "layer_norm"], "w": "fp:e2m1", "b": "fp:e2m1", "d": "fp:e5m2"});
     let config = OptimizerConfig::default();
     let plan = resolve(&scope.sites(), &[rule(keys)], 2, Compute::Auto, &config, None).unwrap();
@@ -438,8 +444,8 @@ fn parameters_of_norms_are_rounded_in_the_forward_pass_and_so_are_their_gradient
     let mut grid = values;
     "fp:e2m1".parse::<Scheme>().unwrap().emulate(&mut grid, &[3], &Stream::new(0, 0)).unwrap();
     assert_ne!(grid, values);
-    plain.batch.weight = Param::from_floats(grid, &device);
-    plain.layer.bias = Param::from_floats(grid, &device);
+    plain.batch.weight = Param::from_tensor(Tensor::from_floats(grid, &device));
+    plain.layer.bias = Param::from_tensor(Tensor::from_floats(grid, &device));
     let [one, other] =
         [y, forward(&plain)].map(|y| y.without_autodiff().into_data().try_to_vec::<f32>().unwrap());
     assert_eq!(bits(&one), bits(&other));
@@ -516,7 +522,7 @@ fn keys_for_what_an_optimizer_does_not_keep_are_errors() {
     let scheme = |plan: &Plan, role| plan.get("fc1", role).unwrap().scheme.to_string();
     let adam = mlp(json!({"layers": "*", "default": "int4", "m": "smaq:6,8"}), "adam").unwrap();
     for role in [Role::Moment1, Role::BiasMoment1, Role::Moment2, Role::BiasMoment2] {
-        assert_eq!(scheme(&adam, role), "smaq");
+        assert_eq!(scheme(&adam, role), "smaq:6,8");
     }
     assert!(adam.get("fc1", Role::LargestMoment2).is_none());
     let keys =
