@@ -178,21 +178,6 @@ impl Document {
         Some((key, value.span()))
     }
 
-    /// Whether there is a value under these keys.
-    pub fn has(&self, keys: &[impl AsRef<str>]) -> bool {
-        let Ok(table) = DeTable::parse(&self.text) else { return false };
-        let Some((first, rest)) = keys.split_first() else { return true };
-        let mut value = table.get_ref().get(first.as_ref());
-        for next in rest.iter().map(AsRef::as_ref) {
-            value = match value.map(Spanned::get_ref) {
-                Some(DeValue::Table(t)) => t.get(next),
-                Some(DeValue::Array(a)) => next.parse::<usize>().ok().and_then(|i| a.get(i)),
-                _ => None,
-            };
-        }
-        value.is_some()
-    }
-
     /// What stands at a place.
     pub fn spot(&self, place: &Place) -> Option<Spot> {
         let line_start: usize =

@@ -433,7 +433,7 @@ impl Work {
         let splits = inputs.splits(recipe, dir)?;
         let seeds = seeds(recipe, request.seeds);
         check_folder(&request, &variants, &seeds)?;
-        Ok(Self { variants, seeds, splits, weights, parameters, request })
+        Ok(Self { request, variants, seeds, splits, weights, parameters })
     }
 
     /// Makes the run folder, and the folders of all runs, so that a resume which would leave one of them out is found.
@@ -557,10 +557,10 @@ fn check_folder(request: &RunRequest, variants: &[Variant], seeds: &[u32]) -> Re
     let RunRequest { source, folder, resume, .. } = request;
     let wrong = |reason: String| RunError::Folder { folder: folder.clone(), reason };
     if !resume {
-        return match folder.join(RECIPE).exists() {
-            true => Err(wrong("it holds a run already; `--resume` goes on with it".into())),
-            false => Ok(()),
-        };
+        if folder.join(RECIPE).exists() {
+            return Err(wrong("it holds a run already; `--resume` goes on with it".into()));
+        }
+        return Ok(());
     }
     check_recipe(source, folder)?;
     for variant in folders(folder)? {

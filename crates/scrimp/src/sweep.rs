@@ -58,6 +58,7 @@ const SWEEP: &str = "sweep.toml";
 pub fn run(request: &SweepRequest, watch: &mut dyn Watch) -> Result<Results, RunError> {
     let SweepRequest { sweep, folder, .. } = request;
     // All that can be found wrong is found before the first step.
+    check_folder(request)?;
     let mut results = Results::new(sweep, &request.device)?;
     let mut inputs = Inputs::default();
     let mut works = Vec::new();
@@ -82,7 +83,9 @@ pub fn run(request: &SweepRequest, watch: &mut dyn Watch) -> Result<Results, Run
         let work = Work::new(one, &mut inputs).map_err(|e| of_point(sweep, point, e))?;
         works.push((place, work));
     }
-    prepare(request)?;
+    std::fs::create_dir_all(folder).map_err(|e| FileError::io("make", folder, e))?;
+    let text = crate::document::to_toml(&sweep.resolved)?;
+    run::write(&folder.join(SWEEP), text.as_bytes())?;
     results.read(sweep, folder)?;
 
     let all: Vec<(usize, &Work, RunId)> =
@@ -144,8 +147,8 @@ fn of_point(sweep: &Sweep, point: &Point, error: RunError) -> RunError {
     }
 }
 
-/// Makes the sweep's folder, or checks that it holds the beginning of this sweep.
-fn prepare(request: &SweepRequest) -> Result<(), RunError> {
+/// Checks that the sweep's folder holds no other, or the beginning of this one.
+fn check_folder(request: &SweepRequest) -> Result<(), RunError> {
     let SweepRequest { sweep, folder, resume, .. } = request;
     let path = folder.join(SWEEP);
     let wrong = |reason: String| Err(RunError::Folder { folder: folder.clone(), reason });
@@ -179,10 +182,8 @@ fn prepare(request: &SweepRequest) -> Result<(), RunError> {
                 return wrong(format!("it holds a {what} already; `--resume` goes on with it"));
             }
         }
-        std::fs::create_dir_all(folder).map_err(|e| FileError::io("make", folder, e))?;
     }
-    let text = crate::document::to_toml(&sweep.resolved)?;
-    Ok(run::write(&path, text.as_bytes())?)
+    Ok(())
 }
 
 /// Where the files of a point's run lie.

@@ -123,7 +123,7 @@ fn a_process_sweeps_a_grid_and_tells_it_in_four_ways() {
         json(&folder.join(path))["test"]["accuracy"].as_f64().unwrap()
     };
     let mean = row["accuracy"]["mean"].as_f64().unwrap();
-    assert!((mean - (accuracy(7) + accuracy(8)) / 2.0).abs() < 1e-12);
+    assert!((mean - f64::midpoint(accuracy(7), accuracy(8))).abs() < 1e-12);
 
     let csv = fs::read_to_string(folder.join("run/results.csv")).unwrap();
     assert_eq!(column(&csv, "axis_format"), ["none", "int8", "none", "int8"]);

@@ -152,18 +152,16 @@ fn facts(sweep: &Sweep, rows: &[Row]) -> String {
     let runs: usize = rows.iter().map(|row| row.runs.len()).sum();
     let done: usize = rows.iter().map(|row| row.results().count()).sum();
     let failed: usize = rows.iter().map(|row| row.failures().count()).sum();
-    let mut facts = format!(
-        "{} on {} · {} points · {} of {} runs done",
+    let wrong = if failed > 0 { format!(", {failed} failed") } else { String::new() };
+    format!(
+        "{} on {} · {} points · {} of {} runs done{wrong} · {} seeds",
         names(&|row| &row.model),
         names(&|row| &row.data),
         grouped(sweep.points.len() as u64),
         grouped(done as u64),
-        grouped(runs as u64)
-    );
-    if failed > 0 {
-        facts += &format!(", {failed} failed");
-    }
-    facts + &format!(" · {} seeds", sweep.seeds)
+        grouped(runs as u64),
+        sweep.seeds
+    )
 }
 
 fn failures(rows: &[Row]) -> Vec<(String, String)> {
@@ -214,13 +212,7 @@ fn page_row(place: usize, row: &Row) -> PageRow {
 }
 
 fn bits_pictures(rows: &[Row]) -> Vec<BitsPicture> {
-    let kinds: [(&str, &str, fn(&Row) -> Option<f64>); 4] = [
-        ("all", "all tensors", |row| row.bits.all),
-        ("w", "weights", |row| row.bits.w),
-        ("xy", "activations", |row| row.bits.xy),
-        ("d", "gradients", |row| row.bits.d),
-    ];
-    let picture = |(id, title, bits): (&'static str, &'static str, fn(&Row) -> Option<f64>)| {
+    let picture = |id: &'static str, title: &'static str, bits: fn(&Row) -> Option<f64>| {
         let dot = |(place, row): (usize, &Row)| {
             let Spread { mean, sd } = row.accuracy?;
             Some(Dot {
@@ -234,5 +226,11 @@ fn bits_pictures(rows: &[Row]) -> Vec<BitsPicture> {
         let picture = picture::accuracy_against_bits(&dots, title)?;
         Some(BitsPicture { id, title, picture })
     };
-    kinds.into_iter().filter_map(picture).collect()
+    let kinds = [
+        picture("all", "all tensors", |row| row.bits.all),
+        picture("w", "weights", |row| row.bits.w),
+        picture("xy", "activations", |row| row.bits.xy),
+        picture("d", "gradients", |row| row.bits.d),
+    ];
+    kinds.into_iter().flatten().collect()
 }

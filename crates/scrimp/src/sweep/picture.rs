@@ -60,7 +60,7 @@ fn range(values: impl Iterator<Item = f64>, limits: (f64, f64)) -> (f64, f64) {
 /// A figure after each epoch: the mean of every row as a line, with a band of one standard deviation to both sides where
 /// there are several seeds. `None` where no row has an epoch.
 pub(super) fn curves(title: &str, curves: &[Curve], limits: (f64, f64)) -> Option<String> {
-    let last = curves.iter().flat_map(|c| c.points.last()).map(|(epoch, _)| *epoch).max()?;
+    let last = curves.iter().filter_map(|c| c.points.last()).map(|(epoch, _)| *epoch).max()?;
     let (width, height) = (640.0, 380.0);
     // Names stand beside the ends of the lines, where they have room.
     let names = curves.iter().map(|c| text_width(&c.label)).fold(0.0, f64::max);

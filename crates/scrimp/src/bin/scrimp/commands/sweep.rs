@@ -186,8 +186,13 @@ impl SweepCommand {
 
     fn show(&self, ui: &Ui, results: &Results) -> anyhow::Result<()> {
         ui.table(&table(results))?;
-        for (row, seed, reason) in wrong(results) {
-            ui.say(format_args!("{}, seed {seed}: {reason}", row.label))?;
+        for row in &results.rows {
+            let Some((seed, reason)) = row.failures().next() else { continue };
+            let others = match row.failures().count() - 1 {
+                0 => String::new(),
+                more => format!(", and {}", ui::count(more as u64, "more seed")),
+            };
+            ui.say(format_args!("{}, seed {seed}: {reason}{others}", row.label))?;
         }
         let baselines = results.rows.iter().filter_map(|row| row.baseline.as_deref());
         let mut baselines: Vec<&str> = baselines.collect();
