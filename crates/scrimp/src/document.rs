@@ -151,19 +151,18 @@ impl Document {
     /// An error that points at the value of a key. Numbers lead into lists; the nearest table or list that has a place is
     /// taken.
     pub fn error(&self, keys: &[impl AsRef<str>], message: String) -> RecipeError {
-        let place = self.spans(keys).map(|(_, value)| Place::new(&self.text, value));
+        let place = self.find(keys).map(|found| Place::new(&self.text, found.value));
         RecipeError { path: Some(self.shown.clone()), place, message, help: None }
     }
 
-    /// Where a key and its value stand; only a value that stands in a list has no key.
-    fn spans(
-        &self,
-        keys: &[impl AsRef<str>],
-    ) -> Option<(Option<ops::Range<usize>>, ops::Range<usize>)> {
+    /// Where a key and its value stand, or those of the nearest table or list that has a place. Only what stands in a list
+    /// has no key of its own.
+    fn find(&self, keys: &[impl AsRef<str>]) -> Option<Found> {
         let table = DeTable::parse(&self.text).ok()?;
         let (first, rest) = keys.split_first()?;
         let (key, mut value) = table.get_ref().get_key_value(first.as_ref())?;
         let mut key = Some(key.span());
+        let mut is_whole = true;
         for next in rest.iter().map(AsRef::as_ref) {
             let found = match value.get_ref() {
                 DeValue::Table(t) => t.get_key_value(next).map(|(k, v)| (Some(k.span()), v)),
@@ -172,10 +171,18 @@ impl Document {
                 }
                 _ => None,
             };
-            let Some(found) = found else { break };
+            let Some(found) = found else {
+                is_whole = false;
+                break;
+            };
             (key, value) = found;
         }
-        Some((key, value.span()))
+        Some(Found { key, value: value.span(), is_whole })
+    }
+
+    /// Whether there is a value under these keys.
+    pub fn has(&self, keys: &[impl AsRef<str>]) -> bool {
+        self.find(keys).is_some_and(|found| found.is_whole)
     }
 
     /// What stands at a place.
@@ -194,7 +201,7 @@ impl Document {
 
     /// The place of a spot of another text under its keys here.
     pub fn place(&self, spot: &Spot, keys: &[impl AsRef<str>]) -> Option<Place> {
-        let (key, value) = self.spans(keys)?;
+        let Found { key, value, .. } = self.find(keys)?;
         let span = if spot.is_key { key.unwrap_or(value) } else { value };
         let mut place = Place::new(&self.text, span.clone());
         // A part of a string is the same part only where it is written alike.
@@ -205,6 +212,14 @@ impl Document {
         }
         Some(place)
     }
+}
+
+/// Where a value stands.
+struct Found {
+    key: Option<ops::Range<usize>>,
+    value: ops::Range<usize>,
+    /// Whether it is the value that was looked for, and not one that it would stand in.
+    is_whole: bool,
 }
 
 /// What stands at a place of a text, so that it can be found in another one.

@@ -1,9 +1,10 @@
 //! The file of a sweep, and the grid of recipes that it makes.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use scrimp_train::plan::Plan;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -20,7 +21,7 @@ pub struct SweepFile {
     pub recipe: Option<PathBuf>,
     /// The recipe itself, instead of a file. Keys that every point sets may be left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "recipe_keys")]
+    #[schemars(with = "Option<RecipeKeys>")]
     pub base: Option<Table>,
     /// How many seeds each point is trained with, counted up from the recipe's.
     #[serde(default = "one")]
@@ -28,7 +29,7 @@ pub struct SweepFile {
     pub seeds: u32,
     /// Keys of the recipe for all points, as `--set` takes them: `optimizer.lr = 0.01`.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
-    #[schemars(schema_with = "recipe_keys")]
+    #[schemars(with = "RecipeKeys")]
     pub set: Table,
     /// What the points differ in: every point of each axis is combined with every one of the others. The last axis changes
     /// fastest. Without axes there is one point.
@@ -62,7 +63,7 @@ pub struct PointConfig {
     pub name: String,
     /// Keys of the recipe. A table is laid over that of the recipe key by key, unless it has a `name` and so is whole.
     #[serde(flatten)]
-    #[schemars(schema_with = "recipe_keys")]
+    #[schemars(schema_with = "RecipeKeys::json_schema")]
     pub keys: Table,
 }
 
@@ -70,13 +71,36 @@ fn one() -> u32 {
     1
 }
 
-/// The keys of a recipe, of which none is required. Those with dots have no schema.
-fn recipe_keys(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    let mut schema = Recipe::json_schema(generator);
-    schema.remove("required");
-    schema.remove("description");
-    schema.insert("additionalProperties".into(), true.into());
-    schema
+/// For the schema: the keys of a recipe, of which none is required.
+struct RecipeKeys;
+
+impl JsonSchema for RecipeKeys {
+    fn schema_name() -> Cow<'static, str> {
+        "RecipeKeys".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = Recipe::json_schema(generator);
+        schema.remove("required");
+        schema.remove("description");
+        // Keys with dots between quotes have no schema.
+        schema.insert("additionalProperties".into(), true.into());
+        let keys = schema.get_mut("properties").and_then(serde_json::Value::as_object_mut);
+        for key in keys.into_iter().flat_map(serde_json::Map::values_mut) {
+            let Some(of_key) = key.as_object_mut() else { continue };
+            let is_list = of_key.get("type").is_some_and(|name| name == "array");
+            // A table may stand for single keys of what is a table or a list.
+            if is_list || of_key.contains_key("$ref") {
+                let description = of_key.remove("description");
+                let whole = key.take();
+                *key = serde_json::json!({ "anyOf": [whole, { "type": "object" }] });
+                if let Some(description) = description {
+                    key["description"] = description;
+                }
+            }
+        }
+        schema
+    }
 }
 
 /// The most points of a grid.
@@ -320,7 +344,7 @@ impl Sweep {
         let (path, place) = error
             .place
             .as_ref()
-            .and_then(|place| self.origin(document, settings, place))
+            .and_then(|place| self.origin(document, settings, place, &error.message))
             .unwrap_or_else(|| (self.base_document().shown.clone(), None));
         self.named(name, RecipeError { path: Some(path), place, ..error })
     }
@@ -345,6 +369,7 @@ impl Sweep {
         document: &Document,
         settings: &[Setting],
         place: &Place,
+        message: &str,
     ) -> Option<(PathBuf, Option<Place>)> {
         let spot = document.spot(place)?;
         let mut all = self.common.iter().chain(settings).rev();
@@ -356,11 +381,13 @@ impl Sweep {
             Base::File(_) => spot.keys.clone(),
             Base::Inline => [&["base".to_owned()], &spot.keys[..]].concat(),
         };
-        // Of a table whose options are wrong the parser tells no more than that; what the sweep sets in it is newer than
-        // the recipe, which has been used by itself.
+        // Of an optimizer or a schedule the parser tells what value is wrong, but not of which option.
         let prefix = format!("{}.", spot.keys.join("."));
-        let holds = |s: &&Setting| !spot.is_key && s.key.starts_with(&prefix);
-        let setting = all.clone().find(is_inside).or_else(|| all.find(holds));
+        let mut inner = all.clone().filter(|s| !spot.is_key && s.key.starts_with(&prefix));
+        let is_named = |s: &&Setting| message.contains(&s.value.to_string());
+        let setting = all.find(is_inside).or_else(|| inner.clone().find(is_named));
+        let is_of_recipe = self.base_document().has(&base);
+        let setting = setting.or_else(|| inner.next().filter(|_| !is_of_recipe));
         let Some(setting) = setting else {
             let document = self.base_document();
             return Some((document.shown.clone(), document.place(&spot, &base)));
@@ -742,7 +769,7 @@ optimizer.weight_decay = 0.5
                 "optimizer.decay",
                 (20, 11),
                 "unknown key `decay`",
-                "`weight_decay`",
+                "weight_decay",
             ),
             // Rules that do not fit the network.
             (
@@ -750,7 +777,7 @@ optimizer.weight_decay = 0.5
                 "quantize = [{ layers = \"fd*\", w = \"int8\" }] #",
                 (19, 24),
                 "point `lr=0.1,int4`: rule 1 matches no layer: `fd*`",
-                "did you mean",
+                "layers here are conv1",
             ),
         ] {
             let error = refused(from, to);
@@ -789,6 +816,7 @@ optimizer.weight_decay = 0.5
             ("modell=mlp", "unknown key `modell`"),
             ("batch=0", "a batch of 0 images"),
             ("optimizer.lr=2", "has no effect"),
+            ("optimizer.beta1=a", "expected a number"),
             ("quantize.7.w=int4", "is a list of 1"),
         ] {
             let text = read(SWEEP, &[flag]).unwrap_err().to_string();

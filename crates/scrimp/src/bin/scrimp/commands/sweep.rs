@@ -112,7 +112,7 @@ impl SweepCommand {
             }))?;
         } else {
             ui.say("")?;
-            self.show(ui, &results)?;
+            show(ui, &results)?;
             ui.say(format_args!("total {}", clock(watch.elapsed())))?;
             for file in ["report.html", "results.csv"] {
                 ui.say_made(&request.folder.join(file))?;
@@ -183,29 +183,30 @@ impl SweepCommand {
             ui::count(runs as u64, "run")
         ))?)
     }
+}
 
-    fn show(&self, ui: &Ui, results: &Results) -> anyhow::Result<()> {
-        ui.table(&table(results))?;
-        for row in &results.rows {
-            let Some((seed, reason)) = row.failures().next() else { continue };
-            let others = match row.failures().count() - 1 {
-                0 => String::new(),
-                more => format!(", and {}", ui::count(more as u64, "more seed")),
-            };
-            ui.say(format_args!("{}, seed {seed}: {reason}{others}", row.label))?;
-        }
-        let baselines = results.rows.iter().filter_map(|row| row.baseline.as_deref());
-        let mut baselines: Vec<&str> = baselines.collect();
-        baselines.dedup();
-        let against = match &baselines[..] {
-            [] => String::new(),
-            [one] => format!("; Δ and x: against {one}"),
-            _ => "; Δ and x: against the f32 row that is alike on most axes".to_owned(),
+/// Prints what there is to read on a terminal.
+fn show(ui: &Ui, results: &Results) -> anyhow::Result<()> {
+    ui.table(&table(results))?;
+    for row in &results.rows {
+        let Some((seed, reason)) = row.failures().next() else { continue };
+        let others = match row.failures().count() - 1 {
+            0 => String::new(),
+            more => format!(", and {}", ui::count(more as u64, "more seed")),
         };
-        Ok(ui.say(format_args!(
-            "test accuracy of the last epoch · bits per value count scales{against}"
-        ))?)
+        ui.say(format_args!("{}, seed {seed}: {reason}{others}", row.label))?;
     }
+    let baselines = results.rows.iter().filter_map(|row| row.baseline.as_deref());
+    let mut baselines: Vec<&str> = baselines.collect();
+    baselines.dedup();
+    let against = match &baselines[..] {
+        [] => String::new(),
+        [one] => format!("; Δ and x: against {one}"),
+        _ => "; Δ and x: against the f32 row that is alike on most axes".to_owned(),
+    };
+    Ok(ui.say(format_args!(
+        "test accuracy of the last epoch · bits per value count scales{against}"
+    ))?)
 }
 
 /// The runs that went wrong, and why.
