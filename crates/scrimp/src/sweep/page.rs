@@ -112,6 +112,11 @@ impl Page {
             let all = courses.iter().enumerate().map(curve).filter(|c| !c.points.is_empty());
             picture::curves(title, &all.collect::<Vec<_>>(), limits)
         };
+        // A loss that leaps up would press all others to the ground.
+        let mut first: Vec<f64> =
+            courses.iter().filter_map(|c| c.loss.first()).map(|(_, loss)| loss.mean).collect();
+        first.sort_by(f64::total_cmp);
+        let most = first.get(first.len() / 2).map_or(f64::INFINITY, |median| 2.0 * median);
         let (accuracy_of, accuracy) = if has_validation {
             (
                 "validation accuracy, %",
@@ -130,7 +135,7 @@ impl Page {
             has_baseline: rows.iter().any(|row| row.baseline.is_some()),
             rows: rows.iter().enumerate().map(|(i, row)| page_row(i, row)).collect(),
             failures: failures(rows),
-            loss: draw("training loss", &|c| c.loss.clone(), (0.0, f64::INFINITY)),
+            loss: draw("training loss", &|c| c.loss.clone(), (0.0, most)),
             accuracy,
             accuracy_of,
             has_bands: sweep.seeds > 1,

@@ -41,8 +41,9 @@ pub(super) struct Dot {
     pub accuracy: Spread,
 }
 
-/// A range that holds all values with round ends, within limits.
+/// A range with round ends that holds all values, those beyond the limits as if they were there.
 fn range(values: impl Iterator<Item = f64>, limits: (f64, f64)) -> (f64, f64) {
+    let values = values.map(|value| value.clamp(limits.0, limits.1));
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
         (low.min(value), high.max(value))
     });
@@ -52,13 +53,12 @@ fn range(values: impl Iterator<Item = f64>, limits: (f64, f64)) -> (f64, f64) {
     // Values that are all alike have no extent of their own.
     let extent = (high - low).max(0.02 * high.abs()).max(1e-9);
     let step = tick_step(extent, 5);
-    let ends = ((low / step).floor() * step, (high / step).ceil() * step);
-    let (low, high) = (ends.0.max(limits.0), ends.1.min(limits.1));
+    let (low, high) = ((low / step).floor() * step, (high / step).ceil() * step);
     if high > low { (low, high) } else { (low, low + step) }
 }
 
 /// A figure after each epoch: the mean of every row as a line, with a band of one standard deviation to both sides where
-/// there are several seeds. `None` where no row has an epoch.
+/// there are several seeds. What lies beyond the limits is drawn at the edge. `None` where no row has an epoch.
 pub(super) fn curves(title: &str, curves: &[Curve], limits: (f64, f64)) -> Option<String> {
     let last = curves.iter().filter_map(|c| c.points.last()).map(|(epoch, _)| *epoch).max()?;
     let (width, height) = (640.0, 380.0);
@@ -211,7 +211,12 @@ fn draw_dots(svg: &mut String, plot: &Plot, dots: &[Dot], title: &str) -> fmt::R
             dot.bits
         )?;
     }
-    let mut labels = Labels::new(dots.iter().map(place));
+    // Names keep off the bars too.
+    let bar = |dot: &Dot| {
+        let (x, Spread { mean, sd }) = (plot.x(dot.bits), dot.accuracy);
+        (-4..=4).map(move |part| (x, plot.y(mean + sd * f64::from(part) / 4.0)))
+    };
+    let mut labels = Labels::new(dots.iter().flat_map(bar));
     let behind = (0..dots.len()).filter(|i| !front.contains(i));
     for i in front.iter().rev().copied().chain(behind) {
         labels.place(svg, plot, place(&dots[i]), &dots[i].label, "name")?;
@@ -233,6 +238,7 @@ mod tests {
         assert_eq!(range([].into_iter(), (0.0, 100.0)), (0.0, 1.0));
         let (low, high) = range([100.0].into_iter(), (0.0, 100.0));
         assert!(low < high && (low..=high).contains(&100.0), "{low} {high}");
+        assert_eq!(range([0.0, 1e9].into_iter(), (0.0, 4.7)), (0.0, 5.0));
         let (low, high) = range([0.0, 0.0].into_iter(), (0.0, f64::INFINITY));
         assert!(low < high, "{low} {high}");
     }
