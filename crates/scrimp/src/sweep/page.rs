@@ -102,6 +102,7 @@ fn course(row: &Row, folder: &Path) -> Result<Course, RunError> {
 impl Page {
     fn of(sweep: &Sweep, results: &Results, courses: &[Course]) -> Self {
         let rows = &results.rows;
+        let is_grid = results.axes.len() > 1;
         let has_validation = courses.iter().any(|c| !c.validation.is_empty());
         let draw = |title, points: &dyn Fn(&Course) -> Vec<(u64, Spread)>, limits| {
             let curve = |(row, course): (usize, &Course)| Curve {
@@ -131,9 +132,10 @@ impl Page {
         Self {
             title: sweep.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
             facts: facts(sweep, rows),
-            axes: results.axes.clone(),
+            // A point of a single axis is called as it is on the axis.
+            axes: if is_grid { results.axes.clone() } else { Vec::new() },
             has_baseline: rows.iter().any(|row| row.baseline.is_some()),
-            rows: rows.iter().enumerate().map(|(i, row)| page_row(i, row)).collect(),
+            rows: rows.iter().enumerate().map(|(i, row)| page_row(i, row, is_grid)).collect(),
             failures: failures(rows),
             loss: draw("training loss", &|c| c.loss.clone(), (0.0, most)),
             accuracy,
@@ -179,10 +181,10 @@ fn failures(rows: &[Row]) -> Vec<(String, String)> {
     rows.iter().flat_map(of).collect()
 }
 
-fn page_row(place: usize, row: &Row) -> PageRow {
+fn page_row(place: usize, row: &Row, is_grid: bool) -> PageRow {
     let cell = |value: Option<f64>, text: &dyn Fn(f64) -> String| Cell {
         text: value.map_or_else(|| "–".into(), text),
-        sort: value.unwrap_or(-1e300),
+        sort: value.unwrap_or(-1e9),
     };
     let bits = |bits| cell(bits, &|bits| format!("{bits:.2}"));
     let several = row.results().count() > 1;
@@ -194,7 +196,7 @@ fn page_row(place: usize, row: &Row) -> PageRow {
         label: row.label.clone(),
         hue: picture::hue(place),
         dash: picture::dash(place),
-        coordinates: row.coordinates.clone(),
+        coordinates: if is_grid { row.coordinates.clone() } else { Vec::new() },
         cells: vec![
             cell(row.accuracy.map(|a| 100.0 * a.mean), &accuracy),
             cell(row.difference.map(|d| 100.0 * d), &|d| format!("{d:+.2}").replace('-', "−")),
