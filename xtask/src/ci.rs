@@ -35,7 +35,7 @@ const STEPS: &[Step] = &[
     Step { name: "doctest", about: "examples in the documentation", tools: &[], run: doctest },
     Step {
         name: "schema",
-        about: "the stored schema of recipes is current",
+        about: "the stored schemas of recipes and sweeps are current",
         tools: &[],
         run: schema,
     },
@@ -146,29 +146,27 @@ fn doctest(root: &Path) -> Result<()> {
 }
 
 fn schema(root: &Path) -> Result<()> {
-    const STORED: &str = "recipes/recipe.schema.json";
-    let path = root.join(STORED);
-    if !path.exists() {
-        eprintln!("there is no {STORED}, so there is nothing to compare");
-        return Ok(());
-    }
-    let stored = fs::read(&path).with_context(|| format!("cannot read {STORED}"))?;
-    // Apart from the run, which is silent.
+    // Apart from the runs, which are silent.
     command::build_program(root)?;
-    let mut print = cargo(root, &["run", "--release", "-q", "--", "schema"]);
-    print.stderr(std::process::Stdio::inherit());
-    let line = command::line_of(&print);
-    eprintln!("$ {line}");
-    let output = print.output().with_context(|| format!("`{line}` could not be started"))?;
-    if !output.status.success() {
-        bail!("`{line}` ended with {}", output.status);
-    }
-    if output.stdout != stored {
-        bail!(
-            "{STORED} differs from what the program prints, first in line {}; \
-             renew it with `{line} > {STORED}`",
-            command::first_different_line(&stored, &output.stdout)
-        );
+    for kind in ["recipe", "sweep"] {
+        let stored_in = format!("recipes/{kind}.schema.json");
+        let stored =
+            fs::read(root.join(&stored_in)).with_context(|| format!("cannot read {stored_in}"))?;
+        let mut print = cargo(root, &["run", "--release", "-q", "--", "schema", kind]);
+        print.stderr(std::process::Stdio::inherit());
+        let line = command::line_of(&print);
+        eprintln!("$ {line}");
+        let output = print.output().with_context(|| format!("`{line}` could not be started"))?;
+        if !output.status.success() {
+            bail!("`{line}` ended with {}", output.status);
+        }
+        if output.stdout != stored {
+            bail!(
+                "{stored_in} differs from what the program prints, first in line {}; \
+                 renew it with `{line} > {stored_in}`",
+                command::first_different_line(&stored, &output.stdout)
+            );
+        }
     }
     Ok(())
 }

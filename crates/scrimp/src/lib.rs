@@ -1,7 +1,7 @@
 //! scrimp: any number format or compression scheme on any tensor of a neural network.
 //!
-//! The facade: [`recipe`] reads and checks a recipe, [`run`] carries it out and fills a run folder, [`score`] compares
-//! schemes on given tensors. The parts are re-exported as [`codec`], [`files`] and [`train`].
+//! The facade: [`recipe`] reads and checks a recipe, [`run`] carries it out and fills a run folder, [`sweep`]
+//! carries out a grid of recipes, [`score`] compares schemes on given tensors. The parts are re-exported as [`codec`], [`files`] and [`train`].
 //!
 //! ```
 //! use scrimp::recipe::Recipe;
@@ -23,9 +23,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod csv;
+mod document;
+mod page;
+mod plot;
 pub mod recipe;
 pub mod run;
 pub mod score;
+pub mod sweep;
 
 pub use scrimp_codec as codec;
 pub use scrimp_files as files;

@@ -1,7 +1,5 @@
 //! Recipes: one file that says what to train, on what, and in which formats.
 
-use std::fmt;
-use std::ops;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -13,6 +11,9 @@ use scrimp_train::optimizers::{OptimizerConfig, Schedule};
 use scrimp_train::plan::{Plan, PlanError, PlanRequest};
 use scrimp_train::rules::Rule;
 use serde::{Deserialize, Serialize};
+
+use crate::document::{self, Document};
+pub use crate::document::{Place, RecipeError};
 
 /// What to train, on what, and in which formats.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -139,94 +140,6 @@ pub struct Variant {
     own: Option<(usize, usize)>,
 }
 
-/// A recipe that cannot be used. Prints the place in the file, a caret, and what would be valid.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecipeError {
-    /// The file, where there is one.
-    pub path: Option<PathBuf>,
-    /// The place: line and column, from 1, and the text of the line.
-    pub place: Option<Place>,
-    /// What is wrong.
-    pub message: String,
-    /// What would be valid.
-    pub help: Option<String>,
-}
-
-/// A place in a text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Line, from 1.
-    pub line: usize,
-    /// Column in characters, from 1.
-    pub column: usize,
-    /// Characters that are wrong.
-    pub width: usize,
-    /// The whole line.
-    pub text: String,
-}
-
-impl Place {
-    fn new(text: &str, span: ops::Range<usize>) -> Self {
-        let start = text.floor_char_boundary(span.start.min(text.len()));
-        let line_start = text[..start].rfind('\n').map_or(0, |i| i + 1);
-        let line_end = text[start..].find('\n').map_or(text.len(), |i| start + i);
-        let end = text.floor_char_boundary(span.end.min(line_end)).max(start);
-        Self {
-            line: text[..start].matches('\n').count() + 1,
-            column: text[line_start..start].chars().count() + 1,
-            width: text[start..end].chars().count().max(1),
-            text: text[line_start..line_end].trim_end().to_owned(),
-        }
-    }
-}
-
-impl Place {
-    /// Points at the part of a string that the string's own error points at: `message` shows the string on its second
-    /// line and carets below it.
-    fn narrow(&mut self, message: &str) {
-        let [_, text, carets, ..] = message.lines().collect::<Vec<_>>()[..] else { return };
-        let (Some(text), Some(carets)) = (text.strip_prefix("  "), carets.strip_prefix("  "))
-        else {
-            return;
-        };
-        let value: String = self.text.chars().skip(self.column - 1).take(self.width).collect();
-        // An escape in the string would move what follows.
-        if value.get(1..value.len().saturating_sub(1)) == Some(text) && carets.ends_with('^') {
-            self.width = carets.trim_start().len();
-            self.column += 1 + carets.len() - self.width;
-        }
-    }
-}
-
-impl fmt::Display for RecipeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
-        let path = self.path.as_ref().map_or("recipe".into(), |p| p.display().to_string());
-        match &self.place {
-            Some(Place { line, column, width, text }) => {
-                let margin = line.to_string().len();
-                write!(f, "\n{:margin$} ┌─ {path}:{line}:{column}", "")?;
-                write!(f, "\n{line} │ {text}")?;
-                write!(
-                    f,
-                    "\n{:margin$} │ {:indent$}{}",
-                    "",
-                    "",
-                    "^".repeat(*width),
-                    indent = column - 1
-                )?;
-            }
-            None => write!(f, "\n  in {path}")?,
-        }
-        match &self.help {
-            Some(help) => write!(f, "\n  help: {help}"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl std::error::Error for RecipeError {}
-
 /// The largest batch. Sizes are counted in bytes of whole batches, and have to fit into a word.
 const MOST_IMAGES: usize = 1 << 24;
 
@@ -237,9 +150,7 @@ pub struct Source {
     pub path: PathBuf,
     /// The recipe.
     pub recipe: Recipe,
-    text: String,
-    /// What errors call the text.
-    shown: PathBuf,
+    document: Document,
 }
 
 impl Source {
@@ -249,30 +160,21 @@ impl Source {
     /// If the file cannot be read, or is no recipe.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self, RecipeError> {
         let at = |e: RecipeError| RecipeError { path: Some(path.to_owned()), ..e };
-        let mut text = std::fs::read_to_string(path).map_err(|e| {
-            let reason = match e.kind() {
-                std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
-                std::io::ErrorKind::InvalidData => "it is not text".to_owned(),
-                std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
-                _ => e.to_string(),
-            };
-            at(RecipeError::plain(format!("cannot read the recipe: {reason}")))
-        })?;
-        if path.extension().is_some_and(|e| e == "json") {
-            text = json_to_toml(&text).map_err(at)?;
-        }
-        let mut shown = path.to_owned();
-        if path.extension().is_some_and(|e| e == "json") {
-            shown.as_mut_os_string().push(" as TOML");
-        }
+        let mut document = Document::read::<Recipe>(path, "recipe")?;
         if !settings.is_empty() {
-            text = with_settings(&text, settings).map_err(at)?;
+            document.text = with_settings(&document.text, settings).map_err(at)?;
             // Places are now those in the text after the changes, which is not the file's.
-            shown.as_mut_os_string().push(" with --set");
+            document.shown.as_mut_os_string().push(" with --set");
         }
-        let recipe =
-            Recipe::from_toml(&text).map_err(|e| RecipeError { path: Some(shown.clone()), ..e })?;
-        let source = Self { path: path.to_owned(), recipe, text, shown };
+        Self::of(path, document)
+    }
+
+    /// The recipe in a text; `path` is the file that it is made from.
+    ///
+    /// # Errors
+    /// If the text holds none that can be used.
+    pub(crate) fn of(path: &Path, document: Document) -> Result<Self, RecipeError> {
+        let source = Self { path: path.to_owned(), recipe: document.parse()?, document };
         source.check()?;
         Ok(source)
     }
@@ -367,8 +269,7 @@ impl Source {
 
     /// An error that points at a key.
     pub fn error(&self, keys: &[&str], message: String) -> RecipeError {
-        let place = find_span(&self.text, keys).map(|span| Place::new(&self.text, span));
-        RecipeError { path: Some(self.shown.clone()), place, message, help: None }
+        self.document.error(keys, message)
     }
 
     /// The plan of a variant; rules that do not fit are shown where they stand.
@@ -398,32 +299,13 @@ impl Source {
     }
 }
 
-impl RecipeError {
-    fn plain(message: String) -> Self {
-        Self { path: None, place: None, message, help: None }
-    }
-}
-
 impl Recipe {
     /// Reads a recipe.
     ///
     /// # Errors
     /// If the text is no recipe; the place is shown.
     pub fn from_toml(text: &str) -> Result<Self, RecipeError> {
-        toml::from_str(text).map_err(|e| {
-            // The parser knows the table of an unknown option, but not where the option stands in it.
-            let key = e.message().strip_prefix("unknown field `").and_then(|m| m.split('`').next());
-            let span = e.span().map(|span| match key {
-                Some(key) => find_key(text, &span, key).unwrap_or(span),
-                None => span,
-            });
-            let mut place = span.map(|span| Place::new(text, span));
-            if let Some(place) = &mut place {
-                place.narrow(e.message());
-            }
-            let (message, help) = explain(e.message());
-            RecipeError { path: None, place, message, help }
-        })
+        document::parse(text)
     }
 
     /// The recipe as TOML, with every default written out.
@@ -431,7 +313,7 @@ impl Recipe {
     /// # Errors
     /// If a value has no TOML form, which a recipe that was read never has.
     pub fn to_toml(&self) -> Result<String, RecipeError> {
-        toml::to_string(self).map_err(|e| RecipeError::plain(e.to_string()))
+        document::to_toml(self)
     }
 
     /// The runs of this recipe; with `baseline` one without any rule first.
@@ -490,163 +372,15 @@ impl Variant {
     }
 }
 
-/// Makes a message of the parser's, and names the nearest valid word.
-fn explain(message: &str) -> (String, Option<String>) {
-    // A scheme's own error brings its caret and help along.
-    if let Some((first, rest)) = message.split_once('\n') {
-        let help = rest.lines().find_map(|l| l.trim().strip_prefix("help: "));
-        return (first.to_owned(), help.map(str::to_owned));
-    }
-    if let Some(key) = message.strip_prefix("missing field ") {
-        return (format!("the key {key} is missing"), None);
-    }
-    let is_unknown = message.starts_with("unknown ");
-    if let Some((found, expected)) = message.split_once(", expected ").filter(|_| !is_unknown) {
-        return (format!("{found}, expected {}", in_words(expected)), None);
-    }
-    if message.starts_with("a ") {
-        return (format!("expected {message}"), None);
-    }
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let Some((word, valid)) = quoted.split_first().filter(|_| is_unknown) else {
-        return (message.to_owned(), None);
-    };
-    let kind = if message.starts_with("unknown field") { "key" } else { "value" };
-    let all = valid.join(", ");
-    let help = match scrimp_codec::nearest(word, valid.iter().copied()) {
-        Some(near) => format!("did you mean `{near}`? There are {all}"),
-        None => format!("there are {all}"),
-    };
-    (format!("unknown {kind} `{word}`"), Some(help))
-}
-
-/// What a Rust type is to somebody who writes a recipe.
-fn in_words(rust_type: &str) -> &str {
-    match rust_type {
-        "u32" | "u64" | "usize" => "a whole number of at least 0",
-        "f32" | "f64" => "a number",
-        "internally tagged enum OptimizerConfig" => {
-            "a table such as { name = \"adam\", lr = 0.001 }"
-        }
-        "internally tagged enum Schedule" => "a table such as { name = \"cosine\" }",
-        "struct AugmentConfig" => "a table such as { crop = 4, flip = true }",
-        "struct Rule" => "a table such as { layers = \"*\", w = \"int8\" }",
-        other => other,
-    }
-}
-
-/// Where the value of a key stands. Numbers lead into arrays; the nearest table or array that has a place is taken.
-fn find_span(text: &str, keys: &[&str]) -> Option<ops::Range<usize>> {
-    use toml::de::{DeTable, DeValue};
-    let table = DeTable::parse(text).ok()?;
-    let (first, rest) = keys.split_first()?;
-    let mut value = table.get_ref().get(*first)?;
-    for key in rest {
-        let next = match value.get_ref() {
-            DeValue::Table(t) => t.get(*key),
-            DeValue::Array(a) => a.get(key.parse::<usize>().ok()?),
-            _ => None,
-        };
-        match next {
-            Some(v) => value = v,
-            None => break,
-        }
-    }
-    Some(value.span())
-}
-
-/// Where a key stands in the table at `span`.
-fn find_key(text: &str, span: &ops::Range<usize>, key: &str) -> Option<ops::Range<usize>> {
-    use toml::de::{DeTable, DeValue};
-    fn search(
-        value: &toml::Spanned<DeValue>,
-        span: &ops::Range<usize>,
-        key: &str,
-    ) -> Option<ops::Range<usize>> {
-        match value.get_ref() {
-            DeValue::Table(table) if value.span() == *span => {
-                table.get_key_value(key).map(|(key, _)| key.span())
-            }
-            DeValue::Table(table) => table.iter().find_map(|(_, v)| search(v, span, key)),
-            DeValue::Array(list) => list.iter().find_map(|v| search(v, span, key)),
-            _ => None,
-        }
-    }
-    DeTable::parse(text).ok()?.get_ref().iter().find_map(|(_, v)| search(v, span, key))
-}
-
-fn json_to_toml(text: &str) -> Result<String, RecipeError> {
-    let recipe: Recipe = serde_json::from_str(text).map_err(|e| {
-        let line = text.lines().nth(e.line().saturating_sub(1)).unwrap_or_default();
-        let place =
-            Place { line: e.line(), column: e.column().max(1), width: 1, text: line.to_owned() };
-        let message = e.to_string();
-        // The place stands in the message's tail as well.
-        let (message, help) = explain(message.split(" at line ").next().unwrap_or_default());
-        RecipeError { path: None, place: Some(place), message, help }
-    })?;
-    recipe.to_toml()
-}
-
 /// The text with keys set.
 fn with_settings(text: &str, settings: &[String]) -> Result<String, RecipeError> {
-    let mut table: toml::Table = toml::from_str(text).map_err(|e| {
-        let place = e.span().map(|span| Place::new(text, span));
-        RecipeError { path: None, place, message: e.message().to_owned(), help: None }
-    })?;
-    for setting in settings {
-        let Some((key, value)) = setting.split_once('=') else {
-            return Err(RecipeError {
-                help: Some("write for example --set epochs=5 or --set optimizer.lr=0.01".into()),
-                ..RecipeError::plain(format!("`--set {setting}` has no `=`"))
-            });
-        };
-        if key.split('.').any(|part| part.trim().is_empty()) {
-            return Err(RecipeError::plain(format!(
-                "`--set {setting}` names no key before its `=`"
-            )));
-        }
-        // What is no TOML value is a word, so that names need no quotes.
-        let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
-            .ok()
-            .and_then(|mut t| t.remove("value"))
-            .unwrap_or_else(|| toml::Value::String(value.trim().to_owned()));
-        set(&mut table, key.trim(), value)
-            .map_err(|message| RecipeError::plain(format!("`--set {setting}`: {message}")))?;
+    let mut table: toml::Table = document::parse(text)?;
+    for text in settings {
+        let (key, value) = document::setting(text)?;
+        document::set(&mut table, &key, value)
+            .map_err(|message| RecipeError::plain(format!("`--set {text}`: {message}")))?;
     }
-    toml::to_string(&table).map_err(|e| RecipeError::plain(e.to_string()))
-}
-
-fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), String> {
-    let (first, rest) = match key.split_once('.') {
-        Some((first, rest)) => (first, Some(rest)),
-        None => (key, None),
-    };
-    let Some(rest) = rest else {
-        table.insert(first.to_owned(), value);
-        return Ok(());
-    };
-    if !table.contains_key(first)
-        && rest.split('.').next().is_some_and(|k| k.parse::<usize>().is_ok())
-    {
-        return Err(format!("the recipe has no list `{first}`"));
-    }
-    match table.entry(first).or_insert_with(|| toml::Table::new().into()) {
-        toml::Value::Table(inner) => set(inner, rest, value),
-        toml::Value::Array(list) => {
-            let (index, rest) = rest.split_once('.').unwrap_or((rest, ""));
-            let count = list.len();
-            match index.parse::<usize>().ok().and_then(|i| list.get_mut(i)) {
-                Some(toml::Value::Table(inner)) if !rest.is_empty() => set(inner, rest, value),
-                Some(slot) if rest.is_empty() => {
-                    *slot = value;
-                    Ok(())
-                }
-                _ => Err(format!("`{first}` is a list of {count}; write `{first}.0.KEY`")),
-            }
-        }
-        _ => Err(format!("`{first}` is not a table")),
-    }
+    document::to_toml(&table)
 }
 
 #[cfg(test)]

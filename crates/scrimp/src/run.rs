@@ -12,11 +12,13 @@
 //!     model.packed.safetensors  the weights and biases as the bytes of their schemes
 //!     ledger.json               bytes by role, counted
 //!     result.json               accuracy, loss, time; written last
+//!     failure.json              instead of a result: why the training went wrong
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use scrimp_codec::Stream;
 use scrimp_files::{Dtype, Entry, FileError, Storage};
@@ -29,8 +31,10 @@ use scrimp_train::plan::{Plan, Status, Total};
 use scrimp_train::trainer::{
     CheckpointJob, EpochReport, Observer, Outcome, Score, StepReport, TrainError, TrainJob,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::page::PageError;
 use crate::recipe::{Recipe, RecipeError, Source, Variant};
 
 /// What to carry out, and where.
@@ -74,6 +78,14 @@ pub trait Watch {
     fn finished(&mut self, run: &RunId, result: &RunResult, resumed: bool) {
         let _ = (run, result, resumed);
     }
+    /// A run of a sweep went wrong, and the next one comes.
+    fn failed(&mut self, run: &RunId, reason: &str) {
+        let _ = (run, reason);
+    }
+    /// So many runs of a sweep are left, the one that begins now included, with so many steps.
+    fn left(&mut self, runs: usize, steps: u64) {
+        let _ = (runs, steps);
+    }
     /// Whether to save and stop.
     fn stop_requested(&self) -> bool {
         false
@@ -83,6 +95,12 @@ pub trait Watch {
 /// What is known before the first run.
 #[derive(Clone, Debug)]
 pub struct Facts {
+    /// The data set.
+    pub data: String,
+    /// The model.
+    pub model: String,
+    /// The first seed.
+    pub seed: u32,
     /// Where the data come from.
     pub data_note: String,
     /// Images to train on, to validate on, to test on.
@@ -100,6 +118,10 @@ pub struct RunId {
     pub number: usize,
     /// How many there are.
     pub of: usize,
+    /// What tables and lines call it: the variant, or in a sweep the point, or both.
+    pub label: String,
+    /// The point of a sweep that it belongs to.
+    pub point: Option<String>,
     /// The variant.
     pub variant: String,
     /// The seed.
@@ -121,6 +143,41 @@ pub struct RoleSize {
     pub f32_bytes: usize,
 }
 
+/// The gradients of a layer's tensors.
+pub const GRADIENTS: [Role; 4] =
+    [Role::OutputGrad, Role::InputGrad, Role::WeightGrad, Role::BiasGrad];
+
+/// The sizes of tensors by role.
+pub type RoleSizes = BTreeMap<Role, RoleSize>;
+
+/// Bytes of the tensors of some roles together.
+pub fn bytes(sizes: &RoleSizes, of: &[Role]) -> usize {
+    of.iter().filter_map(|role| sizes.get(role)).map(|size| size.bytes).sum()
+}
+
+/// Bits per value of the tensors of some roles together; `None` where there is no value.
+pub fn bits(sizes: &RoleSizes, of: &[Role]) -> Option<f64> {
+    let values: usize = of.iter().filter_map(|role| sizes.get(role)).map(|s| s.values).sum();
+    (values > 0).then(|| bytes(sizes, of) as f64 * 8.0 / values as f64)
+}
+
+/// Whether every tensor is held in f32.
+pub fn is_float(sizes: &RoleSizes) -> bool {
+    sizes.values().all(|size| size.bytes == size.f32_bytes)
+}
+
+/// The sizes that a plan announces, but for roles whose bytes were counted.
+pub(crate) fn role_sizes(plan: &Plan, counted: &BTreeMap<Role, usize>) -> RoleSizes {
+    let size = |role: Role| {
+        let Total { values, bytes } = plan.total(role);
+        let total = Total { values, bytes: counted.get(&role).copied().unwrap_or(bytes) };
+        let size =
+            RoleSize { values, bits: total.bits(), bytes: total.bytes, f32_bytes: 4 * values };
+        (values > 0).then_some((role, size))
+    };
+    Role::ALL.into_iter().filter_map(size).collect()
+}
+
 /// What one run gave.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunResult {
@@ -139,7 +196,7 @@ pub struct RunResult {
     /// Median milliseconds of a step, over the last part of the run.
     pub step_ms: Option<f64>,
     /// Sizes by role.
-    pub roles: BTreeMap<Role, RoleSize>,
+    pub roles: RoleSizes,
     /// Bytes of the network's weights and biases, as stored in the packed model file (counted there).
     pub packed_bytes: u64,
     /// Bytes of the packed model file.
@@ -149,6 +206,29 @@ pub struct RunResult {
     /// Values that were NaN or infinite and replaced, where schemes allow that.
     pub replaced_values: u64,
 }
+
+/// Why a run has no result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunFailure {
+    /// The variant.
+    pub variant: String,
+    /// The seed.
+    pub seed: u32,
+    /// What went wrong in training.
+    pub reason: String,
+}
+
+/// The file that tells a run folder from others.
+pub(crate) const RECIPE: &str = "recipe.toml";
+
+/// The file of every epoch of every run.
+pub(crate) const METRICS: &str = "metrics.jsonl";
+
+/// The file of a run's [`RunResult`].
+pub(crate) const RESULT: &str = "result.json";
+
+/// The file of a run's [`RunFailure`].
+pub(crate) const FAILURE: &str = "failure.json";
 
 /// Mean and standard deviation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -189,7 +269,7 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sizes {
     /// By role.
-    pub roles: BTreeMap<Role, RoleSize>,
+    pub roles: RoleSizes,
     /// Bytes of weights and biases in the packed model file.
     pub packed_bytes: u64,
     /// Bytes of the packed model file.
@@ -240,6 +320,17 @@ pub enum RunError {
         /// What is wrong.
         reason: String,
     },
+    /// The page of a sweep.
+    #[error(transparent)]
+    Page(#[from] PageError),
+    /// A point of a sweep.
+    #[error("point `{point}`: {problem}")]
+    Point {
+        /// Its name.
+        point: String,
+        /// What went wrong.
+        problem: Box<RunError>,
+    },
     /// The run was asked to stop and has saved.
     #[error("stopped; everything is saved in {folder}")]
     Stopped {
@@ -262,74 +353,195 @@ pub fn new_folder(runs: &Path, recipe: &Path) -> PathBuf {
 /// # Errors
 /// If the recipe does not fit, data or folder cannot be had, training goes wrong, or the watcher asks to stop.
 pub fn run(request: &RunRequest, watch: &mut dyn Watch) -> Result<Report, RunError> {
-    let RunRequest { source, folder, .. } = request;
-    let recipe = &source.recipe;
-    let variants = recipe.variants(request.baseline);
-    // All that can be found wrong is found before the first step.
-    for variant in &variants {
-        source.plan(variant, &request.device)?;
+    let work = Work::new(request.clone(), &mut Inputs::default())?;
+    work.begin()?;
+    watch.begin(&work.facts());
+    let mut results = Vec::new();
+    for id in work.runs() {
+        results.push(work.carry_out(&id, watch)?);
     }
-    let weights = match &recipe.weights {
-        Some(path) => Some(read_weights(path, request.data_dir.as_deref())?),
-        None => None,
-    };
-    let data = DataRequest {
-        dir: request.data_dir.clone(),
-        validation: recipe.validation,
-        seed: recipe.seed,
-        limit: recipe.limit,
-    };
-    let splits = data::find(&recipe.data)?.load(&data)?;
-    let seeds: Vec<u32> = (0..request.seeds.max(1)).map(|i| recipe.seed.wrapping_add(i)).collect();
-    prepare(request)?;
-    claim(request, &variants, &seeds)?;
-    let of = variants.len() * seeds.len();
-    let parameters = |plan: &Plan| {
-        plan.total(Role::Weight).values + plan.total(Role::Bias).values + plan.untapped_parameters
-    };
-    watch.begin(&Facts {
-        data_note: splits.note.clone(),
-        images: [splits.train.len(), splits.validation.len(), splits.test.len()],
-        parameters: parameters(&source.plan(&variants[0], &request.device)?),
-        runs: of,
-    });
+    work.finish(&results)
+}
 
-    let mut rows = Vec::new();
-    for (v, variant) in variants.iter().enumerate() {
-        let mut results = Vec::new();
-        for (s, seed) in seeds.iter().enumerate() {
-            let id = RunId {
-                number: v * seeds.len() + s + 1,
-                of,
-                variant: variant.name.clone(),
-                seed: *seed,
-                epochs: recipe.epochs,
-            };
-            let one = OneRun {
-                request,
-                variant,
-                seed: *seed,
-                splits: &splits,
-                weights: weights.as_ref(),
-            };
-            results.push(one.run(&id, watch)?);
+/// Tensors that networks begin with, and the file that they came from.
+type Weights = (PathBuf, Vec<NamedTensor>);
+
+/// Data sets and first values that were read already, so that recipes which agree on them share them.
+#[derive(Debug, Default)]
+pub struct Inputs {
+    splits: Vec<(String, DataRequest, Arc<Splits>)>,
+    weights: Vec<(PathBuf, Arc<Weights>)>,
+}
+
+impl Inputs {
+    fn splits(&mut self, recipe: &Recipe, dir: Option<&Path>) -> Result<Arc<Splits>, RunError> {
+        let request = DataRequest {
+            dir: dir.map(Path::to_owned),
+            validation: recipe.validation,
+            seed: recipe.seed,
+            limit: recipe.limit,
+        };
+        let is_it = |(name, known, _): &&(String, DataRequest, Arc<Splits>)| {
+            *name == recipe.data && *known == request
+        };
+        if let Some((_, _, splits)) = self.splits.iter().find(is_it) {
+            return Ok(splits.clone());
         }
-        rows.push(row(variant, &results));
+        let splits = Arc::new(data::find(&recipe.data)?.load(&request)?);
+        self.splits.push((recipe.data.clone(), request, splits.clone()));
+        Ok(splits)
     }
-    let report = Report { model: recipe.model.clone(), data: recipe.data.clone(), rows };
-    write_json(&folder.join("result.json"), &report)?;
-    Ok(report)
+
+    fn weights(&mut self, path: &Path, dir: Option<&Path>) -> Result<Arc<Weights>, RunError> {
+        if let Some((_, weights)) = self.weights.iter().find(|(known, _)| known == path) {
+            return Ok(weights.clone());
+        }
+        let weights = Arc::new(read_weights(path, dir)?);
+        self.weights.push((path.to_owned(), weights.clone()));
+        Ok(weights)
+    }
+}
+
+/// A recipe that was checked, with all that its runs need; each can be carried out by itself.
+#[derive(Debug)]
+pub struct Work {
+    request: RunRequest,
+    variants: Vec<Variant>,
+    seeds: Vec<u32>,
+    splits: Arc<Splits>,
+    weights: Option<Arc<Weights>>,
+    parameters: usize,
+}
+
+impl Work {
+    /// Checks a recipe and its folder, and reads what it needs. Nothing is written before all is well.
+    ///
+    /// # Errors
+    /// If the recipe does not fit, data cannot be had, or the folder belongs to another recipe.
+    pub fn new(request: RunRequest, inputs: &mut Inputs) -> Result<Self, RunError> {
+        let RunRequest { source, .. } = &request;
+        let recipe = &source.recipe;
+        let variants = recipe.variants(request.baseline);
+        let mut parameters = 0;
+        for variant in &variants {
+            let plan = source.plan(variant, &request.device)?;
+            let tapped = plan.total(Role::Weight).values + plan.total(Role::Bias).values;
+            parameters = tapped + plan.untapped_parameters;
+        }
+        let dir = request.data_dir.as_deref();
+        let weights = recipe.weights.as_ref().map(|path| inputs.weights(path, dir)).transpose()?;
+        let splits = inputs.splits(recipe, dir)?;
+        let seeds = seeds(recipe, request.seeds);
+        check_folder(&request, &variants, &seeds)?;
+        Ok(Self { request, variants, seeds, splits, weights, parameters })
+    }
+
+    /// Makes the run folder, and the folders of all runs, so that a resume which would leave one of them out is found.
+    ///
+    /// # Errors
+    /// If they cannot be made.
+    pub fn begin(&self) -> Result<(), RunError> {
+        let RunRequest { source, folder, resume, .. } = &self.request;
+        let make =
+            |path: &Path| std::fs::create_dir_all(path).map_err(|e| FileError::io("make", path, e));
+        if !resume {
+            make(folder)?;
+            write(&folder.join(RECIPE), source.recipe.to_toml()?.as_bytes())?;
+        }
+        for run in self.runs() {
+            make(&run_folder(folder, &run.variant, run.seed))?;
+        }
+        Ok(())
+    }
+
+    /// What is known before the first run.
+    pub fn facts(&self) -> Facts {
+        let recipe = &self.request.source.recipe;
+        let Splits { train, validation, test, note, .. } = &*self.splits;
+        Facts {
+            data: recipe.data.clone(),
+            model: recipe.model.clone(),
+            seed: recipe.seed,
+            data_note: note.clone(),
+            images: [train.len(), validation.len(), test.len()],
+            parameters: self.parameters,
+            runs: self.variants.len() * self.seeds.len(),
+        }
+    }
+
+    /// The steps of each run.
+    pub fn steps(&self) -> u64 {
+        let Recipe { batch, epochs, .. } = &self.request.source.recipe;
+        self.splits.train.len().div_ceil(*batch) as u64 * epochs
+    }
+
+    /// All runs: each variant with every seed.
+    pub fn runs(&self) -> Vec<RunId> {
+        let of = self.variants.len() * self.seeds.len();
+        let pairs = self.variants.iter().flat_map(|v| self.seeds.iter().map(move |seed| (v, seed)));
+        let id = |(i, (variant, seed)): (usize, (&Variant, &u32))| RunId {
+            number: i + 1,
+            of,
+            label: variant.name.clone(),
+            point: None,
+            variant: variant.name.clone(),
+            seed: *seed,
+            epochs: self.request.source.recipe.epochs,
+        };
+        pairs.enumerate().map(id).collect()
+    }
+
+    /// Carries out a run, or the rest of it, or reads the result that it had.
+    ///
+    /// # Errors
+    /// If training goes wrong, a file cannot be had, or the watcher asks to stop.
+    ///
+    /// # Panics
+    /// If the run is none of [`runs`](Self::runs).
+    pub fn carry_out(&self, id: &RunId, watch: &mut dyn Watch) -> Result<RunResult, RunError> {
+        let variant = self.variants.iter().find(|v| v.name == id.variant);
+        let one = OneRun {
+            request: &self.request,
+            variant: variant.expect("a run is of one of the variants"),
+            seed: id.seed,
+            splits: &self.splits,
+            weights: self.weights.as_deref(),
+        };
+        one.run(id, watch)
+    }
+
+    /// Writes the result of all runs, given in their order.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    ///
+    /// # Panics
+    /// If there are not as many results as runs.
+    pub fn finish(&self, results: &[RunResult]) -> Result<Report, RunError> {
+        assert_eq!(results.len(), self.variants.len() * self.seeds.len());
+        let recipe = &self.request.source.recipe;
+        let rows = self.variants.iter().zip(results.chunks(self.seeds.len()));
+        let rows = rows.map(|(variant, results)| row(variant, results)).collect();
+        let report = Report { model: recipe.model.clone(), data: recipe.data.clone(), rows };
+        write_json(&self.request.folder.join(RESULT), &report)?;
+        Ok(report)
+    }
+}
+
+/// The median over runs of their median milliseconds of a step.
+pub(crate) fn median_step<'a>(results: impl IntoIterator<Item = &'a RunResult>) -> Option<f64> {
+    let mut times: Vec<f64> = results.into_iter().filter_map(|r| r.step_ms).collect();
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied()
 }
 
 fn row(variant: &Variant, results: &[RunResult]) -> Row {
     let accuracies: Vec<f64> = results.iter().map(|r| r.test.accuracy).collect();
-    let mut times: Vec<f64> = results.iter().filter_map(|r| r.step_ms).collect();
-    times.sort_by(f64::total_cmp);
     let first = &results[0];
     Row {
         variant: variant.name.clone(),
         accuracy: Spread::of(&accuracies),
-        step_ms: times.get(times.len() / 2).copied(),
+        step_ms: median_step(results),
         seeds: results.iter().map(|r| r.seed).collect(),
         sizes: Sizes {
             roles: first.roles.clone(),
@@ -340,66 +552,54 @@ fn row(variant: &Variant, results: &[RunResult]) -> Row {
     }
 }
 
-/// Makes the folder, or checks that it holds the beginning of this run.
-fn prepare(request: &RunRequest) -> Result<(), RunError> {
+/// Checks that the run folder can take this work: that it holds no run, or the beginning of this one.
+fn check_folder(request: &RunRequest, variants: &[Variant], seeds: &[u32]) -> Result<(), RunError> {
     let RunRequest { source, folder, resume, .. } = request;
-    let path = folder.join("recipe.toml");
-    let text = source.recipe.to_toml()?;
     let wrong = |reason: String| RunError::Folder { folder: folder.clone(), reason };
-    if *resume {
-        let before = Source::read(&path, &[])
-            .map_err(|e| wrong(format!("it holds no run to resume: {}", e.message)))?;
-        if let Some((key, before, now)) = difference(&before.recipe, &source.recipe) {
-            return Err(wrong(format!(
-                "the recipe changed since this run: `{key}` was {before} and is {now}"
-            )));
+    if !resume {
+        if folder.join(RECIPE).exists() {
+            return Err(wrong("it holds a run already; `--resume` goes on with it".into()));
         }
         return Ok(());
     }
-    if path.exists() {
-        return Err(wrong("it holds a run already; `--resume` goes on with it".into()));
-    }
-    std::fs::create_dir_all(folder).map_err(|e| FileError::io("make", folder, e))?;
-    Ok(write(&path, text.as_bytes())?)
-}
-
-/// Makes the folders of all runs, so that a resume which would leave one of them out is found.
-fn claim(request: &RunRequest, variants: &[Variant], seeds: &[u32]) -> Result<(), RunError> {
-    let root = &request.folder;
-    if request.resume {
-        for variant in folders(root)? {
-            for run in folders(&root.join(&variant))? {
-                let Some(seed) = run.strip_prefix("seed-").and_then(|n| n.parse::<u32>().ok())
-                else {
-                    continue;
-                };
-                let known = variants.iter().any(|v| v.name == variant);
-                if !(known && seeds.contains(&seed)) {
-                    let reason = format!(
-                        "it was begun with run `{variant}`, seed {seed}, which would be left out now\n  \
-                         help: give --baseline and --seeds as before"
-                    );
-                    return Err(RunError::Folder { folder: root.clone(), reason });
-                }
+    check_recipe(source, folder)?;
+    for variant in folders(folder)? {
+        for run in folders(&folder.join(&variant))? {
+            let Some(seed) = run.strip_prefix("seed-").and_then(|n| n.parse::<u32>().ok()) else {
+                continue;
+            };
+            let known = variants.iter().any(|v| v.name == variant);
+            if !(known && seeds.contains(&seed)) {
+                return Err(wrong(format!(
+                    "it was begun with run `{variant}`, seed {seed}, which would be left out now\n  \
+                     help: give --baseline and --seeds as before"
+                )));
             }
-        }
-    }
-    for variant in variants {
-        for seed in seeds {
-            let folder = run_folder(root, variant, *seed);
-            std::fs::create_dir_all(&folder).map_err(|e| FileError::io("make", &folder, e))?;
         }
     }
     Ok(())
 }
 
+/// Checks that a run folder was begun with this recipe.
+pub(crate) fn check_recipe(source: &Source, folder: &Path) -> Result<(), RunError> {
+    let wrong = |reason: String| RunError::Folder { folder: folder.to_owned(), reason };
+    let before = Source::read(&folder.join(RECIPE), &[])
+        .map_err(|e| wrong(format!("it holds no run to resume: {}", e.message)))?;
+    match difference(&before.recipe, &source.recipe) {
+        None => Ok(()),
+        Some((key, before, now)) => Err(wrong(format!(
+            "the recipe changed since this run: `{key}` was {before} and is {now}"
+        ))),
+    }
+}
+
 /// Where a run's files lie.
-fn run_folder(root: &Path, variant: &Variant, seed: u32) -> PathBuf {
-    root.join(&variant.name).join(format!("seed-{seed}"))
+pub(crate) fn run_folder(root: &Path, variant: &str, seed: u32) -> PathBuf {
+    root.join(variant).join(format!("seed-{seed}"))
 }
 
 /// The names of the folders in a folder.
-fn folders(folder: &Path) -> Result<Vec<String>, FileError> {
+pub(crate) fn folders(folder: &Path) -> Result<Vec<String>, FileError> {
     let failed = |e| FileError::io("read", folder, e);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
@@ -412,6 +612,11 @@ fn folders(folder: &Path) -> Result<Vec<String>, FileError> {
     Ok(names)
 }
 
+/// The seeds of a recipe, counted up from its own.
+pub(crate) fn seeds(recipe: &Recipe, count: u32) -> Vec<u32> {
+    (0..count.max(1)).map(|i| recipe.seed.wrapping_add(i)).collect()
+}
+
 /// The first key that differs. What is only about saving may differ.
 fn difference(before: &Recipe, now: &Recipe) -> Option<(String, String, String)> {
     let table = |r: &Recipe| {
@@ -421,10 +626,7 @@ fn difference(before: &Recipe, now: &Recipe) -> Option<(String, String, String)>
     scrimp_train::checkpoint::first_difference(&table(before), &table(now))
 }
 
-fn read_weights(
-    path: &Path,
-    data_dir: Option<&Path>,
-) -> Result<(PathBuf, Vec<NamedTensor>), RunError> {
+fn read_weights(path: &Path, data_dir: Option<&Path>) -> Result<Weights, RunError> {
     let from_environment = std::env::var_os(data::FOLDER_VARIABLE).map(PathBuf::from);
     let folder = data_dir.map(Path::to_owned).or(from_environment);
     let inside = folder.map(|f| f.join(path)).filter(|p| p.exists());
@@ -449,19 +651,24 @@ struct OneRun<'a> {
     variant: &'a Variant,
     seed: u32,
     splits: &'a Splits,
-    weights: Option<&'a (PathBuf, Vec<NamedTensor>)>,
+    weights: Option<&'a Weights>,
 }
 
 impl OneRun<'_> {
     fn run(&self, id: &RunId, watch: &mut dyn Watch) -> Result<RunResult, RunError> {
         let RunRequest { source, device, resume, .. } = self.request;
         let recipe = &source.recipe;
-        let folder = run_folder(&self.request.folder, self.variant, self.seed);
-        let done = folder.join("result.json");
-        if *resume && done.exists() {
-            let result = read_json(&done)?;
+        let folder = run_folder(&self.request.folder, &self.variant.name, self.seed);
+        if *resume && let Some(result) = read_json(&folder.join(RESULT))? {
             watch.finished(id, &result, true);
             return Ok(result);
+        }
+        let failure = folder.join(FAILURE);
+        match std::fs::remove_file(&failure) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(FileError::io("remove", &failure, e).into());
+            }
+            _ => {}
         }
         let identity = serde_json::json!({
             "recipe": Recipe { compute: self.variant.compute, checkpoint_steps: None, variant: Vec::new(), quantize: Vec::new(), ..recipe.clone() },
@@ -486,10 +693,13 @@ impl OneRun<'_> {
             identity,
         };
         let train = models::find(&recipe.model).expect("the model was checked").train;
-        let metrics = self.request.folder.join("metrics.jsonl");
+        let metrics = self.request.folder.join(METRICS);
         let written = if *resume { written_metrics(&metrics)? } else { BTreeSet::new() };
         let mut observer = Relay { id, watch, metrics, written, error: None };
-        let outcome = train(&job, &mut observer).map_err(|problem| self.failed(problem))?;
+        let outcome = match train(&job, &mut observer) {
+            Ok(outcome) => outcome,
+            Err(problem) => return Err(self.failed(problem, &folder)?),
+        };
         if let Some(e) = observer.error {
             return Err(e.into());
         }
@@ -501,15 +711,18 @@ impl OneRun<'_> {
         Ok(result)
     }
 
-    fn failed(&self, problem: TrainError) -> RunError {
-        match problem {
-            TrainError::Checkpoint(CheckpointError::File(e)) => RunError::File(e),
-            problem => RunError::Train {
-                variant: self.variant.name.clone(),
-                seed: self.seed,
-                problem: Box::new(problem),
-            },
+    /// The error of a run. That training went wrong is a finding, and is written down.
+    fn failed(&self, problem: TrainError, folder: &Path) -> Result<RunError, RunError> {
+        let (variant, seed) = (self.variant.name.clone(), self.seed);
+        if matches!(problem, TrainError::Diverged { .. }) {
+            let reason = problem.to_string();
+            let failure = RunFailure { variant: variant.clone(), seed, reason };
+            write_json(&folder.join(FAILURE), &failure)?;
         }
+        Ok(match problem {
+            TrainError::Checkpoint(CheckpointError::File(e)) => RunError::File(e),
+            problem => RunError::Train { variant, seed, problem: Box::new(problem) },
+        })
     }
 
     /// Writes all files of a run that is done, the result last.
@@ -543,21 +756,9 @@ impl OneRun<'_> {
                     usize::try_from(row.bytes).unwrap_or(usize::MAX);
             }
         }
-        let roles: BTreeMap<Role, RoleSize> = Role::ALL
-            .into_iter()
-            .filter_map(|role| {
-                let Total { values, bytes } = outcome.plan.total(role);
-                let counted = stored.get(&role).or_else(|| outcome.state_bytes.get(&role));
-                let total = Total { values, bytes: counted.copied().unwrap_or(bytes) };
-                let size = RoleSize {
-                    values,
-                    bits: total.bits(),
-                    bytes: total.bytes,
-                    f32_bytes: 4 * values,
-                };
-                (values > 0).then_some((role, size))
-            })
-            .collect();
+        let mut counted = outcome.state_bytes.clone();
+        counted.extend(&stored);
+        let roles = role_sizes(&outcome.plan, &counted);
         let status = |role: Role| {
             let is =
                 |status| outcome.plan.tensors.iter().any(|t| t.role == role && t.status == status);
@@ -594,7 +795,7 @@ impl OneRun<'_> {
             replaced_values: replaced,
             roles,
         };
-        write_json(&folder.join("result.json"), &result)?;
+        write_json(&folder.join(RESULT), &result)?;
         Ok(result)
     }
 }
@@ -672,6 +873,32 @@ fn written_metrics(path: &Path) -> Result<BTreeSet<String>, FileError> {
     Ok(text[..whole].lines().map(str::to_owned).collect())
 }
 
+/// A line of the metrics: an epoch of a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Metric {
+    pub variant: String,
+    pub seed: u32,
+    pub epoch: EpochReport,
+}
+
+/// Every epoch that the runs of a folder have written down. A line that is not at its end is left out.
+pub(crate) fn read_metrics(folder: &Path) -> Result<Vec<Metric>, RunError> {
+    let path = folder.join(METRICS);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(FileError::io("read", &path, e).into()),
+    };
+    let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+    let metric = |line: &str| {
+        serde_json::from_str(line).map_err(|e| RunError::Folder {
+            folder: path.clone(),
+            reason: format!("it holds a line that no run wrote: {e}"),
+        })
+    };
+    whole.lines().map(metric).collect()
+}
+
 /// Passes a run's events on, and writes the metrics.
 struct Relay<'a> {
     id: &'a RunId,
@@ -693,9 +920,10 @@ impl Observer for Relay<'_> {
     }
 
     fn epoch(&mut self, report: &EpochReport) {
-        let line =
-            serde_json::json!({"variant": self.id.variant, "seed": self.id.seed, "epoch": report})
-                .to_string();
+        let metric =
+            Metric { variant: self.id.variant.clone(), seed: self.id.seed, epoch: report.clone() };
+        // It has no map whose keys are no strings, which is all that could fail.
+        let line = serde_json::to_string(&metric).unwrap_or_default();
         let append = || {
             let mut file =
                 std::fs::OpenOptions::new().create(true).append(true).open(&self.metrics)?;
@@ -714,22 +942,27 @@ impl Observer for Relay<'_> {
     }
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     scrimp_files::write_atomic(path, |w| {
         w.write_all(bytes).map_err(|e| FileError::io("write", path, e))
     })
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), RunError> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), RunError> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| RunError::Folder { folder: path.to_owned(), reason: e.to_string() })?;
     Ok(write(path, (text + "\n").as_bytes())?)
 }
 
-fn read_json(path: &Path) -> Result<RunResult, RunError> {
-    let text = std::fs::read_to_string(path).map_err(|e| FileError::io("read", path, e))?;
-    serde_json::from_str(&text).map_err(|e| RunError::Folder {
+/// What a file of a run holds, if it is there.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RunError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(FileError::io("read", path, e).into()),
+    };
+    serde_json::from_str(&text).map(Some).map_err(|e| RunError::Folder {
         folder: path.to_owned(),
-        reason: format!("it is no result of a run: {e}"),
+        reason: format!("it is not what a run writes: {e}"),
     })
 }

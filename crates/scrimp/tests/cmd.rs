@@ -18,6 +18,34 @@ fn tensor(name: &str, shape: &[usize], dtype: Dtype) -> Tensor {
     Tensor::from_f32(name, shape.to_vec(), dtype, &values).unwrap()
 }
 
+const RECIPE: &str = "\
+model = \"mlp\"
+data = \"digits\"
+epochs = 2
+
+[optimizer]
+name = \"sgd\"
+lr = 0.1
+";
+
+/// A sweep of that recipe.
+const SWEEP: &str = "\
+recipe = \"digits.toml\"
+seeds = 2
+
+[[axis]]
+key = \"optimizer.lr\"
+values = [0.1, 0.05]
+
+[[axis]]
+name = \"format\"
+[[axis.point]]
+name = \"none\"
+[[axis.point]]
+name = \"int8\"
+quantize = [{ layers = \"*\", w = \"int8/channel\", d = \"int8/stochastic\" }]
+";
+
 /// The files that the commands in `cmd/` read.
 fn write_fixtures(folder: &Path) {
     let count = Tensor::new("bn.count", vec![], Dtype::I64, 3752i64.to_le_bytes().into()).unwrap();
@@ -64,6 +92,12 @@ fn write_fixtures(folder: &Path) {
     ];
     let path = folder.join("mixed.safetensors");
     save(&path, &mixed, &std::collections::BTreeMap::default()).unwrap();
+
+    std::fs::write(folder.join("digits.toml"), RECIPE).unwrap();
+    std::fs::write(folder.join("formats.toml"), SWEEP).unwrap();
+    std::fs::write(folder.join("typo.toml"), SWEEP.replace("int8/channel", "int8/chanel")).unwrap();
+    let rule = SWEEP.replace("layers = \"*\"", "layers = \"fd*\"");
+    std::fs::write(folder.join("rule.toml"), rule).unwrap();
 }
 
 #[test]

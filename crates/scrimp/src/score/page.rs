@@ -1,20 +1,15 @@
 //! A survey as a page: one file of HTML, pictures included, that needs nothing else.
 
-use minijinja::Environment;
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
 use scrimp_codec::FAMILIES;
 use serde::Serialize;
 
-use super::picture::{self, HUES, Point, number};
+use super::picture::{self, Point};
 use super::{
     CLASSES, Distribution, Outcome, Score, Survey, TensorScores, Totals, family_of, front,
 };
-
-/// A page that could not be drawn. This is a defect of its template.
-#[derive(Debug, thiserror::Error)]
-#[error("the page of scores cannot be drawn")]
-pub struct PageError(#[from] minijinja::Error);
+pub use crate::page::PageError;
+use crate::page::{self, grouped};
+use crate::plot::{HUES, number};
 
 /// Rows that the tables of single tensors may have together; in larger surveys they hold the Pareto fronts alone.
 const MAX_ROWS: usize = 20_000;
@@ -27,18 +22,13 @@ const MAX_SYNTAX: usize = 28;
 /// # Errors
 /// [`PageError`], which is a defect.
 pub fn render(survey: &Survey) -> Result<String, PageError> {
-    // What ends in .html is escaped.
-    let mut templates = Environment::new();
-    templates.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    templates.add_template("page.html", include_str!("page.html"))?;
-    Ok(templates.get_template("page.html")?.render(Serde(Page::of(survey)))?)
+    page::render(include_str!("page.html"), &Page::of(survey))
 }
 
 /// All that the template puts in its places.
 #[derive(Serialize)]
 struct Page {
     title: String,
-    version: &'static str,
     files: Vec<String>,
     facts: String,
     legend: Vec<Hue>,
@@ -171,7 +161,6 @@ impl Page {
         let tensors = survey.tensors.iter().enumerate();
         Self {
             title: files.join(", "),
-            version: env!("CARGO_PKG_VERSION"),
             facts: format!(
                 "{} tensors · {} values · {} schemes",
                 grouped(survey.tensors.len() as u64),
@@ -412,19 +401,6 @@ fn percent(share: f64) -> String {
 /// A number that JSON and the page's script can take.
 fn sortable(value: f64) -> f64 {
     value.clamp(-1e300, 1e300)
-}
-
-/// A whole number with thousands separators.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use clap::Parser;
 mod allocator;
 mod commands;
 mod interrupt;
+mod live;
 mod output;
 mod sizes;
 mod tensors;

@@ -14,6 +14,7 @@ mod inspect;
 mod plan;
 mod schema;
 mod score;
+mod sweep;
 mod train;
 
 /// The colours of help texts, the same as those of errors.
@@ -57,6 +58,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Train),
+    Sweep(sweep::SweepCommand),
     Plan(plan::PlanCommand),
     Formats(formats::Formats),
     Encode(encode::Encode),
@@ -76,6 +78,7 @@ impl Cli {
         }
         match self.command {
             Command::Train(command) => command.run(ui),
+            Command::Sweep(command) => command.run(ui),
             Command::Plan(command) => command.run(ui),
             Command::Formats(command) => command.run(ui),
             Command::Encode(command) => command.run(ui),

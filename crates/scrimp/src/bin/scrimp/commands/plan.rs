@@ -35,9 +35,17 @@ pub struct RecipeArgs {
     #[arg(value_name = "RECIPE")]
     path: PathBuf,
 
+    #[command(flatten)]
+    pub changes: Changes,
+}
+
+/// What to change in a recipe, and where it is trained.
+#[derive(Args)]
+#[command(next_help_heading = "Recipe")]
+pub struct Changes {
     /// Set a key of the recipe; dots lead into tables: optimizer.lr=0.01, quantize.0.w=int4
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    settings: Vec<String>,
+    pub settings: Vec<String>,
 
     /// The device to train on
     #[arg(long, default_value = "flex", value_parser = clap::builder::PossibleValuesParser::new(scrimp::train::DEVICES))]
@@ -46,7 +54,7 @@ pub struct RecipeArgs {
 
 impl RecipeArgs {
     pub fn read(&self) -> anyhow::Result<Source> {
-        Ok(Source::read(&self.path, &self.settings)?)
+        Ok(Source::read(&self.path, &self.changes.settings)?)
     }
 }
 
@@ -57,7 +65,7 @@ impl PlanCommand {
         // All of them first: a table above an error would look like an answer.
         let plans = variants
             .iter()
-            .map(|v| Ok((v, source.plan(v, &self.recipe.device)?)))
+            .map(|v| Ok((v, source.plan(v, &self.recipe.changes.device)?)))
             .collect::<anyhow::Result<Vec<_>>>()?;
         for (i, (variant, plan)) in plans.iter().enumerate() {
             if self.json {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use scrimp::csv;
 use scrimp::score::{LeftOut, Outcome, Score, Survey, TensorScores};
 use scrimp_codec::Scheme;
 use serde::Serialize;
@@ -179,7 +180,7 @@ pub fn csv(survey: &Survey) -> anyhow::Result<String> {
     Ok(out)
 }
 
-/// A value as RFC 4180 has it: quoted where it holds a comma, a quote or the end of a line.
+/// A value as a cell of CSV.
 fn cell(value: &Value) -> String {
     let text = match value {
         Value::Null => String::new(),
@@ -187,11 +188,7 @@ fn cell(value: &Value) -> String {
         Value::Array(extents) => extents.iter().map(Value::to_string).collect::<Vec<_>>().join("x"),
         other => other.to_string(),
     };
-    if text.contains([',', '"', '\n', '\r']) {
-        format!("\"{}\"", text.replace('"', "\"\""))
-    } else {
-        text
-    }
+    csv::cell(&text)
 }
 
 #[cfg(test)]
