@@ -84,7 +84,7 @@ fn errors_point_at_the_place() {
       ┌─ bad.toml:3:1
     3 │ epoch = 1
       │ ^^^^^
-      help: did you mean `epochs`? There are seed, model, data, epochs, batch, validation, limit, weights, optimizer, schedule, clip_norm, label_smoothing, augment, compute, checkpoint_steps, quantize, variant
+      help: did you mean `epochs`? There are seed, model, data, epochs, batch, validation, limit, weights, optimizer, schedule, clip_norm, label_smoothing, augment, exchange, compute, checkpoint_steps, quantize, variant
     ");
     let scheme = refused(&rule(r#"w = "int4/groups:32""#));
     assert_snapshot!(scheme, @r#"
@@ -109,7 +109,7 @@ fn an_unknown_word_is_answered_with_the_nearest() {
     let of = |from: &str, to: &str| refused(&HEAD.replace(from, to));
     expect(&of("epochs", "epoch"), "3:1", &["unknown key `epoch`", "did you mean `epochs`?"]);
     expect(&of("lenet", "lennet"), "1:9", &["unknown model `lennet`", "did you mean `lenet`?"]);
-    expect(&of("lenet", "vgg"), "1:9", &["unknown model `vgg`", "models are mlp, lenet, resnet20"]);
+    expect(&of("lenet", "vgg"), "1:9", &["unknown model `vgg`", "models are mlp, lenet, resnet8"]);
     expect(&of("digits", "digit"), "2:8", &["`digit`", "did you mean `digits`?"]);
     expect(&of("digits", "imagenet"), "2:8", &["there are digits, mnist, fashion-mnist, cifar10"]);
     let nested = |text: &str| refused(&format!("{HEAD}{text}"));
@@ -332,7 +332,7 @@ fn the_json_of_a_plan_adds_up_to_its_totals() {
     let lines = planned(&recipe, &[]);
     let of = |kind: &str| lines.iter().filter(|l| l["type"] == kind).collect::<Vec<_>>();
     let (tensors, totals, products) = (of("tensor"), of("total"), of("products"));
-    assert_eq!((tensors.len(), totals.len(), products.len()), (50, 14, 5));
+    assert_eq!((tensors.len(), totals.len(), products.len()), (50, 16, 5));
     // int4 in groups along what is summed does not go with int8; the gradients are e5m2.
     let kinds = ["y", "dx", "dw"].map(|of| products[1]["products"][of]["kind"].clone());
     assert_eq!(kinds, ["f32", "f32", "bf16"]);
