@@ -189,7 +189,7 @@ pub enum PlanError {
         /// The layer.
         layer: String,
         /// What does not fit.
-        problem: ReductionError,
+        problem: Box<ReductionError>,
     },
     /// A master copy of parameters that are not rounded.
     #[error(
@@ -359,11 +359,7 @@ pub fn resolve(
         .enumerate()
         .map(|(i, rule)| matcher(i + 1, rule, sites))
         .collect::<Result<Vec<_>, _>>()?;
-
-    // Which keys claimed a tensor at all, and who claimed it last.
-    let mut claims: Vec<Vec<&str>> = vec![Vec::new(); rules.len()];
-    let mut stands = vec![false; rules.len()];
-    let mut overridden_by = vec![0; rules.len()];
+    let mut claims = Claims::new(rules.len());
     let (mut tensors, mut products) = (Vec::<PlannedTensor>::new(), Vec::new());
     for (i, site) in sites.iter().enumerate() {
         let first = tensors.len();
@@ -373,7 +369,6 @@ pub fn resolve(
             .filter(|(r, rule)| rule.takes(site.kind) && matchers[*r].matches(&site.path))
             .collect();
         for role in Role::ALL {
-            let Some(sample) = site.shape(role) else { continue };
             if role.moment().is_some_and(|moment| moment >= optimizer.moments()) {
                 continue;
             }
@@ -381,86 +376,25 @@ pub fn resolve(
             if role.is_sent() && (exchange.is_none() || site.shape(Role::Input).is_none()) {
                 continue;
             }
-            let mut winner = None;
-            for &(r, rule) in &matching {
-                if let Some((key, scheme)) = rule.scheme(role) {
-                    claims[r].push(key);
-                    if let Some((earlier, ..)) = winner.replace((r, key, scheme)) {
-                        let by: &mut usize = &mut overridden_by[earlier];
-                        *by = (*by).max(r);
-                    }
-                }
-            }
-            let shape: Vec<usize> =
-                if role.has_batch() { [&[batch], sample].concat() } else { sample.to_vec() };
-            let mut scheme = match exchange {
-                Some(exchange) if role.is_sent() => exchange.up().for_weight(&shape),
-                _ => Scheme::float32(),
-            };
-            if let Some((r, key, chosen)) = winner {
-                stands[r] = true;
-                scheme = if role.has_batch() {
-                    chosen.for_activation(site.channel_axis(shape.len()))
-                } else {
-                    chosen.for_weight(&shape)
-                };
-                scheme.check(&shape).map_err(|problem| PlanError::Shape {
-                    rule: r + 1,
-                    key,
-                    scheme: chosen.to_string(),
-                    role,
-                    layer: site.path.clone(),
-                    problem,
-                })?;
-            }
-            if let Some(exchange) = exchange.filter(|_| role.is_sent()) {
-                let reduction = exchange.reduction(batch, scheme.clone());
-                reduction.check(batch, &shape).map_err(|problem| PlanError::Exchange {
-                    role,
-                    layer: site.path.clone(),
-                    problem,
-                })?;
-            }
+            let winner = claims.winner(matching.iter().filter_map(|(r, rule)| {
+                let (key, scheme) = rule.scheme(role).filter(|_| site.shape(role).is_some())?;
+                Some((*r, key, scheme))
+            }));
+            let Some(mut tensor) = planned(site, role, winner, batch, exchange)? else { continue };
             // The first layer is fed by the data, which need no gradient.
-            let status = match role {
-                Role::InputGrad if i == 0 => Status::NotComputed,
-                _ if scheme.is_float32() => Status::Float,
-                _ if role.moment().is_some() => Status::Packed,
-                _ => Status::Emulated,
-            };
-            let is_rounded_parameter =
-                matches!(role, Role::Weight | Role::Bias) && status == Status::Emulated;
-            let values: usize = shape.iter().product();
-            // Where the bytes depend on the values, a plan can only promise the most.
-            let bytes = scheme.size(&shape).map_or(0, |size| size.most);
-            tensors.push(PlannedTensor {
-                layer: site.path.clone(),
-                kind: site.kind,
-                role,
-                shape,
-                scheme,
-                bytes,
-                bits: bytes as f64 * 8.0 / values.max(1) as f64,
-                rule: winner.map(|(r, ..)| r + 1),
-                status,
-                master: is_rounded_parameter.then_some(true),
-            });
-        }
-        let parameters = tensors[first..].iter_mut().filter_map(|t| t.master.as_mut());
-        let parameters: Vec<&mut bool> = parameters.collect();
-        let deciding = matching.iter().filter_map(|(r, rule)| Some((*r, rule.master?)));
-        if !parameters.is_empty() {
-            let mut winner = None;
-            for (r, kept) in deciding {
-                claims[r].push(MASTER);
-                if let Some((earlier, _)) = winner.replace((r, kept)) {
-                    let by: &mut usize = &mut overridden_by[earlier];
-                    *by = (*by).max(r);
-                }
+            if role == Role::InputGrad && i == 0 {
+                tensor.status = Status::NotComputed;
             }
-            if let Some((r, kept)) = winner {
-                stands[r] = true;
-                parameters.into_iter().for_each(|master| *master = kept);
+            tensors.push(tensor);
+        }
+        let own = &mut tensors[first..];
+        let parameters: Vec<&mut bool> = own.iter_mut().filter_map(|t| t.master.as_mut()).collect();
+        let deciding = matching.iter().filter_map(|(r, rule)| Some((*r, MASTER, rule.master?)));
+        if !parameters.is_empty()
+            && let Some((_, _, kept)) = claims.winner(deciding)
+        {
+            for master in parameters {
+                *master = kept;
             }
         }
         // A layer without a product, such as a table of embeddings, has no input of its own.
@@ -468,7 +402,6 @@ pub fn resolve(
             continue;
         }
         let float32 = Scheme::float32();
-        let own = &tensors[first..];
         let scheme = |role| own.iter().find(|t| t.role == role).map_or(&float32, |t| &t.scheme);
         let [x, w, dy] = [Role::Input, Role::Weight, Role::OutputGrad].map(scheme);
         let axes = 1 + site.shape(Role::Output).map_or(0, <[usize]>::len);
@@ -480,29 +413,140 @@ pub fn resolve(
             dw: chosen.weight_gradient,
         });
     }
-    for (r, rule) in rules.iter().enumerate() {
-        if let Some(key) = rule.keys().find(|k| !claims[r].contains(k) && *k != "default") {
-            let of_key = |role: &Role| role.key() == key;
-            let role = Role::ALL.into_iter().find(of_key);
-            if exchange.is_none() && (key == "a" || role.is_some_and(Role::is_sent)) {
-                return Err(PlanError::NoExchange { rule: r + 1, key });
-            }
-            return Err(match role.and_then(Role::moment) {
-                Some(moment) if moment >= optimizer.moments() => {
-                    PlanError::NoMoment { rule: r + 1, key, why: optimizer.keeps() }
-                }
-                _ => PlanError::NoTensor { rule: r + 1, key },
-            });
-        }
-        if rule.master.is_some() && !claims[r].contains(&MASTER) {
-            return Err(PlanError::NoMaster { rule: r + 1 });
-        }
-        if !stands[r] {
-            return Err(PlanError::Overridden { rule: r + 1, by: overridden_by[r] + 1 });
-        }
-    }
+    claims.check(rules, optimizer, exchange)?;
     let exchange = exchange.cloned();
     Ok(Plan { tensors, products, batch, exchange, untapped_parameters: 0 })
+}
+
+/// A tensor with the scheme of the rule that won it; `None` if the layer has none with this role.
+fn planned(
+    site: &Site,
+    role: Role,
+    winner: Option<(usize, &'static str, &Scheme)>,
+    batch: usize,
+    exchange: Option<&ExchangeConfig>,
+) -> Result<Option<PlannedTensor>, PlanError> {
+    let Some(sample) = site.shape(role) else { return Ok(None) };
+    let shape: Vec<usize> =
+        if role.has_batch() { [&[batch], sample].concat() } else { sample.to_vec() };
+    let mut scheme = match exchange {
+        Some(exchange) if role.is_sent() => exchange.up().for_weight(&shape),
+        _ => Scheme::float32(),
+    };
+    if let Some((r, key, chosen)) = winner {
+        scheme = if role.has_batch() {
+            chosen.for_activation(site.channel_axis(shape.len()))
+        } else {
+            chosen.for_weight(&shape)
+        };
+        scheme.check(&shape).map_err(|problem| PlanError::Shape {
+            rule: r + 1,
+            key,
+            scheme: chosen.to_string(),
+            role,
+            layer: site.path.clone(),
+            problem,
+        })?;
+    }
+    if let Some(exchange) = exchange.filter(|_| role.is_sent()) {
+        let reduction = exchange.reduction(batch, scheme.clone());
+        reduction.check(batch, &shape).map_err(|problem| PlanError::Exchange {
+            role,
+            layer: site.path.clone(),
+            problem: Box::new(problem),
+        })?;
+    }
+    let status = match role {
+        _ if scheme.is_float32() => Status::Float,
+        _ if role.moment().is_some() => Status::Packed,
+        _ => Status::Emulated,
+    };
+    let is_rounded_parameter =
+        matches!(role, Role::Weight | Role::Bias) && status == Status::Emulated;
+    let values: usize = shape.iter().product();
+    // Where the bytes depend on the values, a plan can only promise the most.
+    let bytes = scheme.size(&shape).map_or(0, |size| size.most);
+    Ok(Some(PlannedTensor {
+        layer: site.path.clone(),
+        kind: site.kind,
+        role,
+        shape,
+        scheme,
+        bytes,
+        bits: bytes as f64 * 8.0 / values.max(1) as f64,
+        rule: winner.map(|(r, ..)| r + 1),
+        status,
+        master: is_rounded_parameter.then_some(true),
+    }))
+}
+
+/// Which rules have an effect.
+struct Claims {
+    /// Of each rule the keys that claimed something.
+    keys: Vec<Vec<&'static str>>,
+    /// Whether a rule won something.
+    stands: Vec<bool>,
+    /// Which rule took the last thing from each.
+    overridden_by: Vec<usize>,
+}
+
+impl Claims {
+    fn new(rules: usize) -> Self {
+        Self {
+            keys: vec![Vec::new(); rules],
+            stands: vec![false; rules],
+            overridden_by: vec![0; rules],
+        }
+    }
+
+    /// The last of several claims to one thing: the rule, its key, and what it says.
+    fn winner<T>(
+        &mut self,
+        claims: impl Iterator<Item = (usize, &'static str, T)>,
+    ) -> Option<(usize, &'static str, T)> {
+        let mut winner = None;
+        for (r, key, said) in claims {
+            self.keys[r].push(key);
+            if let Some((earlier, ..)) = winner.replace((r, key, said)) {
+                let by: &mut usize = &mut self.overridden_by[earlier];
+                *by = (*by).max(r);
+            }
+        }
+        if let Some((r, ..)) = winner {
+            self.stands[r] = true;
+        }
+        winner
+    }
+
+    /// Fails if a rule, or a key of one, has no effect.
+    fn check(
+        &self,
+        rules: &[Rule],
+        optimizer: &OptimizerConfig,
+        exchange: Option<&ExchangeConfig>,
+    ) -> Result<(), PlanError> {
+        for (r, rule) in rules.iter().enumerate() {
+            if let Some(key) = rule.keys().find(|k| !self.keys[r].contains(k) && *k != "default") {
+                let role = Role::ALL.into_iter().find(|role| role.key() == key);
+                if exchange.is_none() && (key == "a" || role.is_some_and(Role::is_sent)) {
+                    return Err(PlanError::NoExchange { rule: r + 1, key });
+                }
+                return Err(match role.and_then(Role::moment) {
+                    Some(moment) if moment >= optimizer.moments() => {
+                        PlanError::NoMoment { rule: r + 1, key, why: optimizer.keeps() }
+                    }
+                    _ => PlanError::NoTensor { rule: r + 1, key },
+                });
+            }
+            if rule.master.is_some() && !self.keys[r].contains(&MASTER) {
+                return Err(PlanError::NoMaster { rule: r + 1 });
+            }
+            if !self.stands[r] {
+                return Err(PlanError::Overridden { rule: r + 1, by: self.overridden_by[r] + 1 });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What stands for the key `master` among those that claimed something.

@@ -748,8 +748,8 @@ fn what_schemes_remember_of_gradients_survives_a_resume() {
     }
 }
 
-fn exchange(json: serde_json::Value) -> Option<ExchangeConfig> {
-    Some(serde_json::from_value(json).unwrap())
+fn exchange(json: serde_json::Value) -> ExchangeConfig {
+    serde_json::from_value(json).unwrap()
 }
 
 #[test]
@@ -762,7 +762,7 @@ fn what_workers_remember_survives_a_resume() {
         serde_json::json!({"levels": [{"count": 2}, {"count": 2, "scheme": "int8"}, {"count": 3, "scheme": "int3/stochastic"}]}),
     ] {
         let mut job = job(&splits, Vec::new());
-        job.plan.exchange = exchange(config.clone());
+        job.plan.exchange = Some(exchange(config.clone()));
         let whole = train(&job, u64::MAX).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let save = |resume| CheckpointJob {
@@ -838,7 +838,7 @@ fn an_exchange_that_does_not_fit_is_an_error() {
     let splits = splits();
     let refused = |config: serde_json::Value, rules: Vec<Rule>| {
         let mut job = job(&splits, rules);
-        job.plan.exchange = (!config.is_null()).then(|| exchange(config).unwrap());
+        job.plan.exchange = (!config.is_null()).then(|| exchange(config));
         train(&job, u64::MAX).unwrap_err().to_string()
     };
     let none = refused(serde_json::Value::Null, vec![rule("fc1", &[("aw", "int8")])]);

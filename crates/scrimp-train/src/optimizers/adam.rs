@@ -59,12 +59,10 @@ impl Adam {
         decoupled: bool,
         w: &mut [f32],
         g: &[f32],
-        [m, v]: [&mut [f32]; 2],
-        v_max: Option<&mut [f32]>,
+        moments: optim::Moments,
     ) {
         let Self { beta1, beta2, epsilon, weight_decay, .. } = *self;
         let options = optim::Adam { lr, beta1, beta2, epsilon, weight_decay, decoupled };
-        let moments = optim::Moments { m, v, v_max };
         optim::adam(&options, step, w, g, moments).expect("a gradient is as long as its parameter");
     }
 }

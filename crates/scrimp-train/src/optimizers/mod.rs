@@ -12,6 +12,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
+use scrimp_kernels::optim::Moments;
 use serde::{Deserialize, Serialize};
 
 use crate::engine;
@@ -86,11 +87,12 @@ impl OptimizerConfig {
             Self::Adam(o) => (o, false),
             Self::Adamw(o) => (o, true),
         };
-        match moments {
-            [m, v] => adam.update(lr, step, decoupled, w, g, [m, v], None),
-            [m, v, v_max] => adam.update(lr, step, decoupled, w, g, [m, v], Some(v_max)),
+        let moments = match moments {
+            [m, v] => Moments { m, v, v_max: None },
+            [m, v, v_max] => Moments { m, v, v_max: Some(v_max) },
             _ => unreachable!("an Adam has two moments or three"),
-        }
+        };
+        adam.update(lr, step, decoupled, w, g, moments);
     }
 
     /// How many moments of a parameter are kept: the first so many of momentum, second moment, and its largest so far.
