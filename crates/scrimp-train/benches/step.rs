@@ -7,7 +7,7 @@
 use scrimp_train::compute::Compute;
 use scrimp_train::models;
 use scrimp_train::optimizers::OptimizerConfig;
-use scrimp_train::plan::PlanRequest;
+use scrimp_train::plan::{PlanRequest, Saved};
 use scrimp_train::rules::Rule;
 use scrimp_train::stepper::{StepJob, Stepper};
 use scrimp_train::tap::Arithmetic;
@@ -50,6 +50,7 @@ fn job(image: [usize; 3], schemes: Option<[&str; 2]>) -> StepJob {
         compute: Compute::Auto,
         optimizer: OptimizerConfig::default(),
         exchange: None,
+        saved: Saved::default(),
     };
     StepJob { plan, arithmetic: Arithmetic::Kernels }
 }

@@ -5,10 +5,11 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
+use schemars::JsonSchema;
 use scrimp_codec::{Scheme, ShapeError};
 use scrimp_exchange::{Reducer, ReductionError};
 use scrimp_kernels::Kind;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::compute::{Choice, Compute, Products};
 use crate::engine;
@@ -39,6 +40,20 @@ pub struct PlanRequest {
     pub optimizer: OptimizerConfig,
     /// How gradients are summed over the batch, if not at once.
     pub exchange: Option<ExchangeConfig>,
+    /// What is kept of rounded tensors for the way back.
+    pub saved: Saved,
+}
+
+/// What layers keep of rounded tensors for the way back. Both give the same bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Saved {
+    /// What costs no time: the bytes of factors that are multiplied as integers, bf16 of those that it holds, f32 of
+    /// others.
+    #[default]
+    Fast,
+    /// The bytes of their schemes, which are decoded on the way back.
+    Packed,
 }
 
 /// How a tensor of a plan is held.
@@ -107,6 +122,8 @@ pub struct Plan {
     /// How gradients are summed over the batch, if not at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exchange: Option<ExchangeConfig>,
+    /// What is kept of rounded tensors for the way back.
+    pub saved: Saved,
     /// Values of parameters and buffers that no rule can speak of, such as running averages.
     pub untapped_parameters: usize,
 }
@@ -299,9 +316,10 @@ pub(crate) fn plan_network<N: Network>(
 ) -> Result<Plan, PlanError> {
     let scope = Scope::root(0);
     let (net, _) = build(blueprint, request, &scope)?;
-    let PlanRequest { rules, batch, compute, optimizer, exchange, .. } = request;
+    let PlanRequest { rules, batch, compute, optimizer, exchange, saved, .. } = request;
     let plan = resolve(&scope.sites(), rules, *batch, *compute, optimizer, exchange.as_ref())?;
-    Ok(Plan { untapped_parameters: untapped(net.num_params(), &scope), ..plan })
+    let untapped_parameters = untapped(net.num_params(), &scope);
+    Ok(Plan { untapped_parameters, saved: *saved, ..plan })
 }
 
 /// Builds the network and lets one empty image through it, so that its layers know their shapes.
@@ -373,7 +391,7 @@ pub fn resolve(
                 continue;
             }
             // Only layers with a product sum over the batch by a kernel of their own.
-            if role.is_sent() && (exchange.is_none() || site.shape(Role::Input).is_none()) {
+            if role.is_sent() && (exchange.is_none() || !site.has_product()) {
                 continue;
             }
             let winner = claims.winner(matching.iter().filter_map(|(r, rule)| {
@@ -397,8 +415,7 @@ pub fn resolve(
                 *master = kept;
             }
         }
-        // A layer without a product, such as a table of embeddings, has no input of its own.
-        if site.shape(Role::Input).is_none() {
+        if !site.has_product() {
             continue;
         }
         let float32 = Scheme::float32();
@@ -415,7 +432,7 @@ pub fn resolve(
     }
     claims.check(rules, optimizer, exchange)?;
     let exchange = exchange.cloned();
-    Ok(Plan { tensors, products, batch, exchange, untapped_parameters: 0 })
+    Ok(Plan { tensors, products, batch, exchange, saved: Saved::default(), untapped_parameters: 0 })
 }
 
 /// A tensor with the scheme of the rule that won it; `None` if the layer has none with this role.
@@ -625,7 +642,7 @@ impl Plan {
                 .filter(|t| t.layer == site.path && t.role.moment().is_none() && !t.role.is_sent());
             let point = |t: &PlannedTensor| {
                 let name = format!("{}.{}", t.layer, t.role);
-                (t.role, Arc::new(Point::of_role(name, t.role, &t.scheme, session)))
+                (t.role, Arc::new(Point::of_role(name, t.role, &t.scheme, self.saved, session)))
             };
             let unplanned = Choice { kind: Kind::F32, why: "" };
             let products = self.products.iter().find(|p| p.layer == site.path);
@@ -722,6 +739,7 @@ mod tests {
             compute: Compute::Auto,
             optimizer: OptimizerConfig::default(),
             exchange: None,
+            saved: Saved::default(),
         };
         (crate::models::find("lenet").unwrap().plan)(&request)
     }
@@ -801,6 +819,7 @@ mod tests {
             compute: Compute::Auto,
             optimizer: OptimizerConfig::default(),
             exchange: None,
+            saved: Saved::default(),
         };
         let plan = (crate::models::find("lenet").unwrap().plan)(&request).unwrap();
         for product in &plan.products {
@@ -819,6 +838,7 @@ mod tests {
             compute: Compute::Auto,
             optimizer: OptimizerConfig::default(),
             exchange: None,
+            saved: Saved::default(),
         };
         let error = (crate::models::find("resnet20").unwrap().plan)(&request).unwrap_err();
         assert_eq!(error, PlanError::NoTensor { rule: 1, key: "b" });

@@ -148,8 +148,9 @@ fn steps<N: Module + 'static, X: 'static>(
     let plain = engine::device(&job.plan.device)?;
     let shapes = Scope::root(0).with(job.arithmetic);
     forward(&build(&shapes, &plain), &batch(&plain));
-    let plan =
+    let mut plan =
         plan::resolve(&shapes.sites(), rules, images, *compute, optimizer, exchange.as_ref())?;
+    plan.saved = job.plan.saved;
     let device = plain.autodiff();
     let scope = Scope::root(0).with(job.arithmetic);
     let net = build(&scope, &device);

@@ -15,8 +15,9 @@ use scrimp_codec::{DecodeError, EncodeError, Memory, Scheme, Stream, Tally};
 use crate::compute::Products;
 use crate::engine::{self, PointRef};
 use crate::exchange::Exchange;
-use crate::ops::{self, Geometry, Product};
+use crate::ops::{self, Geometry, NormPoints, Product};
 use crate::params::NamedTensor;
+use crate::plan::Saved;
 use crate::role::Role;
 use crate::stepper::Clock;
 
@@ -201,6 +202,8 @@ pub struct Point {
     remembers: bool,
     /// Whether the scheme's values fit bf16 as they are, which takes a look at all codes to say.
     short: bool,
+    /// Whether the way back keeps bytes of the tensor.
+    packs: bool,
 }
 
 impl Point {
@@ -209,7 +212,15 @@ impl Point {
         let stream = Stream::named(session.seed, &name);
         let scheme = scheme.filter(|s| !s.is_float32());
         let short = scheme.as_ref().is_some_and(|s| s.factors().short);
-        Self { name, scheme, stream, session: Arc::clone(session), remembers: false, short }
+        Self {
+            name,
+            scheme,
+            stream,
+            session: Arc::clone(session),
+            remembers: false,
+            short,
+            packs: false,
+        }
     }
 
     /// The point of a tensor with this role. A scheme with a memory goes by it for gradients, which come once in a
@@ -219,10 +230,11 @@ impl Point {
         name: String,
         role: Role,
         scheme: &Scheme,
+        saved: Saved,
         session: &Arc<Session>,
     ) -> Self {
         let point = Self::new(name, Some(scheme.clone()), session);
-        Self { remembers: role.is_gradient(), ..point }
+        Self { remembers: role.is_gradient(), packs: saved == Saved::Packed, ..point }
     }
 
     /// Whether [`apply`](Self::apply) would do anything now.
@@ -275,10 +287,20 @@ impl Point {
     /// The values that bytes of [`encode`](Self::encode) hold.
     pub(crate) fn decode(&self, bytes: &[u8], shape: &[usize]) -> Vec<f32> {
         let mut x = vec![0.0; shape.iter().product()];
-        if let Some(scheme) = &self.scheme {
-            self.report_decoding(scheme.decode(bytes, shape, &mut x));
-        }
+        self.decode_into(bytes, shape, &mut x);
         x
+    }
+
+    /// Writes the values that bytes of [`encode`](Self::encode) hold.
+    pub(crate) fn decode_into(&self, bytes: &[u8], shape: &[usize], x: &mut [f32]) {
+        if let Some(scheme) = &self.scheme {
+            self.report_decoding(scheme.decode(bytes, shape, x));
+        }
+    }
+
+    /// Whether what is kept of the tensor for the way back is its bytes.
+    pub(crate) fn packs(&self) -> bool {
+        self.packs && self.scheme.is_some()
     }
 
     /// The integers in bytes of [`encode`](Self::encode), where the scheme has integers.
@@ -383,6 +405,11 @@ impl Site {
             // The batch is divided, for a linear layer with all positions, and its parts are added in more bits.
             weight_gradient: if rest.len() > 1 { positions } else { 1 },
         }
+    }
+
+    /// Whether the layer multiplies its input with its weight.
+    pub fn has_product(&self) -> bool {
+        matches!(self.kind, "conv2d" | "linear") && self.input.get().is_some()
     }
 
     /// The axis of the channels of an activation with so many axes.
@@ -560,6 +587,19 @@ impl Tap {
             site: Arc::clone(&self.site),
         };
         ops::product(x, w, b, layer)
+    }
+
+    /// The norm of a batch, of which one op makes everything, with its tensors rounded.
+    pub(crate) fn norm(&self, x: &Tensor<4>) -> NormPoints {
+        self.see_input(x.dims());
+        self.see_output(x.dims());
+        let point = |role| self.site.point(role).cloned();
+        NormPoints {
+            x: point(Role::Input),
+            y: point(Role::Output),
+            dy: point(Role::OutputGrad),
+            dx: point(Role::InputGrad),
+        }
     }
 
     /// Taps what comes in, and on the way back its gradient. Shape `[batch, ...]`.

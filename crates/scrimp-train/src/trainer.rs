@@ -229,6 +229,7 @@ pub(crate) fn train<N: Network>(
     let PlanRequest { rules, batch, compute, optimizer, exchange, .. } = &job.plan;
     let mut plan =
         plan::resolve(&shapes.sites(), rules, *batch, *compute, optimizer, exchange.as_ref())?;
+    plan.saved = job.plan.saved;
     plan.untapped_parameters = plan::untapped(net.num_params(), &shapes);
     drop(net);
 

@@ -18,7 +18,7 @@ use scrimp_train::gradients::GradientTaps;
 use scrimp_train::layers::{BatchNorm, LayerNorm, Linear};
 use scrimp_train::optimizers::{Content, Optimizer, OptimizerConfig, SavedMoment, Schedule};
 use scrimp_train::params;
-use scrimp_train::plan::{Plan, PlanError, PlanRequest, Status, resolve};
+use scrimp_train::plan::{Plan, PlanError, PlanRequest, Saved, Status, resolve};
 use scrimp_train::rules::Rule;
 use scrimp_train::tap::{Scope, Session};
 use scrimp_train::trainer::{CheckpointJob, Observer, Outcome, StepReport, TrainError, TrainJob};
@@ -472,6 +472,7 @@ fn plan(
         compute: Compute::Auto,
         optimizer: optimizer(config),
         exchange: None,
+        saved: Saved::default(),
     };
     (models::find(model).unwrap().plan)(&request)
 }
@@ -511,10 +512,8 @@ fn kinds_say_which_layers_a_rule_speaks_of() {
     ));
     let hidden = error(json!({"layers": "bn1", "w": "int8"}), "sgd");
     assert!(hidden.help().unwrap().contains("say kinds = \"batch_norm\""), "{:?}", hidden.help());
-    assert_eq!(
-        error(json!({"layers": "*", "kinds": "batch_norm", "x": "int8"}), "sgd"),
-        PlanError::NoTensor { rule: 1, key: "x" }
-    );
+    let maps = resnet(json!({"layers": "*", "kinds": "batch_norm", "x": "int8"}), "sgd").unwrap();
+    assert_eq!(count(&maps, Role::Input, Status::Emulated), 19);
 }
 
 #[test]
@@ -565,6 +564,7 @@ fn job(splits: &Splits, rules: Vec<Rule>, optimizer: OptimizerConfig) -> TrainJo
             compute: Compute::Auto,
             optimizer,
             exchange: None,
+            saved: Saved::default(),
         },
         splits,
         seed: 1,

@@ -21,9 +21,9 @@ use scrimp_train::loss::cross_entropy;
 use scrimp_train::models;
 use scrimp_train::optimizers::{Optimizer, OptimizerConfig, Schedule};
 use scrimp_train::params::{self, NamedTensor};
-use scrimp_train::plan::{Plan, PlanError, PlanRequest, resolve};
+use scrimp_train::plan::{Plan, PlanError, PlanRequest, Saved, resolve};
 use scrimp_train::reparameterize::round_weights;
-use scrimp_train::rules::Rule;
+use scrimp_train::rules::{Kinds, Rule};
 use scrimp_train::tap::{Arithmetic, Scope, Session};
 use scrimp_train::trainer::{CheckpointJob, Observer, Outcome, TrainError, TrainJob};
 
@@ -651,6 +651,7 @@ fn job(splits: &Splits, rules: Vec<Rule>) -> TrainJob<'_> {
             compute: Compute::Auto,
             optimizer: OptimizerConfig::default(),
             exchange: None,
+            saved: Saved::default(),
         },
         splits,
         seed: 1,
@@ -744,6 +745,41 @@ fn what_schemes_remember_of_gradients_survives_a_resume() {
         let rest = train(&TrainJob { checkpoint: Some(save(true)), ..job.clone() }, u64::MAX);
         for (one, other) in rest.unwrap().model.iter().zip(&whole.model) {
             assert_eq!(bits(&one.values), bits(&other.values), "{dw} {dy} {}", one.name);
+        }
+    }
+}
+
+/// What is kept for the way back is the bytes of the values that were computed with, for every layer that keeps some.
+#[test]
+fn packed_activations_train_the_same_network() {
+    let splits = splits();
+    for scheme in
+        ["smaq:6,8", "int8", "int4/channel", "mxfp4", "e4m3fn", "bf16", "s2fp8", "int8/rans"]
+    {
+        for compute in [Compute::Auto, Compute::Emulate] {
+            let mut all = rule("*", &[("default", scheme), ("d", "e5m2/stochastic")]);
+            let bias = rule("linear", &[("b", "f32")]);
+            all.kinds = Some(Kinds::Kind("all".into()));
+            let one_dimensional =
+                |keys| Rule { kinds: Some(Kinds::Kind("batch_norm".into())), ..rule("*", keys) };
+            let norms = one_dimensional(&[("w", "f32"), ("b", "f32")]);
+            let mut job = job(&splits, vec![all, bias, norms]);
+            job.plan.compute = compute;
+            let train = models::find("resnet8").unwrap().train;
+            let [fast, packed] = [Saved::Fast, Saved::Packed].map(|saved| {
+                job.plan.saved = saved;
+                train(&job, &mut StopAfter { steps: u64::MAX, seen: AtomicU64::new(0) })
+                    .unwrap()
+                    .model
+            });
+            for (one, other) in fast.iter().zip(&packed) {
+                assert_eq!(
+                    bits(&one.values),
+                    bits(&other.values),
+                    "{scheme} {compute:?} {}",
+                    one.name
+                );
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use scrimp_train::data::{self, Augment};
 use scrimp_train::exchange::ExchangeConfig;
 use scrimp_train::models;
 use scrimp_train::optimizers::{OptimizerConfig, Schedule};
-use scrimp_train::plan::{Plan, PlanError, PlanRequest};
+use scrimp_train::plan::{Plan, PlanError, PlanRequest, Saved};
 use scrimp_train::rules::Rule;
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +65,10 @@ pub struct Recipe {
     /// bf16 where it holds both exactly, and f32 elsewhere; `emulate` is always f32, on the rounded values.
     #[serde(default)]
     pub compute: Compute,
+    /// What layers keep of rounded tensors for the way back: `fast` keeps what costs no time, `packed` the bytes of their
+    /// schemes. Both give the same bits.
+    #[serde(default)]
+    pub saved: Saved,
     /// Save a checkpoint after so many steps, besides the end of every epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_steps: Option<u64>,
@@ -97,6 +101,9 @@ pub struct VariantConfig {
     /// In what its products are computed, if not as the recipe says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute: Option<Compute>,
+    /// What its layers keep for the way back, if not as the recipe says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<Saved>,
     /// Rules after those of the recipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quantize: Vec<Rule>,
@@ -136,6 +143,8 @@ pub struct Variant {
     pub rules: Vec<Rule>,
     /// In what its products are computed.
     pub compute: Compute,
+    /// What its layers keep for the way back.
+    pub saved: Saved,
     /// Where its own rules begin, and which variant of the recipe it is.
     own: Option<(usize, usize)>,
 }
@@ -320,20 +329,21 @@ impl Recipe {
     pub fn variants(&self, baseline: bool) -> Vec<Variant> {
         let mut all: Vec<Variant> = if self.variant.is_empty() {
             let name = if self.quantize.is_empty() { BASELINE } else { "quantized" };
-            let (rules, compute) = (self.quantize.clone(), self.compute);
-            vec![Variant { name: name.into(), rules, compute, own: None }]
+            let Self { quantize: rules, compute, saved, .. } = self.clone();
+            vec![Variant { name: name.into(), rules, compute, saved, own: None }]
         } else {
             let named = |(i, v): (usize, &VariantConfig)| Variant {
                 name: v.name.clone(),
                 rules: [self.quantize.as_slice(), &v.quantize].concat(),
                 compute: v.compute.unwrap_or(self.compute),
+                saved: v.saved.unwrap_or(self.saved),
                 own: Some((self.quantize.len(), i)),
             };
             self.variant.iter().enumerate().map(named).collect()
         };
         if baseline && !all.iter().any(|v| v.rules.is_empty()) {
-            let (name, compute) = (BASELINE.into(), self.compute);
-            all.insert(0, Variant { name, rules: Vec::new(), compute, own: None });
+            let (name, compute, saved) = (BASELINE.into(), self.compute, self.saved);
+            all.insert(0, Variant { name, rules: Vec::new(), compute, saved, own: None });
         }
         all
     }
@@ -368,6 +378,7 @@ impl Variant {
             compute: self.compute,
             optimizer: recipe.optimizer.clone(),
             exchange: recipe.exchange.clone(),
+            saved: self.saved,
         }
     }
 }

@@ -27,7 +27,7 @@ use scrimp_train::checkpoint::CheckpointError;
 use scrimp_train::data::{self, DataError, DataRequest, Splits};
 use scrimp_train::models;
 use scrimp_train::params::NamedTensor;
-use scrimp_train::plan::{Plan, Status, Total};
+use scrimp_train::plan::{Plan, Saved, Status, Total};
 use scrimp_train::trainer::{
     CheckpointJob, EpochReport, Observer, Outcome, Score, StepReport, TrainError, TrainJob,
 };
@@ -620,7 +620,7 @@ pub(crate) fn seeds(recipe: &Recipe, count: u32) -> Vec<u32> {
 /// The first key that differs. What is only about saving may differ.
 fn difference(before: &Recipe, now: &Recipe) -> Option<(String, String, String)> {
     let table = |r: &Recipe| {
-        let r = Recipe { checkpoint_steps: None, ..r.clone() };
+        let r = Recipe { checkpoint_steps: None, saved: Saved::default(), ..r.clone() };
         serde_json::to_value(r).unwrap_or_default()
     };
     scrimp_train::checkpoint::first_difference(&table(before), &table(now))
@@ -671,7 +671,7 @@ impl OneRun<'_> {
             _ => {}
         }
         let identity = serde_json::json!({
-            "recipe": Recipe { compute: self.variant.compute, checkpoint_steps: None, variant: Vec::new(), quantize: Vec::new(), ..recipe.clone() },
+            "recipe": Recipe { compute: self.variant.compute, saved: Saved::default(), checkpoint_steps: None, variant: Vec::new(), quantize: Vec::new(), ..recipe.clone() },
             "rules": self.variant.rules,
             "seed": self.seed,
         });

@@ -8,7 +8,8 @@ use crate::ops;
 use crate::tap::{Arithmetic, Scope, Tap};
 
 /// Normalizes each channel by its mean and variance over a batch, then scales and shifts it; when the network is
-/// evaluated, by running averages. Scale and shift are tapped.
+/// evaluated, by running averages. All eight tensors are tapped; the output is what leaves the layer, after the residual and
+/// the `ReLU`.
 ///
 /// # Shapes
 /// - all parameters and averages: `[channels]`
@@ -65,13 +66,14 @@ impl BatchNorm {
     fn normalize(&self, x: Tensor<4>, relu: bool, residual: Option<Tensor<4>>) -> Tensor<4> {
         let training = x.device().is_autodiff();
         if self.tap.arithmetic() == Arithmetic::Engine {
-            let y = self.with_engine(x, training);
+            let y = self.with_engine(self.tap.input(x), training);
             let y = residual.map_or_else(|| y.clone(), |residual| y.clone() + residual);
-            return if relu { activation::relu(y) } else { y };
+            return self.tap.output(if relu { activation::relu(y) } else { y });
         }
         let averages = (!training).then(|| [self.running_mean.value(), self.running_var.value()]);
         let parameters = self.parameters();
-        let (y, batch) = ops::batch_norm(x, parameters, residual, relu, EPSILON, averages);
+        let (y, batch) =
+            ops::batch_norm(self.tap.norm(&x), x, parameters, residual, relu, EPSILON, averages);
         if let Some([mean, var]) = batch {
             self.follow(mean, var);
         }

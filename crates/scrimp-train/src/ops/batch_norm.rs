@@ -7,12 +7,23 @@ use burn::tensor::{Tensor, TensorData};
 use scrimp_kernels::Gate;
 use scrimp_kernels::batch_norm::{self, Gradients, Statistics};
 
+use super::held::{Held, hold, hold_packed};
 use super::{Function, Values, apply, contiguous, done, room, slice, tensor};
-use crate::engine::values_of;
+use crate::engine::{PointRef, values_of};
+
+/// What the tensors of a norm are rounded to. Its output is what leaves the op, after the residual and the `ReLU`.
+#[derive(Debug, Default)]
+pub(crate) struct NormPoints {
+    pub x: Option<PointRef>,
+    pub y: Option<PointRef>,
+    pub dy: Option<PointRef>,
+    pub dx: Option<PointRef>,
+}
 
 /// A norm, and what follows it.
 #[derive(Debug)]
 pub(crate) struct Norm {
+    points: NormPoints,
     epsilon: f32,
     relu: bool,
     has_residual: bool,
@@ -25,7 +36,8 @@ pub(crate) struct Norm {
 /// What the way back needs. Where the output was not zero is one bit for each value.
 #[derive(Debug)]
 pub(crate) struct Saved {
-    x: Values,
+    x: Held,
+    shape: Vec<usize>,
     gamma: Values,
     mean: Vec<f32>,
     rstd: Vec<f32>,
@@ -49,8 +61,11 @@ impl Function<4> for Norm {
         keep: bool,
     ) -> (Values, Option<Saved>) {
         let residual = self.has_residual.then(|| contiguous(residual));
-        let [x, gamma, beta] = [x, gamma, beta].map(contiguous);
         let shape = x.shape().as_slice().to_vec();
+        let point = self.points.x.as_ref();
+        let (x, packed) =
+            if keep { hold_packed(x, point, &[]) } else { (hold(x, point, &[]), None) };
+        let [gamma, beta] = [gamma, beta].map(contiguous);
         let mut y = room(&shape);
         let mut bits = (keep && self.relu).then(|| vec![0u32; y.len().div_ceil(WORD)]);
         let after = batch_norm::After {
@@ -58,7 +73,8 @@ impl Function<4> for Norm {
             relu: self.relu,
             bits: bits.as_deref_mut(),
         };
-        let (values, scale, shift) = (slice(&x), slice(&gamma), slice(&beta));
+        let (x_values, scale, shift) = (x.values(), slice(&gamma), slice(&beta));
+        let values = &*x_values;
         let (mean, rstd) = if let Some([mean, var]) = &self.averages {
             batch_norm::infer(values, [mean, var], scale, shift, self.epsilon, after, &mut y)
                 .expect(CHECKED);
@@ -74,21 +90,24 @@ impl Function<4> for Norm {
         if let Some(residual) = residual {
             done(residual);
         }
+        drop(x_values);
+        round(self.points.y.as_ref(), &mut y, &shape);
         if keep {
-            return (tensor(y, &shape), Some(Saved { x, gamma, mean, rstd, bits }));
+            let x = x.or_packed(packed);
+            let saved = Saved { x, shape: shape.clone(), gamma, mean, rstd, bits };
+            return (tensor(y, &shape), Some(saved));
         }
-        done(x);
+        x.done();
         (tensor(y, &shape), None)
     }
 
     fn backward(&self, dy: Values, saved: Saved, needs: [bool; 4]) -> [Option<Values>; 4] {
-        let Saved { x, gamma, mean, rstd, bits } = saved;
+        let Saved { x, shape, gamma, mean, rstd, bits } = saved;
         assert!(
             self.averages.is_none(),
             "gradients are followed only where a batch has its own statistics"
         );
-        let dy = contiguous(dy);
-        let shape = x.shape().as_slice().to_vec();
+        let dy = hold(dy, self.points.dy.as_ref(), &[]);
         let channels = mean.len();
         let (mut dx, mut dgamma, mut dbeta) = (room(&shape), room(&[channels]), room(&[channels]));
         let mut dresidual = (self.has_residual && needs[3]).then(|| room(&shape));
@@ -99,10 +118,12 @@ impl Function<4> for Norm {
             dresidual: dresidual.as_deref_mut(),
         };
         let gate = bits.as_deref().map_or(Gate::Open, Gate::Bits);
-        batch_norm::backward(slice(&dy), gate, slice(&x), [&mean, &rstd], slice(&gamma), gradients)
+        let statistics = [&mean[..], &rstd];
+        batch_norm::backward(&dy.values(), gate, &x.values(), statistics, slice(&gamma), gradients)
             .expect(CHECKED);
-        done(dy);
-        done(x);
+        round(self.points.dx.as_ref(), &mut dx, &shape);
+        dy.done();
+        x.done();
         [
             Some(tensor(dx, &shape)),
             Some(tensor(dgamma, &[channels])),
@@ -112,9 +133,16 @@ impl Function<4> for Norm {
     }
 }
 
+fn round(point: Option<&PointRef>, x: &mut [f32], shape: &[usize]) {
+    if let Some(point) = point.filter(|p| p.is_active()) {
+        point.apply(x, shape);
+    }
+}
+
 /// Normalizes the channels of `x`, which stand on its last axis: by these averages (mean and variance), or by the batch's
 /// own statistics, which are then given back, the variance without bias.
 pub(crate) fn batch_norm(
+    points: NormPoints,
     x: Tensor<4>,
     [gamma, beta]: [Tensor<1>; 2],
     residual: Option<Tensor<4>>,
@@ -125,6 +153,7 @@ pub(crate) fn batch_norm(
     let device = x.device().inner();
     let statistics = Arc::default();
     let norm = Norm {
+        points,
         epsilon,
         relu,
         has_residual: residual.is_some(),

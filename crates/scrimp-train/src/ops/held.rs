@@ -69,7 +69,46 @@ pub(super) fn hold(x: Values, point: Option<&PointRef>, kinds: &[Kind]) -> Held 
     Held::Float(x)
 }
 
+/// The same for a tensor that the way back needs too: what the way there works with, and what is kept of it where that
+/// is something else, namely bytes whose values are those.
+pub(super) fn hold_packed(
+    x: Values,
+    point: Option<&PointRef>,
+    kinds: &[Kind],
+) -> (Held, Option<Held>) {
+    let Some(point) = point.filter(|p| p.packs()) else { return (hold(x, point, kinds), None) };
+    let mut x = contiguous(x);
+    let shape: Vec<usize> = x.shape().as_slice().to_vec();
+    let count = shape.iter().product();
+    let Some(bytes) = point.encode(slice(&x), &shape) else { return (Held::Float(x), None) };
+    let packed = Held::Packed { bytes, point: PointRef::clone(point), shape };
+    // Codes that are multiplied as they are serve both ways.
+    if kinds.iter().any(|kind| *kind != Kind::F32) && packed.is_integer() {
+        done(x);
+        return (packed, None);
+    }
+    if let Held::Packed { bytes, shape, .. } = &packed {
+        point.decode_into(bytes, shape, &mut x.storage_mut::<f32>()[..count]);
+    }
+    let now = match exactly(slice(&x)).filter(|_| kinds.contains(&Kind::Bf16)) {
+        Some(short) => {
+            done(x);
+            Held::Short(short)
+        }
+        None => Held::Float(x),
+    };
+    (now, Some(packed))
+}
+
 impl Held {
+    /// Whether the bytes hold integers that can be multiplied.
+    fn is_integer(&self) -> bool {
+        match self {
+            Self::Packed { bytes, point, shape } => point.integers(bytes, shape).is_some(),
+            Self::Float(_) | Self::Short(_) => false,
+        }
+    }
+
     /// The tensor as a factor of this kind; `None` if it has values that the kind does not hold.
     pub fn factor(&self, kind: Kind) -> Option<Factor<'_>> {
         let plain = |elements| Some(Factor { elements, scales: vec![1.0] });
@@ -77,7 +116,12 @@ impl Held {
             (_, Kind::F32) => plain(Elements::F32(self.values())),
             (Self::Short(x), Kind::Bf16) => plain(Elements::Bf16(x.into())),
             (Self::Packed { bytes, point, shape }, _) => {
-                let Integers { scales, codes } = point.integers(bytes, shape)?;
+                let Some(Integers { scales, codes }) = point.integers(bytes, shape) else {
+                    return match kind {
+                        Kind::Bf16 => plain(Elements::Bf16(exactly(&self.values())?.into())),
+                        _ => None,
+                    };
+                };
                 let elements = match (codes, kind) {
                     (IntegerCodes::Narrow(codes), Kind::Int8) => Elements::Int8(codes),
                     (IntegerCodes::Narrow(codes), _) => {
@@ -94,6 +138,13 @@ impl Held {
             }
             (Self::Float(_), _) | (Self::Short(_), Kind::Int8) => None,
         }
+    }
+
+    /// What is kept of it, with the second result of [`hold_packed`].
+    pub fn or_packed(self, packed: Option<Self>) -> Self {
+        let Some(packed) = packed else { return self };
+        self.done();
+        packed
     }
 
     /// Gives the memory back, where nobody else holds it.

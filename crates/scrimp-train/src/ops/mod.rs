@@ -25,7 +25,7 @@ use burn::backend::{
 use burn::tensor::TensorData;
 
 pub(crate) use add::add;
-pub(crate) use batch_norm::batch_norm;
+pub(crate) use batch_norm::{NormPoints, batch_norm};
 use buffers::{done, room};
 pub(crate) use loss::cross_entropy;
 pub(crate) use pool::{global_average, max_pool, relu, relu_max_pool};

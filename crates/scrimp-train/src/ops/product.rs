@@ -9,7 +9,7 @@ use scrimp_kernels::conv2d::{self, Conv2dShape};
 use scrimp_kernels::linear::{self, LinearShape};
 use scrimp_kernels::{KernelError, Kind, Operand, Scale, column_sums};
 
-use super::held::{Held, factors, hold};
+use super::held::{Held, factors, hold, hold_packed};
 use super::{Function, Values, apply, room, tensor};
 use crate::compute::Products;
 use crate::engine::PointRef;
@@ -170,8 +170,11 @@ impl Function<3> for Product {
         let bias = self.has_bias.then(|| hold(b, self.b.as_ref(), &[]));
         // What is kept is held as the way back needs it, too.
         let back = |kind| if keep { kind } else { forward };
-        let x = hold(x, self.x.as_ref(), &[forward, back(weight_gradient)]);
-        let w = hold(w, self.w.as_ref(), &[forward, back(input_gradient)]);
+        let held = |x, point: Option<&PointRef>, kinds: [Kind; 2]| {
+            if keep { hold_packed(x, point, &kinds) } else { (hold(x, point, &kinds), None) }
+        };
+        let (x, packed_x) = held(x, self.x.as_ref(), [forward, back(weight_gradient)]);
+        let (w, packed_w) = held(w, self.w.as_ref(), [forward, back(input_gradient)]);
         let bias = bias.as_ref().map(Held::values);
         let mut y = room(&self.output);
         self.time(0, || {
@@ -186,6 +189,7 @@ impl Function<3> for Product {
             point.apply(&mut y, &self.output);
         }
         if keep {
+            let (x, w) = (x.or_packed(packed_x), w.or_packed(packed_w));
             return (tensor(y, &self.output), Some(Saved { x, w, input, weight }));
         }
         x.done();

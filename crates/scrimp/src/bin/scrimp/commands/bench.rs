@@ -4,7 +4,7 @@ use scrimp::train::compute::Compute;
 use scrimp::train::kernels::{Kind, Level, register_peak};
 use scrimp::train::models;
 use scrimp::train::optimizers::{Adam, OptimizerConfig, Sgd};
-use scrimp::train::plan::{PlanError, PlanRequest};
+use scrimp::train::plan::{PlanError, PlanRequest, Saved};
 use scrimp::train::rules::Rule;
 use scrimp::train::stepper::{self, ProductTime, StepJob, Stepper};
 use scrimp::train::tap::Arithmetic;
@@ -178,6 +178,7 @@ impl Bench {
                     _ => OptimizerConfig::Sgd(Sgd::default()),
                 },
                 exchange: None,
+                saved: Saved::default(),
             },
             arithmetic,
         };
