@@ -1,5 +1,8 @@
+use std::path::PathBuf;
+
 use clap::Args;
 use scrimp::codec::Scheme;
+use scrimp::recipe::Source;
 use scrimp::train::compute::Compute;
 use scrimp::train::kernels::{Kind, Level, register_peak};
 use scrimp::train::models;
@@ -39,7 +42,11 @@ pub struct Bench {
     #[arg(long = "scheme", value_name = "SCHEME")]
     schemes: Vec<Scheme>,
 
-    /// The optimizer
+    /// One more row for each variant of this recipe: its rules and optimizer, on MODEL
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+
+    /// The optimizer of all other rows
     #[arg(long, default_value = "sgd", value_parser = ["sgd", "adam"])]
     optimizer: String,
 
@@ -192,6 +199,19 @@ impl Bench {
             ("int8, emulated".to_owned(), job(Some(&int8), emulate, ours)),
         ];
         jobs.extend(self.schemes.iter().map(|s| (s.to_string(), job(Some(s), auto, ours))));
+        if let Some(path) = &self.recipe {
+            let source = Source::read(path, &[])?;
+            for variant in source.recipe.variants(false) {
+                let mut job = job(None, variant.compute, ours);
+                job.plan.rules = variant.rules;
+                job.plan.saved = variant.saved;
+                job.plan.optimizer = source.recipe.optimizer.clone();
+                job.plan.exchange = source.recipe.exchange.clone();
+                let taken = jobs.iter().any(|(name, _)| *name == variant.name);
+                let name = if taken { format!("{} (recipe)", variant.name) } else { variant.name };
+                jobs.push((name, job));
+            }
+        }
         if self.engine {
             jobs.push(("f32, engine's own".to_owned(), job(None, emulate, Arithmetic::Engine)));
         }
