@@ -206,7 +206,7 @@ impl Bench {
                 job.plan.rules = variant.rules;
                 job.plan.saved = variant.saved;
                 job.plan.optimizer = source.recipe.optimizer.clone();
-                job.plan.exchange = source.recipe.exchange.clone();
+                job.plan.exchange.clone_from(&source.recipe.exchange);
                 let taken = jobs.iter().any(|(name, _)| *name == variant.name);
                 let name = if taken { format!("{} (recipe)", variant.name) } else { variant.name };
                 jobs.push((name, job));
