@@ -27,6 +27,7 @@ pub mod csv;
 mod document;
 mod page;
 mod plot;
+pub mod presets;
 pub mod recipe;
 pub mod run;
 pub mod score;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::document::{self, Document};
 pub use crate::document::{Place, RecipeError};
+use crate::presets::{self, Preset};
 
 /// What to train, on what, and in which formats.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -72,6 +73,10 @@ pub struct Recipe {
     /// Save a checkpoint after so many steps, besides the end of every epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_steps: Option<u64>,
+    /// Rules of a piece of hardware, before all others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "preset_schema")]
+    pub preset: Option<String>,
     /// Which tensors of which layers get which scheme. A later rule wins over an earlier one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quantize: Vec<Rule>,
@@ -104,6 +109,10 @@ pub struct VariantConfig {
     /// What its layers keep for the way back, if not as the recipe says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saved: Option<Saved>,
+    /// Rules of a piece of hardware, in place of those of the recipe's own preset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "preset_schema")]
+    pub preset: Option<String>,
     /// Rules after those of the recipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quantize: Vec<Rule>,
@@ -116,6 +125,11 @@ fn model_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 
 fn data_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     let names: Vec<&str> = data::DATA_SETS.iter().map(|d| d.name()).collect();
+    schemars::json_schema!({ "type": "string", "enum": names })
+}
+
+fn preset_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let names: Vec<&str> = presets::PRESETS.iter().map(|p| p.name).collect();
     schemars::json_schema!({ "type": "string", "enum": names })
 }
 
@@ -145,8 +159,10 @@ pub struct Variant {
     pub compute: Compute,
     /// What its layers keep for the way back.
     pub saved: Saved,
-    /// Where its own rules begin, and which variant of the recipe it is.
-    own: Option<(usize, usize)>,
+    /// How many of the rules are those of a preset, and then of the whole recipe.
+    before: [usize; 2],
+    /// Which variant of the recipe it is, and whether the preset is its own.
+    own: Option<(usize, bool)>,
 }
 
 /// The largest batch. Sizes are counted in bytes of whole batches, and have to fit into a word.
@@ -255,6 +271,7 @@ impl Source {
         if let Some((key, why)) = recipe.schedule.complaint() {
             return wrong(&["schedule", key], why, None);
         }
+        self.check_preset(&["preset"], recipe.preset.as_ref())?;
         for (i, v) in recipe.variant.iter().enumerate() {
             let place = ["variant", &i.to_string(), "name"].map(str::to_owned);
             let keys: Vec<&str> = place.iter().map(String::as_str).collect();
@@ -264,7 +281,12 @@ impl Source {
                     "it is also a folder's name: letters, digits, `-`, `_`, `.` and `+`".to_owned();
                 return wrong(&keys, format!("`{}` cannot name a variant", v.name), Some(help));
             }
-            if v.name == BASELINE && !(recipe.quantize.is_empty() && v.quantize.is_empty()) {
+            self.check_preset(&["variant", &i.to_string(), "preset"], v.preset.as_ref())?;
+            let has_rules = v.preset.is_some()
+                || recipe.preset.is_some()
+                || !recipe.quantize.is_empty()
+                || !v.quantize.is_empty();
+            if v.name == BASELINE && has_rules {
                 let message =
                     format!("`{BASELINE}` is the run without rules, and this one has some");
                 return wrong(&keys, message, Some("give it another name".into()));
@@ -274,6 +296,17 @@ impl Source {
             }
         }
         Ok(())
+    }
+
+    fn check_preset(&self, keys: &[&str], name: Option<&String>) -> Result<(), RecipeError> {
+        let Some(name) = name.filter(|name| presets::find(name).is_none()) else { return Ok(()) };
+        let names = || presets::PRESETS.iter().map(|p| p.name);
+        let help = match scrimp_codec::nearest(name, names()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("presets are {}", names().collect::<Vec<_>>().join(", ")),
+        };
+        let error = self.error(keys, format!("unknown preset `{name}`"));
+        Err(RecipeError { help: Some(help), ..error })
     }
 
     /// An error that points at a key.
@@ -289,18 +322,22 @@ impl Source {
         variant.plan(&self.recipe, device).map_err(|e| {
             let mut keys: Vec<String> = Vec::new();
             if let Some((rule, key)) = e.place() {
-                match variant.own {
-                    Some((shared, v)) if rule > shared => {
-                        keys.extend([
-                            "variant".into(),
-                            v.to_string(),
-                            "quantize".into(),
-                            (rule - shared - 1).to_string(),
-                        ]);
+                let [preset, shared] = variant.before;
+                let in_variant = match variant.own {
+                    Some((v, has_preset))
+                        if rule > preset + shared || rule <= preset && has_preset =>
+                    {
+                        keys.extend(["variant".into(), v.to_string()]);
+                        true
                     }
-                    _ => keys.extend(["quantize".into(), (rule - 1).to_string()]),
+                    _ => false,
+                };
+                if rule <= preset {
+                    keys.push("preset".into());
+                } else {
+                    let first = if in_variant { preset + shared } else { preset };
+                    keys.extend(["quantize".into(), (rule - first - 1).to_string(), key.into()]);
                 }
-                keys.push(key.into());
             }
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             RecipeError { help: e.help(), ..self.error(&keys, e.to_string()) }
@@ -327,23 +364,34 @@ impl Recipe {
 
     /// The runs of this recipe; with `baseline` one without any rule first.
     pub fn variants(&self, baseline: bool) -> Vec<Variant> {
+        let rules = |preset: Option<&String>| {
+            preset.and_then(|name| presets::find(name)).map_or_else(Vec::new, Preset::rules)
+        };
         let mut all: Vec<Variant> = if self.variant.is_empty() {
-            let name = if self.quantize.is_empty() { BASELINE } else { "quantized" };
-            let Self { quantize: rules, compute, saved, .. } = self.clone();
-            vec![Variant { name: name.into(), rules, compute, saved, own: None }]
+            let preset = rules(self.preset.as_ref());
+            let before = [preset.len(), self.quantize.len()];
+            let rules = [preset.as_slice(), &self.quantize].concat();
+            let name = if rules.is_empty() { BASELINE } else { "quantized" };
+            let Self { compute, saved, .. } = *self;
+            vec![Variant { name: name.into(), rules, compute, saved, before, own: None }]
         } else {
-            let named = |(i, v): (usize, &VariantConfig)| Variant {
-                name: v.name.clone(),
-                rules: [self.quantize.as_slice(), &v.quantize].concat(),
-                compute: v.compute.unwrap_or(self.compute),
-                saved: v.saved.unwrap_or(self.saved),
-                own: Some((self.quantize.len(), i)),
+            let named = |(i, v): (usize, &VariantConfig)| {
+                let preset = rules(v.preset.as_ref().or(self.preset.as_ref()));
+                Variant {
+                    name: v.name.clone(),
+                    rules: [preset.as_slice(), &self.quantize, &v.quantize].concat(),
+                    compute: v.compute.unwrap_or(self.compute),
+                    saved: v.saved.unwrap_or(self.saved),
+                    before: [preset.len(), self.quantize.len()],
+                    own: Some((i, v.preset.is_some())),
+                }
             };
             self.variant.iter().enumerate().map(named).collect()
         };
         if baseline && !all.iter().any(|v| v.rules.is_empty()) {
             let (name, compute, saved) = (BASELINE.into(), self.compute, self.saved);
-            all.insert(0, Variant { name, rules: Vec::new(), compute, saved, own: None });
+            let rules = Vec::new();
+            all.insert(0, Variant { name, rules, compute, saved, before: [0; 2], own: None });
         }
         all
     }
@@ -471,6 +519,25 @@ x = "int4"
             assert_eq!(error.place.as_ref().map(|p| p.line), Some(line), "{text}");
             assert!(text.contains(message) && text.contains(help) && text.contains('^'), "{text}");
         }
+    }
+
+    #[test]
+    fn presets_come_before_all_rules_and_are_checked() {
+        let head = TEXT.replace("epochs = 3", "epochs = 3\npreset = \"h100-fp8\"");
+        let recipe = source(&head).unwrap().recipe;
+        let rules = &recipe.variants(false)[0].rules;
+        assert_eq!(rules.len(), 3);
+        assert_eq!(rules[0].dy.as_ref().unwrap().to_string(), "e5m2/tensor");
+        let own = head.replace("name = \"a\"", "name = \"a\"\npreset = \"weights-only\"");
+        let rules = &source(&own).unwrap().recipe.variants(false)[0].rules;
+        assert!(rules[0].dy.is_none());
+        let error = source(&head.replace("h100-fp8", "h100-fp9")).unwrap_err();
+        assert_eq!(error.place.as_ref().map(|p| p.line), Some(5));
+        assert!(error.to_string().contains("did you mean `h100-fp8`?"), "{error}");
+        // Errors of later rules stand where they did.
+        let source = source(&head.replace("\"fc*\"", "\"fd*\"")).unwrap();
+        let error = source.plan(&source.recipe.variants(false)[0], "flex").unwrap_err();
+        assert_eq!(error.place.as_ref().map(|p| (p.line, p.column)), Some((18, 10)), "{error}");
     }
 
     #[test]

@@ -671,7 +671,7 @@ impl OneRun<'_> {
             _ => {}
         }
         let identity = serde_json::json!({
-            "recipe": Recipe { compute: self.variant.compute, saved: Saved::default(), checkpoint_steps: None, variant: Vec::new(), quantize: Vec::new(), ..recipe.clone() },
+            "recipe": Recipe { compute: self.variant.compute, saved: Saved::default(), checkpoint_steps: None, variant: Vec::new(), quantize: Vec::new(), preset: None, ..recipe.clone() },
             "rules": self.variant.rules,
             "seed": self.seed,
         });
