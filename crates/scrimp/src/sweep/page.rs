@@ -31,6 +31,7 @@ struct Page {
     axes: Vec<String>,
     /// Whether there is a row to compare with.
     has_baseline: bool,
+    has_messages: bool,
     rows: Vec<PageRow>,
     failures: Vec<(String, String)>,
     loss: Option<String>,
@@ -135,6 +136,7 @@ impl Page {
             // A point of a single axis is called as it is on the axis.
             axes: if is_grid { results.axes.clone() } else { Vec::new() },
             has_baseline: rows.iter().any(|row| row.baseline.is_some()),
+            has_messages: rows.iter().any(|row| row.bits.a.is_some()),
             rows: rows.iter().enumerate().map(|(i, row)| page_row(i, row, is_grid)).collect(),
             failures: failures(rows),
             loss: draw("training loss", &|c| c.loss.clone(), (0.0, most)),
@@ -203,6 +205,7 @@ fn page_row(place: usize, row: &Row, is_grid: bool) -> PageRow {
             bits(row.bits.w),
             bits(row.bits.xy),
             bits(row.bits.d),
+            bits(row.bits.a),
             bits(row.bits.all),
             cell(row.packed_bytes.map(|b| b as f64), &|_| {
                 row.packed_bytes.map_or_else(String::new, grouped)
@@ -238,6 +241,7 @@ fn bits_pictures(rows: &[Row]) -> Vec<BitsPicture> {
         picture("w", "weights", |row| row.bits.w),
         picture("xy", "activations", |row| row.bits.xy),
         picture("d", "gradients", |row| row.bits.d),
+        picture("a", "messages", |row| row.bits.a),
     ];
     kinds.into_iter().flatten().collect()
 }

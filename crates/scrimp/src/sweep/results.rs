@@ -67,6 +67,8 @@ pub struct Bits {
     pub xy: Option<f64>,
     /// Gradients.
     pub d: Option<f64>,
+    /// What workers send of the gradients, where there are some.
+    pub a: Option<f64>,
     /// Every tensor of a step.
     pub all: Option<f64>,
 }
@@ -77,6 +79,7 @@ impl Bits {
             w: run::bits(sizes, &[Role::Weight]),
             xy: run::bits(sizes, &[Role::Input, Role::Output]),
             d: run::bits(sizes, &GRADIENTS),
+            a: run::bits(sizes, &[Role::WeightSent, Role::BiasSent]),
             all: run::bits(sizes, &Role::ALL),
         }
     }
@@ -264,7 +267,7 @@ fn table(results: &Results) -> String {
         write!(out, ",{}", csv::cell(&format!("axis_{axis}"))).ok();
     }
     out += ",model,data,status,runs,runs_done,test_accuracy,test_accuracy_sd,baseline,difference,\
-            bits_w,bits_xy,bits_d,bits_all,packed_bytes,step_ms,step_ratio,reason\n";
+            bits_w,bits_xy,bits_d,bits_a,bits_all,packed_bytes,step_ms,step_ratio,reason\n";
     for row in &results.rows {
         let number = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
         let text = [row.label.as_str(), &row.point, &row.variant].map(csv::cell);
@@ -284,6 +287,7 @@ fn table(results: &Results) -> String {
             number(row.bits.w),
             number(row.bits.xy),
             number(row.bits.d),
+            number(row.bits.a),
             number(row.bits.all),
             row.packed_bytes.map_or_else(String::new, |bytes| bytes.to_string()),
             number(row.step_ms),

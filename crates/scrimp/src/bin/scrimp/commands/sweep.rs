@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::Args;
 use scrimp::run::new_folder;
-use scrimp::sweep::{self, Results, Row, Sweep, SweepRequest};
+use scrimp::sweep::{self, Bits, Results, Row, Sweep, SweepRequest};
 
 use super::plan::Changes;
 use crate::allocator;
@@ -148,32 +148,29 @@ impl SweepCommand {
                 .iter()
                 .try_for_each(|row| Ok(ui.json(&serde_json::json!({"type": "row", "row": row}))?));
         }
-        let mut table = Table::new(&[
-            ("point", Side::Left),
-            ("model", Side::Left),
-            ("data", Side::Left),
-            ("epochs", Side::Right),
-            ("seeds", Side::Right),
-            ("w bits", Side::Right),
-            ("x y bits", Side::Right),
-            ("d bits", Side::Right),
-            ("all", Side::Right),
-        ]);
+        let has_messages = has_messages(results);
+        let mut columns = ["point", "model", "data"].map(|title| (title, Side::Left)).to_vec();
+        let numbers = ["epochs", "seeds", "w bits", "x y bits", "d bits"];
+        columns.extend(numbers.map(|title| (title, Side::Right)));
+        columns.extend(has_messages.then_some(MESSAGES));
+        columns.push(("all", Side::Right));
+        let mut table = Table::new(&columns);
         for row in &results.rows {
             let point = sweep.points.iter().find(|point| point.name == row.point);
             let seeds: Vec<String> = row.runs.iter().map(|run| run.seed.to_string()).collect();
             let seeds: Vec<&str> = seeds.iter().map(String::as_str).collect();
-            table.row([
+            let mut cells = vec![
                 row.label.clone(),
                 row.model.clone(),
                 row.data.clone(),
                 point.map_or_else(String::new, |p| p.source.recipe.epochs.to_string()),
                 Few(&seeds).to_string(),
-                ui::bits(row.bits.w),
-                ui::bits(row.bits.xy),
-                ui::bits(row.bits.d),
-                ui::bits(row.bits.all),
-            ]);
+            ];
+            let Bits { w, xy, d, a, all } = row.bits;
+            cells.extend([w, xy, d].map(ui::bits));
+            cells.extend(has_messages.then(|| ui::bits(a)));
+            cells.push(ui::bits(all));
+            table.row(cells);
         }
         ui.table(&table)?;
         let runs: usize = results.rows.iter().map(|row| row.runs.len()).sum();
@@ -209,6 +206,13 @@ fn show(ui: &Ui, results: &Results) -> anyhow::Result<()> {
     ))?)
 }
 
+/// The column of what workers send, where some do.
+const MESSAGES: (&str, Side) = ("a bits", Side::Right);
+
+fn has_messages(results: &Results) -> bool {
+    results.rows.iter().any(|row| row.bits.a.is_some())
+}
+
 /// The runs that went wrong, and why.
 fn wrong(results: &Results) -> impl Iterator<Item = (&Row, u32, &str)> {
     results.rows.iter().flat_map(|row| row.failures().map(move |(seed, why)| (row, seed, why)))
@@ -219,10 +223,10 @@ fn table(results: &Results) -> Table {
     let has_baseline = results.rows.iter().any(|row| row.baseline.is_some());
     let mut columns = vec![("point", Side::Left), ("test acc", Side::Right)];
     columns.extend(has_baseline.then_some(("Δ", Side::Right)));
-    columns.extend(
-        ["w bits", "x y bits", "d bits", "all", "packed w b", "step", "seeds"]
-            .map(|title| (title, Side::Right)),
-    );
+    let has_messages = has_messages(results);
+    columns.extend(["w bits", "x y bits", "d bits"].map(|title| (title, Side::Right)));
+    columns.extend(has_messages.then_some(MESSAGES));
+    columns.extend(["all", "packed w b", "step", "seeds"].map(|title| (title, Side::Right)));
     columns.push(("status", Side::Left));
     let mut table = Table::new(&columns);
     for row in &results.rows {
@@ -237,11 +241,11 @@ fn table(results: &Results) -> Table {
         let mut cells = vec![row.label.clone(), accuracy];
         let difference = row.difference.map(|d| format!("{:+.2}", 100.0 * d));
         cells.extend(has_baseline.then(|| difference.unwrap_or_default()));
+        let Bits { w, xy, d, a, all } = row.bits;
+        cells.extend([w, xy, d].map(ui::bits));
+        cells.extend(has_messages.then(|| ui::bits(a)));
         cells.extend([
-            ui::bits(row.bits.w),
-            ui::bits(row.bits.xy),
-            ui::bits(row.bits.d),
-            ui::bits(row.bits.all),
+            ui::bits(all),
             row.packed_bytes.map_or_else(|| "-".to_owned(), ui::number),
             match (row.step_ms, row.step_ratio) {
                 (Some(ms), Some(ratio)) => format!("{ms:.1} ms {ratio:.2}x"),
