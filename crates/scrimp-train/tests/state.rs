@@ -3,10 +3,11 @@
 #![expect(clippy::result_large_err, reason = "an error of a plan is made once")]
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
@@ -21,9 +22,10 @@ use scrimp_train::params;
 use scrimp_train::plan::{Plan, PlanError, PlanRequest, Saved, Status, resolve};
 use scrimp_train::rules::Rule;
 use scrimp_train::tap::{Scope, Session};
-use scrimp_train::trainer::{CheckpointJob, Observer, Outcome, StepReport, TrainError, TrainJob};
+use scrimp_train::trainer::{CheckpointJob, TrainJob};
 use scrimp_train::{Role, burn, models};
 use serde_json::json;
+use support::train;
 
 fn rule(keys: serde_json::Value) -> Rule {
     serde_json::from_value(keys).unwrap()
@@ -577,25 +579,6 @@ fn job(splits: &Splits, rules: Vec<Rule>, optimizer: OptimizerConfig) -> TrainJo
         checkpoint: None,
         identity: serde_json::Value::Null,
     }
-}
-
-struct StopAfter {
-    steps: u64,
-    seen: AtomicU64,
-}
-
-impl Observer for StopAfter {
-    fn step(&mut self, _: &StepReport) {
-        self.seen.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn stop_requested(&self) -> bool {
-        self.seen.load(Ordering::Relaxed) >= self.steps
-    }
-}
-
-fn train(job: &TrainJob, steps: u64) -> Result<Outcome, TrainError> {
-    (models::find("mlp").unwrap().train)(job, &mut StopAfter { steps, seen: AtomicU64::new(0) })
 }
 
 #[test]

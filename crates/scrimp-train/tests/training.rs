@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod support;
 
 use burn::module::{Module, Param};
 use burn::nn;
@@ -25,7 +25,9 @@ use scrimp_train::plan::{Plan, PlanError, PlanRequest, Saved, resolve};
 use scrimp_train::reparameterize::round_weights;
 use scrimp_train::rules::{Kinds, Rule};
 use scrimp_train::tap::{Arithmetic, Scope, Session};
-use scrimp_train::trainer::{CheckpointJob, Observer, Outcome, TrainError, TrainJob};
+use scrimp_train::trainer::{CheckpointJob, TrainError, TrainJob};
+
+use support::{StopAfter, train};
 
 /// Values in [-1, 1), the same everywhere.
 fn noise(count: usize, id: u32) -> Vec<f32> {
@@ -666,27 +668,6 @@ fn job(splits: &Splits, rules: Vec<Rule>) -> TrainJob<'_> {
     }
 }
 
-/// Asks the trainer to stop after so many steps.
-struct StopAfter {
-    steps: u64,
-    seen: AtomicU64,
-}
-
-impl Observer for StopAfter {
-    fn step(&mut self, _: &scrimp_train::trainer::StepReport) {
-        self.seen.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn stop_requested(&self) -> bool {
-        self.seen.load(Ordering::Relaxed) >= self.steps
-    }
-}
-
-fn train(job: &TrainJob, steps: u64) -> Result<Outcome, TrainError> {
-    let mlp = models::find("mlp").unwrap();
-    (mlp.train)(job, &mut StopAfter { steps, seen: AtomicU64::new(0) })
-}
-
 #[test]
 fn values_that_were_replaced_are_counted_through_stop_and_resume() {
     let splits = splits();
@@ -729,23 +710,30 @@ fn every_member_of_the_registry_trains_on_every_role() {
     }
 }
 
+/// Checks that a run which was stopped after five steps and resumed ends in the same bits as one that was not, and gives
+/// that network.
+fn resumed(job: &TrainJob, case: &str) -> Vec<NamedTensor> {
+    let whole = train(job, u64::MAX).unwrap().model;
+    let folder = tempfile::tempdir().unwrap();
+    let save = |resume| CheckpointJob {
+        path: folder.path().join("c.safetensors"),
+        every_steps: None,
+        resume,
+    };
+    train(&TrainJob { checkpoint: Some(save(false)), ..job.clone() }, 5).unwrap();
+    let rest = train(&TrainJob { checkpoint: Some(save(true)), ..job.clone() }, u64::MAX);
+    for (one, other) in rest.unwrap().model.iter().zip(&whole) {
+        assert_eq!(bits(&one.values), bits(&other.values), "{case} {}", one.name);
+    }
+    whole
+}
+
 #[test]
 fn what_schemes_remember_of_gradients_survives_a_resume() {
     let splits = splits();
     for (dw, dy) in [("onebit", "flex16+5"), ("top_k:10%/feedback", "cfloat8_1_5_2")] {
         let job = job(&splits, vec![rule("fc*", &[("dw", dw), ("dy", dy)])]);
-        let whole = train(&job, u64::MAX).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let save = |resume| CheckpointJob {
-            path: folder.path().join("c.safetensors"),
-            every_steps: None,
-            resume,
-        };
-        train(&TrainJob { checkpoint: Some(save(false)), ..job.clone() }, 5).unwrap();
-        let rest = train(&TrainJob { checkpoint: Some(save(true)), ..job.clone() }, u64::MAX);
-        for (one, other) in rest.unwrap().model.iter().zip(&whole.model) {
-            assert_eq!(bits(&one.values), bits(&other.values), "{dw} {dy} {}", one.name);
-        }
+        resumed(&job, &format!("{dw} {dy}"));
     }
 }
 
@@ -768,9 +756,7 @@ fn packed_activations_train_the_same_network() {
             let train = models::find("resnet8").unwrap().train;
             let [fast, packed] = [Saved::Fast, Saved::Packed].map(|saved| {
                 job.plan.saved = saved;
-                train(&job, &mut StopAfter { steps: u64::MAX, seen: AtomicU64::new(0) })
-                    .unwrap()
-                    .model
+                train(&job, &mut StopAfter::steps(u64::MAX)).unwrap().model
             });
             for (one, other) in fast.iter().zip(&packed) {
                 assert_eq!(
@@ -799,20 +785,9 @@ fn what_workers_remember_survives_a_resume() {
     ] {
         let mut job = job(&splits, Vec::new());
         job.plan.exchange = Some(exchange(config.clone()));
-        let whole = train(&job, u64::MAX).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let save = |resume| CheckpointJob {
-            path: folder.path().join("c.safetensors"),
-            every_steps: None,
-            resume,
-        };
-        train(&TrainJob { checkpoint: Some(save(false)), ..job.clone() }, 5).unwrap();
-        let rest = train(&TrainJob { checkpoint: Some(save(true)), ..job.clone() }, u64::MAX);
-        for (one, other) in rest.unwrap().model.iter().zip(&whole.model) {
-            assert_eq!(bits(&one.values), bits(&other.values), "{config} {}", one.name);
-        }
+        let whole = resumed(&job, &config.to_string());
         job.plan.exchange = None;
-        assert_ne!(train(&job, u64::MAX).unwrap().model, whole.model, "{config} changes something");
+        assert_ne!(train(&job, u64::MAX).unwrap().model, whole, "{config} changes something");
     }
 }
 

@@ -1,0 +1,34 @@
+//! Training that stops when a test wants.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use scrimp_train::models;
+use scrimp_train::trainer::{Observer, Outcome, StepReport, TrainError, TrainJob};
+
+/// Asks the trainer to stop after so many steps.
+pub struct StopAfter {
+    steps: u64,
+    seen: AtomicU64,
+}
+
+impl StopAfter {
+    pub fn steps(steps: u64) -> Self {
+        Self { steps, seen: AtomicU64::new(0) }
+    }
+}
+
+impl Observer for StopAfter {
+    fn step(&mut self, _: &StepReport) {
+        self.seen.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.seen.load(Ordering::Relaxed) >= self.steps
+    }
+}
+
+/// Trains an `mlp` for so many steps at most.
+pub fn train(job: &TrainJob, steps: u64) -> Result<Outcome, TrainError> {
+    let mlp = models::find("mlp").expect("it is a model");
+    (mlp.train)(job, &mut StopAfter::steps(steps))
+}
