@@ -280,7 +280,7 @@ impl PlanError {
         Some(match self {
             Self::NoLayer { help, .. } | Self::NoKind { help, .. } => help.clone(),
             Self::Empty { .. } => {
-                "give it a scheme under default, w, b, x, y, d, dy, dx, dw, db, m or v".into()
+                "give it a scheme under default, w, b, x, y, d, dy, dx, dw, db, a, m or v".into()
             }
             Self::NoTensor { .. } => "leave the key out, or match other layers".into(),
             Self::NoExchange { .. } => {
@@ -316,10 +316,8 @@ pub(crate) fn plan_network<N: Network>(
 ) -> Result<Plan, PlanError> {
     let scope = Scope::root(0);
     let (net, _) = build(blueprint, request, &scope)?;
-    let PlanRequest { rules, batch, compute, optimizer, exchange, saved, .. } = request;
-    let plan = resolve(&scope.sites(), rules, *batch, *compute, optimizer, exchange.as_ref())?;
-    let untapped_parameters = untapped(net.num_params(), &scope);
-    Ok(Plan { untapped_parameters, saved: *saved, ..plan })
+    let plan = requested(&scope, request)?;
+    Ok(Plan { untapped_parameters: untapped(net.num_params(), &scope), ..plan })
 }
 
 /// Builds the network and lets one empty image through it, so that its layers know their shapes.
@@ -358,6 +356,13 @@ pub(crate) fn untapped(parameters: usize, scope: &Scope) -> usize {
     let tapped: usize =
         scope.sites().iter().map(|s| count(&s.weight) + s.bias.as_deref().map_or(0, count)).sum();
     parameters - tapped
+}
+
+/// What a request says of the layers of a network whose shapes are known.
+pub(crate) fn requested(scope: &Scope, request: &PlanRequest) -> Result<Plan, PlanError> {
+    let PlanRequest { rules, batch, compute, optimizer, exchange, saved, .. } = request;
+    let plan = resolve(&scope.sites(), rules, *batch, *compute, optimizer, exchange.as_ref())?;
+    Ok(Plan { saved: *saved, ..plan })
 }
 
 /// Resolves rules against layers whose shapes are known.

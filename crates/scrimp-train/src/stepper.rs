@@ -144,13 +144,10 @@ fn steps<N: Module + 'static, X: 'static>(
     forward: fn(&N, &X) -> Tensor<2>,
 ) -> Result<Box<dyn Stepper>, PlanError> {
     let PlanRequest { classes, batch: images, .. } = job.plan;
-    let PlanRequest { rules, compute, optimizer, exchange, .. } = &job.plan;
     let plain = engine::device(&job.plan.device)?;
     let shapes = Scope::root(0).with(job.arithmetic);
     forward(&build(&shapes, &plain), &batch(&plain));
-    let mut plan =
-        plan::resolve(&shapes.sites(), rules, images, *compute, optimizer, exchange.as_ref())?;
-    plan.saved = job.plan.saved;
+    let plan = plan::requested(&shapes, &job.plan)?;
     let device = plain.autodiff();
     let scope = Scope::root(0).with(job.arithmetic);
     let net = build(&scope, &device);
@@ -161,7 +158,7 @@ fn steps<N: Module + 'static, X: 'static>(
         gradients: GradientTaps::new(&sites, &session),
         net: Some(net),
         forward,
-        optimizer: Optimizer::planned(optimizer.clone(), &plan, &session),
+        optimizer: Optimizer::planned(job.plan.optimizer.clone(), &plan, &session),
         session,
         sites,
         x: batch(&device),

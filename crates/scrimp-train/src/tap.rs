@@ -298,6 +298,11 @@ impl Point {
         }
     }
 
+    /// Whether the bytes of [`encode`](Self::encode) hold [`integers`](Self::integers).
+    pub(crate) fn has_integers(&self) -> bool {
+        self.scheme.as_ref().is_some_and(|s| s.factors().integers.is_some())
+    }
+
     /// Whether what is kept of the tensor for the way back is its bytes.
     pub(crate) fn packs(&self) -> bool {
         self.packs && self.scheme.is_some()

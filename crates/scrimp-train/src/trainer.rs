@@ -226,10 +226,7 @@ pub(crate) fn train<N: Network>(
     // A first build on the plain device learns the shapes: a pass in training mode would change running statistics.
     let shapes = Scope::root(job.seed);
     let (net, device) = plan::build(blueprint, &job.plan, &shapes)?;
-    let PlanRequest { rules, batch, compute, optimizer, exchange, .. } = &job.plan;
-    let mut plan =
-        plan::resolve(&shapes.sites(), rules, *batch, *compute, optimizer, exchange.as_ref())?;
-    plan.saved = job.plan.saved;
+    let mut plan = plan::requested(&shapes, &job.plan)?;
     plan.untapped_parameters = plan::untapped(net.num_params(), &shapes);
     drop(net);
 

@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use scrimp_kernels::Gate;
 use scrimp_kernels::batch_norm::{self, Gradients, Statistics};
 
-use super::held::{Held, hold, hold_packed};
+use super::held::{Held, hold, hold_both_ways, round};
 use super::{Function, Values, apply, contiguous, done, room, slice, tensor};
 use crate::engine::{PointRef, values_of};
 
@@ -63,8 +63,7 @@ impl Function<4> for Norm {
         let residual = self.has_residual.then(|| contiguous(residual));
         let shape = x.shape().as_slice().to_vec();
         let point = self.points.x.as_ref();
-        let (x, packed) =
-            if keep { hold_packed(x, point, &[]) } else { (hold(x, point, &[]), None) };
+        let (x, packed) = hold_both_ways(x, point, &[], keep);
         let [gamma, beta] = [gamma, beta].map(contiguous);
         let mut y = room(&shape);
         let mut bits = (keep && self.relu).then(|| vec![0u32; y.len().div_ceil(WORD)]);
@@ -130,12 +129,6 @@ impl Function<4> for Norm {
             Some(tensor(dbeta, &[channels])),
             dresidual.map(|d| tensor(d, &shape)),
         ]
-    }
-}
-
-fn round(point: Option<&PointRef>, x: &mut [f32], shape: &[usize]) {
-    if let Some(point) = point.filter(|p| p.is_active()) {
-        point.apply(x, shape);
     }
 }
 

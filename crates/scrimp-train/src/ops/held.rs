@@ -69,26 +69,30 @@ pub(super) fn hold(x: Values, point: Option<&PointRef>, kinds: &[Kind]) -> Held 
     Held::Float(x)
 }
 
-/// The same for a tensor that the way back needs too: what the way there works with, and what is kept of it where that
-/// is something else, namely bytes whose values are those.
-pub(super) fn hold_packed(
+/// The same for a tensor that the way back needs too, if it is to `keep` some: what the way there works with, and what is
+/// kept of it where that is something else, namely bytes whose values are those.
+pub(super) fn hold_both_ways(
     x: Values,
     point: Option<&PointRef>,
     kinds: &[Kind],
+    keep: bool,
 ) -> (Held, Option<Held>) {
-    let Some(point) = point.filter(|p| p.packs()) else { return (hold(x, point, kinds), None) };
+    let Some(point) = point.filter(|p| keep && p.packs()) else {
+        return (hold(x, point, kinds), None);
+    };
     let mut x = contiguous(x);
     let shape: Vec<usize> = x.shape().as_slice().to_vec();
     let count = shape.iter().product();
     let Some(bytes) = point.encode(slice(&x), &shape) else { return (Held::Float(x), None) };
-    let packed = Held::Packed { bytes, point: PointRef::clone(point), shape };
     // Codes that are multiplied as they are serve both ways.
-    if kinds.iter().any(|kind| *kind != Kind::F32) && packed.is_integer() {
+    let serves = kinds.iter().any(|kind| *kind != Kind::F32) && point.has_integers();
+    if !serves {
+        point.decode_into(&bytes, &shape, &mut x.storage_mut::<f32>()[..count]);
+    }
+    let packed = Held::Packed { bytes, point: PointRef::clone(point), shape };
+    if serves {
         done(x);
         return (packed, None);
-    }
-    if let Held::Packed { bytes, shape, .. } = &packed {
-        point.decode_into(bytes, shape, &mut x.storage_mut::<f32>()[..count]);
     }
     let now = match exactly(slice(&x)).filter(|_| kinds.contains(&Kind::Bf16)) {
         Some(short) => {
@@ -101,14 +105,6 @@ pub(super) fn hold_packed(
 }
 
 impl Held {
-    /// Whether the bytes hold integers that can be multiplied.
-    fn is_integer(&self) -> bool {
-        match self {
-            Self::Packed { bytes, point, shape } => point.integers(bytes, shape).is_some(),
-            Self::Float(_) | Self::Short(_) => false,
-        }
-    }
-
     /// The tensor as a factor of this kind; `None` if it has values that the kind does not hold.
     pub fn factor(&self, kind: Kind) -> Option<Factor<'_>> {
         let plain = |elements| Some(Factor { elements, scales: vec![1.0] });
@@ -140,7 +136,7 @@ impl Held {
         }
     }
 
-    /// What is kept of it, with the second result of [`hold_packed`].
+    /// What is kept of it, with the second result of [`hold_both_ways`].
     pub fn or_packed(self, packed: Option<Self>) -> Self {
         let Some(packed) = packed else { return self };
         self.done();
@@ -161,6 +157,13 @@ impl Held {
             Self::Short(x) => widened(x).into(),
             Self::Packed { bytes, point, shape } => point.decode(bytes, shape).into(),
         }
+    }
+}
+
+/// Rounds a result in place as its point says.
+pub(super) fn round(point: Option<&PointRef>, x: &mut [f32], shape: &[usize]) {
+    if let Some(point) = point.filter(|p| p.is_active()) {
+        point.apply(x, shape);
     }
 }
 

@@ -9,7 +9,7 @@ use scrimp_kernels::conv2d::{self, Conv2dShape};
 use scrimp_kernels::linear::{self, LinearShape};
 use scrimp_kernels::{KernelError, Kind, Operand, Scale, column_sums};
 
-use super::held::{Held, factors, hold, hold_packed};
+use super::held::{Held, factors, hold, hold_both_ways, round};
 use super::{Function, Values, apply, room, tensor};
 use crate::compute::Products;
 use crate::engine::PointRef;
@@ -170,11 +170,10 @@ impl Function<3> for Product {
         let bias = self.has_bias.then(|| hold(b, self.b.as_ref(), &[]));
         // What is kept is held as the way back needs it, too.
         let back = |kind| if keep { kind } else { forward };
-        let held = |x, point: Option<&PointRef>, kinds: [Kind; 2]| {
-            if keep { hold_packed(x, point, &kinds) } else { (hold(x, point, &kinds), None) }
-        };
-        let (x, packed_x) = held(x, self.x.as_ref(), [forward, back(weight_gradient)]);
-        let (w, packed_w) = held(w, self.w.as_ref(), [forward, back(input_gradient)]);
+        let (kinds_x, kinds_w) =
+            ([forward, back(weight_gradient)], [forward, back(input_gradient)]);
+        let (x, packed_x) = hold_both_ways(x, self.x.as_ref(), &kinds_x, keep);
+        let (w, packed_w) = hold_both_ways(w, self.w.as_ref(), &kinds_w, keep);
         let bias = bias.as_ref().map(Held::values);
         let mut y = room(&self.output);
         self.time(0, || {
@@ -185,9 +184,7 @@ impl Function<3> for Product {
                 .forward(x.operand(), w.operand(), scale, bias.as_deref(), &mut y)
                 .expect(CHECKED);
         });
-        if let Some(point) = self.y.as_ref().filter(|p| p.is_active()) {
-            point.apply(&mut y, &self.output);
-        }
+        round(self.y.as_ref(), &mut y, &self.output);
         if keep {
             let (x, w) = (x.or_packed(packed_x), w.or_packed(packed_w));
             return (tensor(y, &self.output), Some(Saved { x, w, input, weight }));
@@ -210,9 +207,7 @@ impl Function<3> for Product {
                     .input_gradient(dy.operand(), w.operand(), scale, &mut dx)
                     .expect(CHECKED);
             });
-            if let Some(point) = self.dx.as_ref().filter(|p| p.is_active()) {
-                point.apply(&mut dx, &input);
-            }
+            round(self.dx.as_ref(), &mut dx, &input);
             tensor(dx, &input)
         });
         drop(w);
