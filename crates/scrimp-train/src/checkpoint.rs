@@ -11,6 +11,7 @@ use std::path::Path;
 use scrimp_files::{Dtype, FileError, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::loss_scale::ScaleState;
 use crate::optimizers::{Content, SavedMoment};
 use crate::params::NamedTensor;
 use crate::trainer::{EpochReport, Sums};
@@ -40,6 +41,9 @@ pub struct Progress {
     /// Values so far that were infinite and replaced.
     #[serde(default)]
     pub replaced_infinities: u64,
+    /// What the loss is multiplied by, where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<ScaleState>,
 }
 
 impl Progress {
@@ -55,6 +59,7 @@ impl Progress {
             history: Vec::new(),
             replaced_nans: 0,
             replaced_infinities: 0,
+            loss_scale: None,
         }
     }
 }

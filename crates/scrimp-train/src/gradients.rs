@@ -54,7 +54,8 @@ impl GradientTaps {
     }
 }
 
-/// Scales all gradients so that their 2-norm, which is `norm` now, is at most `limit`.
+/// Divides all gradients by the `loss_scale` that they were computed with, and scales them so that their 2-norm, which
+/// is `norm` before either, is then at most `limit`.
 ///
 /// # Source
 /// Pascanu et al. 2013, arXiv:1211.5063; the factor is that of `torch.nn.utils.clip_grad_norm_`.
@@ -62,9 +63,18 @@ impl GradientTaps {
     clippy::cast_possible_truncation,
     reason = "a factor is rounded to f32 like all numbers of training"
 )]
-pub fn clip<M: Module>(module: &M, grads: &mut GradientsParams, norm: f64, limit: f64) {
-    let factor = (limit / (norm + 1e-6)) as f32;
-    if factor < 1.0 {
+pub fn scale<M: Module>(
+    module: &M,
+    grads: &mut GradientsParams,
+    norm: f64,
+    loss_scale: f32,
+    limit: Option<f64>,
+) {
+    let norm = norm / f64::from(loss_scale);
+    let clip = limit.map_or(1.0, |limit| (limit / (norm + 1e-6)) as f32);
+    let factor = clip.min(1.0) / loss_scale;
+    // A factor of 1 is what most runs have; no bit would change.
+    if factor.to_bits() != 1.0_f32.to_bits() {
         visit(module, grads, |_, _, g| {
             optim::scale(g, factor);
         });

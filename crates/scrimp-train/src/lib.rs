@@ -15,6 +15,7 @@ pub mod exchange;
 pub mod gradients;
 pub mod layers;
 pub mod loss;
+pub mod loss_scale;
 pub mod models;
 mod ops;
 pub mod optimizers;

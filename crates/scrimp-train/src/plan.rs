@@ -336,11 +336,11 @@ pub(crate) fn build<N: Network>(
     Ok((net, device))
 }
 
-/// Checks that every layer stands in the network at the path that its scope has: gradients and stored weights are found
-/// by it.
+/// Checks that every layer with parameters stands in the network at the path that its scope has: gradients and stored
+/// weights are found by it.
 fn check_paths<N: Network>(model: &str, net: &N, scope: &Scope) {
     let names: BTreeSet<String> = params::tensors(net).into_iter().map(|t| t.name).collect();
-    for site in scope.sites() {
+    for site in scope.sites().into_iter().filter(|site| site.weight.is_some()) {
         let name = format!("{}.weight", site.path);
         assert!(
             names.contains(&name),
@@ -352,9 +352,8 @@ fn check_paths<N: Network>(model: &str, net: &N, scope: &Scope) {
 
 /// How many parameters no tap sees.
 pub(crate) fn untapped(parameters: usize, scope: &Scope) -> usize {
-    let count = |shape: &[usize]| shape.iter().product::<usize>();
-    let tapped: usize =
-        scope.sites().iter().map(|s| count(&s.weight) + s.bias.as_deref().map_or(0, count)).sum();
+    let count = |shape: &Option<Vec<usize>>| shape.as_ref().map_or(0, |s| s.iter().product());
+    let tapped: usize = scope.sites().iter().map(|s| count(&s.weight) + count(&s.bias)).sum();
     parameters - tapped
 }
 
@@ -409,6 +408,11 @@ pub fn resolve(
                 tensor.status = Status::NotComputed;
             }
             tensors.push(tensor);
+        }
+        // What has no parameters is part of a plan where a rule speaks of it: its tensors are those of the layers beside it.
+        if site.weight.is_none() && tensors[first..].iter().all(|t| t.rule.is_none()) {
+            tensors.truncate(first);
+            continue;
         }
         let own = &mut tensors[first..];
         let parameters: Vec<&mut bool> = own.iter_mut().filter_map(|t| t.master.as_mut()).collect();

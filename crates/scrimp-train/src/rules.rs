@@ -67,8 +67,8 @@ impl Kinds {
 pub struct Rule {
     /// Which layers, by path.
     pub layers: Layers,
-    /// Which kinds of layers among them: `conv2d`, `linear`, `embedding`, `batch_norm`, `layer_norm`, or `all`. Without the
-    /// key the first three.
+    /// Which kinds of layers among them: `conv2d`, `linear`, `embedding`, `batch_norm`, `layer_norm`, `activation`, `pooling`,
+    /// `attention`, or `all`. Without the key the first three.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kinds: Option<Kinds>,
     /// A remark, printed beside what the rule claims.

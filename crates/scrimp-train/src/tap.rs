@@ -15,7 +15,7 @@ use scrimp_codec::{DecodeError, EncodeError, Memory, Scheme, Stream, Tally};
 use crate::compute::Products;
 use crate::engine::{self, PointRef};
 use crate::exchange::Exchange;
-use crate::ops::{self, Geometry, NormPoints, Product};
+use crate::ops::{self, Geometry, Points, Product};
 use crate::params::NamedTensor;
 use crate::plan::Saved;
 use crate::role::Role;
@@ -369,8 +369,8 @@ pub struct Site {
     pub path: String,
     /// Kind of the layer, e.g. `conv2d`.
     pub kind: &'static str,
-    /// Shape of the weight.
-    pub weight: Vec<usize>,
+    /// Shape of the weight, where there is one.
+    pub weight: Option<Vec<usize>>,
     /// Shape of the bias, where there is one.
     pub bias: Option<Vec<usize>>,
     arithmetic: Arithmetic,
@@ -392,14 +392,14 @@ impl Site {
         match role {
             Role::Input | Role::InputGrad => self.input.get().map(Vec::as_slice),
             Role::Output | Role::OutputGrad => self.output.get().map(Vec::as_slice),
-            _ if role.parameter() == Some("weight") => Some(&self.weight),
+            _ if role.parameter() == Some("weight") => self.weight.as_deref(),
             _ => self.bias.as_deref(),
         }
     }
 
     /// How many products are summed for an element of `y`, `dx` and `dw`.
     pub fn lengths(&self) -> Products<usize> {
-        let [outputs, rest @ ..] = &self.weight[..] else {
+        let Some([outputs, rest @ ..]) = self.weight.as_deref() else {
             return Products { forward: 0, input_gradient: 0, weight_gradient: 0 };
         };
         let positions = self.output.get().map_or(0, |y| y.iter().product::<usize>() / outputs);
@@ -528,10 +528,27 @@ impl Scope {
     /// # Panics
     /// If two layers have one path, which is a mistake in the network's code.
     pub fn tap(&self, kind: &'static str, weight: &[usize], bias: Option<&[usize]>) -> Tap {
+        self.register(kind, Some(weight), bias)
+    }
+
+    /// Registers the layer of this scope, which has no parameters.
+    ///
+    /// # Panics
+    /// If two layers have one path, which is a mistake in the network's code.
+    pub fn tap_function(&self, kind: &'static str) -> Tap {
+        self.register(kind, None, None)
+    }
+
+    fn register(
+        &self,
+        kind: &'static str,
+        weight: Option<&[usize]>,
+        bias: Option<&[usize]>,
+    ) -> Tap {
         let site = Arc::new(Site {
             path: self.path.clone(),
             kind,
-            weight: weight.to_vec(),
+            weight: weight.map(<[usize]>::to_vec),
             bias: bias.map(<[usize]>::to_vec),
             arithmetic: self.arithmetic,
             input: OnceLock::new(),
@@ -594,12 +611,16 @@ impl Tap {
         ops::product(x, w, b, layer)
     }
 
-    /// The norm of a batch, of which one op makes everything, with its tensors rounded.
-    pub(crate) fn norm(&self, x: &Tensor<4>) -> NormPoints {
-        self.see_input(x.dims());
-        self.see_output(x.dims());
+    /// What an op rounds that makes everything of a layer without a product.
+    pub(crate) fn points<const I: usize, const O: usize>(
+        &self,
+        input: [usize; I],
+        output: [usize; O],
+    ) -> Points {
+        self.see_input(input);
+        self.see_output(output);
         let point = |role| self.site.point(role).cloned();
-        NormPoints {
+        Points {
             x: point(Role::Input),
             y: point(Role::Output),
             dy: point(Role::OutputGrad),

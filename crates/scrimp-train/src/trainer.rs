@@ -15,6 +15,7 @@ use crate::data::{Augment, DataError, Images, Loader, Splits, epoch_order};
 use crate::engine;
 use crate::gradients::{self, GradientTaps};
 use crate::loss::{correct, cross_entropy};
+use crate::loss_scale::{LossScale, ScaleState};
 use crate::models::{Blueprint, Network};
 use crate::optimizers::{Optimizer, Schedule};
 use crate::params::{self, LoadReport, NamedTensor, ShapeMismatch};
@@ -37,6 +38,8 @@ pub struct TrainJob<'a> {
     pub schedule: Schedule,
     /// The largest 2-norm of all gradients together.
     pub clip_norm: Option<f64>,
+    /// What the loss is multiplied by on the way back.
+    pub loss_scale: Option<LossScale>,
     /// Share of the target that is spread over all classes.
     pub label_smoothing: f32,
     /// Random changes to training images.
@@ -153,6 +156,8 @@ pub struct Outcome {
     pub steps: u64,
     /// Values that were not finite and were replaced, where schemes allow that.
     pub tally: Tally,
+    /// What the loss was multiplied by in the end, where it was.
+    pub loss_scale: Option<ScaleState>,
 }
 
 /// Why a run failed.
@@ -255,12 +260,14 @@ pub(crate) fn train<N: Network>(
         loaded = Some(report);
     }
     let optimizer = Optimizer::planned(job.plan.optimizer.clone(), &plan, &session);
+    let mut progress = Progress::new(job.identity.clone());
+    progress.loss_scale = job.loss_scale.as_ref().map(ScaleState::new);
     let mut run = Run {
         job,
         gradients: GradientTaps::new(&scope.sites(), &session),
         session,
         optimizer,
-        progress: Progress::new(job.identity.clone()),
+        progress,
         seconds: Vec::new(),
         device,
     };
@@ -292,6 +299,7 @@ pub(crate) fn train<N: Network>(
         step_seconds: median(&mut run.seconds),
         steps: run.progress.step,
         tally: run.tally(),
+        loss_scale: run.progress.loss_scale,
         history: run.progress.history,
     })
 }
@@ -433,23 +441,28 @@ impl Run<'_> {
         let loss = cross_entropy(logits.clone(), &labels, job.label_smoothing);
         let value = f64::from(loss.clone().into_scalar::<f32>());
         let right = engine::with_values(logits.without_autodiff(), |l| correct(l, &labels));
-        let fails = |net: &N| Err(self.diagnose(net, &x, &labels, value));
         if !value.is_finite() || self.session.problem().is_some() {
-            return fails(&net);
+            return Err(self.diagnose(&net, &x, &labels, value));
         }
-        let mut grads = GradientsParams::from_grads(loss.backward(), &net);
+        let scale = self.progress.loss_scale.map_or(1.0, |state| state.scale);
+        let mut grads = GradientsParams::from_grads(scaled(loss, scale).backward(), &net);
         let norm = self.gradients.round(&net, &mut grads);
-        if self.session.problem().is_some() {
-            return fails(&net);
-        }
-        if let Some(limit) = job.clip_norm {
-            gradients::clip(&net, &mut grads, norm, limit);
-        }
-        let net = self.optimizer.step(lr, net, &mut grads);
-        if let Some(Problem { tensor, what, .. }) = self.session.take_problem() {
-            let (step, what) = (self.progress.step, format!("{tensor}: {what}"));
-            return Err(TrainError::Diverged { step, loss: value, what });
-        }
+        let net = if self.session.problem().is_none() {
+            gradients::scale(&net, &mut grads, norm, scale, job.clip_norm);
+            let net = self.optimizer.step(lr, net, &mut grads);
+            if let Some(Problem { tensor, what, .. }) = self.session.take_problem() {
+                let (step, what) = (self.progress.step, format!("{tensor}: {what}"));
+                return Err(TrainError::Diverged { step, loss: value, what });
+            }
+            self.with_loss_scale(ScaleState::succeed);
+            net
+        } else if self.with_loss_scale(ScaleState::fail).unwrap_or(false) {
+            // The network stays as it is, and the next step has a smaller scale.
+            self.session.take_problem();
+            net
+        } else {
+            return Err(self.diagnose(&net, &x, &labels, value));
+        };
         self.progress.step += 1;
         self.progress.step_in_epoch += 1;
         let sums = &mut self.progress.sums;
@@ -457,6 +470,15 @@ impl Run<'_> {
         sums.correct += right as u64;
         sums.images += indices.len() as u64;
         Ok((net, value))
+    }
+
+    /// Lets the loss scale, where there is one, learn how a step went.
+    fn with_loss_scale<R>(
+        &mut self,
+        learn: impl FnOnce(&mut ScaleState, &LossScale) -> R,
+    ) -> Option<R> {
+        let state = self.progress.loss_scale.as_mut()?;
+        Some(learn(state, self.job.loss_scale.as_ref()?))
     }
 
     /// Repeats a step with every tap on the watch, to name the first tensor that goes wrong.
@@ -473,7 +495,8 @@ impl Run<'_> {
         let smoothing = self.job.label_smoothing;
         let again = cross_entropy(logits, labels, smoothing);
         if self.session.problem().is_none() {
-            let mut grads = GradientsParams::from_grads(again.backward(), net);
+            let scale = self.progress.loss_scale.map_or(1.0, |state| state.scale);
+            let mut grads = GradientsParams::from_grads(scaled(again, scale).backward(), net);
             self.gradients.round(net, &mut grads);
         }
         self.session.set_audit(false);
@@ -531,6 +554,12 @@ impl Run<'_> {
             images: sums.images,
         })
     }
+}
+
+/// The loss as the way back starts from it.
+fn scaled(loss: Tensor<1>, scale: f32) -> Tensor<1> {
+    // One is what most runs have, and the gradient is then taken as it comes.
+    if scale.to_bits() == 1.0_f32.to_bits() { loss } else { loss.mul_scalar(scale) }
 }
 
 /// Images as a tensor `[batch, channels, height, width]`.

@@ -337,7 +337,7 @@ fn clipping_follows_pytorch() {
         let got = taps.round(&net, &mut grads);
         let norm = doubles(norm)[0];
         assert!((got - norm).abs() <= 1e-6 * norm.max(1.0), "{case}: {got}, exactly {norm}");
-        gradients::clip(&net, &mut grads, got, limit.parse().unwrap());
+        gradients::scale(&net, &mut grads, got, 1.0, Some(limit.parse().unwrap()));
         for (v, expected) in net.all.iter().zip(clipped.split(';')) {
             let got = grads.remove::<1>(v.p.id).unwrap().into_data().try_to_vec::<f32>().unwrap();
             for (g, e) in got.iter().zip(doubles(expected)) {

@@ -14,10 +14,10 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::{FAMILIES, Scheme, Stream};
 use scrimp_train::compute::Compute;
-use scrimp_train::data::{self, Augment, DataRequest, Splits};
+use scrimp_train::data::{self, DataRequest, Splits};
 use scrimp_train::gradients::GradientTaps;
 use scrimp_train::layers::{BatchNorm, LayerNorm, Linear};
-use scrimp_train::optimizers::{Content, Optimizer, OptimizerConfig, SavedMoment, Schedule};
+use scrimp_train::optimizers::{Content, Optimizer, OptimizerConfig, SavedMoment};
 use scrimp_train::params;
 use scrimp_train::plan::{Plan, PlanError, PlanRequest, Saved, Status, resolve};
 use scrimp_train::rules::Rule;
@@ -507,7 +507,12 @@ fn kinds_say_which_layers_a_rule_speaks_of() {
     assert!(unknown.help().unwrap().contains("did you mean `batch_norm`?"));
     assert_eq!(unknown.place(), Some((1, "kinds")));
     let absent = error(json!({"layers": "*", "kinds": "layer_norm", "w": "int8"}), "sgd");
-    assert!(absent.help().unwrap().starts_with("kinds here are batch_norm, conv2d, linear, all"));
+    assert!(
+        absent
+            .help()
+            .unwrap()
+            .starts_with("kinds here are batch_norm, conv2d, linear, pooling, all")
+    );
     assert!(matches!(
         error(json!({"layers": "*", "kinds": [], "w": "int8"}), "sgd"),
         PlanError::NoKind { .. }
@@ -556,29 +561,9 @@ fn digits(train: usize) -> Splits {
 }
 
 fn job(splits: &Splits, rules: Vec<Rule>, optimizer: OptimizerConfig) -> TrainJob<'_> {
-    TrainJob {
-        plan: PlanRequest {
-            image: [1, 28, 28],
-            classes: 10,
-            batch: 32,
-            rules,
-            device: "flex".into(),
-            compute: Compute::Auto,
-            optimizer,
-            exchange: None,
-            saved: Saved::default(),
-        },
-        splits,
-        seed: 1,
-        epochs: 1,
-        schedule: Schedule::Constant,
-        clip_norm: None,
-        label_smoothing: 0.0,
-        augment: Augment::default(),
-        weights: None,
-        checkpoint: None,
-        identity: serde_json::Value::Null,
-    }
+    let mut job = support::job(splits, 32, rules);
+    job.plan.optimizer = optimizer;
+    job
 }
 
 #[test]

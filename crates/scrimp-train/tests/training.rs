@@ -13,15 +13,15 @@ use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::{Scheme, Stream, Tally};
 use scrimp_train::burn;
 use scrimp_train::compute::{Compute, Products};
-use scrimp_train::data::{Augment, Images, Splits};
+use scrimp_train::data::{Images, Splits};
 use scrimp_train::exchange::{ExchangeConfig, LevelConfig};
 use scrimp_train::gradients::{self, GradientTaps};
 use scrimp_train::layers::{Conv2d, Conv2dOptions, Linear, channels_last};
 use scrimp_train::loss::cross_entropy;
 use scrimp_train::models;
-use scrimp_train::optimizers::{Optimizer, OptimizerConfig, Schedule};
+use scrimp_train::optimizers::{Optimizer, OptimizerConfig};
 use scrimp_train::params::{self, NamedTensor};
-use scrimp_train::plan::{Plan, PlanError, PlanRequest, Saved, resolve};
+use scrimp_train::plan::{Plan, PlanError, Saved, resolve};
 use scrimp_train::reparameterize::round_weights;
 use scrimp_train::rules::{Kinds, Rule};
 use scrimp_train::tap::{Arithmetic, Scope, Session};
@@ -605,7 +605,7 @@ fn an_own_network_in_an_own_loop_learns_the_exclusive_or() {
         first.get_or_insert(last);
         let mut grads = GradientsParams::from_grads(loss.backward(), &net);
         let norm = taps.round(&net, &mut grads);
-        gradients::clip(&net, &mut grads, norm, 1.0);
+        gradients::scale(&net, &mut grads, norm, 1.0, Some(1.0));
         net = optimizer.step(0.05, net, &mut grads);
     }
     assert_eq!(session.problem(), None);
@@ -643,29 +643,7 @@ fn splits() -> Splits {
 }
 
 fn job(splits: &Splits, rules: Vec<Rule>) -> TrainJob<'_> {
-    TrainJob {
-        plan: PlanRequest {
-            image: [1, 4, 4],
-            classes: 2,
-            batch: 8,
-            rules,
-            device: "flex".into(),
-            compute: Compute::Auto,
-            optimizer: OptimizerConfig::default(),
-            exchange: None,
-            saved: Saved::default(),
-        },
-        splits,
-        seed: 1,
-        epochs: 2,
-        schedule: Schedule::Constant,
-        clip_norm: None,
-        label_smoothing: 0.0,
-        augment: Augment::default(),
-        weights: None,
-        checkpoint: None,
-        identity: serde_json::Value::Null,
-    }
+    TrainJob { epochs: 2, ..support::job(splits, 8, rules) }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use scrimp_train::compute::Compute;
 use scrimp_train::data::{self, Augment};
 use scrimp_train::exchange::ExchangeConfig;
+use scrimp_train::loss_scale::LossScale;
 use scrimp_train::models;
 use scrimp_train::optimizers::{OptimizerConfig, Schedule};
 use scrimp_train::plan::{Plan, PlanError, PlanRequest, Saved};
@@ -53,6 +54,10 @@ pub struct Recipe {
     /// The largest 2-norm of all gradients together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
+    /// What the loss is multiplied by on the way back, and gradients of parameters are divided by after it: a number, or
+    /// `dynamic` for one that halves and skips a step whenever a gradient is not finite, and doubles every 2000 steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// Share of the target that is spread over all classes, in [0, 1).
     #[serde(default)]
     pub label_smoothing: f32,
@@ -261,6 +266,10 @@ impl Source {
                 "a norm is a number above 0".into(),
                 Some("leave it out to clip nothing".into()),
             );
+        }
+        if let Some((key, why)) = recipe.loss_scale.as_ref().and_then(LossScale::complaint) {
+            let keys = ["loss_scale", key];
+            return wrong(if key.is_empty() { &keys[..1] } else { &keys }, why, None);
         }
         if let Some((key, why)) = recipe.optimizer.complaint() {
             return wrong(&["optimizer", key], why, None);

@@ -25,6 +25,7 @@ use scrimp_files::{Dtype, Entry, FileError, Storage};
 use scrimp_train::Role;
 use scrimp_train::checkpoint::CheckpointError;
 use scrimp_train::data::{self, DataError, DataRequest, Splits};
+use scrimp_train::loss_scale::ScaleState;
 use scrimp_train::models;
 use scrimp_train::params::NamedTensor;
 use scrimp_train::plan::{Plan, Saved, Status, Total};
@@ -205,6 +206,9 @@ pub struct RunResult {
     pub file_bytes: u64,
     /// Values that were NaN or infinite and replaced, where schemes allow that.
     pub replaced_values: u64,
+    /// What the loss was multiplied by in the end, and how many steps that skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<ScaleState>,
 }
 
 /// Why a run has no result.
@@ -682,6 +686,7 @@ impl OneRun<'_> {
             epochs: recipe.epochs,
             schedule: recipe.schedule.clone(),
             clip_norm: recipe.clip_norm,
+            loss_scale: recipe.loss_scale,
             label_smoothing: recipe.label_smoothing,
             augment: recipe.augment(),
             weights: self.weights.cloned(),
@@ -793,6 +798,7 @@ impl OneRun<'_> {
                 .map_err(|e| FileError::io("read", &model, e))?
                 .len(),
             replaced_values: replaced,
+            loss_scale: outcome.loss_scale,
             roles,
         };
         write_json(&folder.join(RESULT), &result)?;

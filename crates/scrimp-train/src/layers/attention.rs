@@ -7,9 +7,10 @@ use burn::tensor::{Device, Tensor};
 
 use super::Linear;
 use crate::ops;
-use crate::tap::Scope;
+use crate::tap::{Scope, Tap};
 
-/// `out(attention(q(x), k(x), v(x)))`, in which all four products with weights are layers of their own.
+/// `out(attention(q(x), k(x), v(x)))`, in which all four products with weights are layers of their own. What the heads give
+/// is tapped with its gradient; what they are given are the outputs of `q`, `k` and `v`.
 ///
 /// # Source
 /// Vaswani et al. 2017, arXiv:1706.03762, section 3.2.
@@ -25,6 +26,8 @@ pub struct SelfAttention {
     pub out: Linear,
     #[module(skip)]
     heads: usize,
+    #[module(skip)]
+    tap: Tap,
 }
 
 impl SelfAttention {
@@ -35,7 +38,9 @@ impl SelfAttention {
     pub fn new(scope: &Scope, dim: usize, heads: usize, device: &Device) -> Self {
         assert!(heads > 0 && dim.is_multiple_of(heads), "{dim} values for {heads} heads");
         let linear = |name| Linear::new(&scope.at(name), dim, dim, device);
-        Self { q: linear("q"), k: linear("k"), v: linear("v"), out: linear("out"), heads }
+        let (q, k, v) = (linear("q"), linear("k"), linear("v"));
+        let tap = scope.tap_function("attention");
+        Self { q, k, v, out: linear("out"), heads, tap }
     }
 
     /// The forward pass.
@@ -45,6 +50,7 @@ impl SelfAttention {
     /// - `padding`: `[batch, time]`, true for keys that nobody sees
     pub fn forward(&self, x: Tensor<3>, padding: Option<Arc<[bool]>>) -> Tensor<3> {
         let (q, k, v) = (self.q.forward(x.clone()), self.k.forward(x.clone()), self.v.forward(x));
-        self.out.forward(ops::attention([q, k, v], self.heads, false, padding))
+        let y = ops::attention([q, k, v], self.heads, false, padding);
+        self.out.forward(self.tap.output(y))
     }
 }

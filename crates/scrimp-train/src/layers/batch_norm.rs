@@ -72,8 +72,15 @@ impl BatchNorm {
         }
         let averages = (!training).then(|| [self.running_mean.value(), self.running_var.value()]);
         let parameters = self.parameters();
-        let (y, batch) =
-            ops::batch_norm(self.tap.norm(&x), x, parameters, residual, relu, EPSILON, averages);
+        let (y, batch) = ops::batch_norm(
+            self.tap.points(x.dims(), x.dims()),
+            x,
+            parameters,
+            residual,
+            relu,
+            EPSILON,
+            averages,
+        );
         if let Some([mean, var]) = batch {
             self.follow(mean, var);
         }

@@ -1,11 +1,6 @@
-//! What stands between layers and has no parameters.
+//! What stands between layers and is not tapped.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation;
-use burn::tensor::module::max_pool2d;
-use burn::tensor::ops::MaxPoolOptions;
-
-pub use scrimp_kernels::pool::Window as Pool;
 
 use crate::ops;
 use crate::tap::Arithmetic;
@@ -35,47 +30,4 @@ pub fn features(x: Tensor<4>, arithmetic: Arithmetic) -> Tensor<2> {
 /// `x + added`, where `added` has the shape of `x`, or that with a first axis of 1, along which it is repeated.
 pub fn add<const D: usize>(x: Tensor<D>, added: Tensor<D>) -> Tensor<D> {
     ops::add(x, added)
-}
-
-/// `max(x, 0)`; saves one bit for each value.
-pub fn relu<const D: usize>(x: Tensor<D>, arithmetic: Arithmetic) -> Tensor<D> {
-    match arithmetic {
-        Arithmetic::Kernels => ops::relu(x),
-        Arithmetic::Engine => activation::relu(x),
-    }
-}
-
-/// `x Phi(x)`, with the normal distribution itself and no approximation of it.
-pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    ops::gelu(x)
-}
-
-/// The largest value of each window; saves one byte for each output.
-pub fn max_pool(x: Tensor<4>, window: Pool, arithmetic: Arithmetic) -> Tensor<4> {
-    match arithmetic {
-        Arithmetic::Kernels => ops::max_pool(x, window),
-        Arithmetic::Engine => {
-            let options = MaxPoolOptions::new(window.kernel).with_stride(window.stride);
-            max_pool2d(x, options.with_padding(window.padding))
-        }
-    }
-}
-
-/// [`max_pool`] of [`relu`], in one pass.
-pub fn relu_max_pool(x: Tensor<4>, window: Pool, arithmetic: Arithmetic) -> Tensor<4> {
-    match arithmetic {
-        Arithmetic::Kernels => ops::relu_max_pool(x, window),
-        Arithmetic::Engine => max_pool(relu(x, arithmetic), window, arithmetic),
-    }
-}
-
-/// The mean of each channel over height and width: `[batch, channels]`.
-pub fn global_average(x: Tensor<4>, arithmetic: Arithmetic) -> Tensor<2> {
-    match arithmetic {
-        Arithmetic::Kernels => ops::global_average(x),
-        Arithmetic::Engine => {
-            let x: Tensor<3> = x.flatten(2, 3);
-            x.mean_dim(2).flatten(1, 2)
-        }
-    }
 }

@@ -6,8 +6,7 @@ use burn::tensor::{Device, Tensor};
 use crate::ops;
 use crate::tap::{Scope, Tap};
 
-/// Normalizes each row by its own mean and variance, then scales and shifts it. Scale and shift are
-/// tapped.
+/// Normalizes each row by its own mean and variance, then scales and shifts it. All eight tensors are tapped.
 ///
 /// # Shapes
 /// - `weight`, `bias`: `[dim]`
@@ -37,9 +36,9 @@ impl LayerNorm {
         }
     }
 
-    /// The forward pass, over the last axis.
+    /// The forward pass, over the last axis. Shapes of `x` and result: `[batch, ..., dim]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let (weight, bias) = (self.weight.val(), self.bias.val());
-        ops::layer_norm(x, [self.tap.weight(weight), self.tap.bias(bias)], EPSILON)
+        ops::layer_norm(x, [self.tap.weight(weight), self.tap.bias(bias)], EPSILON, &self.tap)
     }
 }

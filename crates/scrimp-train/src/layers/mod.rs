@@ -1,5 +1,6 @@
-//! Layers whose eight tensors are tapped. All other layers of Burn may stand between them.
+//! Layers whose tensors are tapped. All other layers of Burn may stand between them.
 
+mod activation;
 mod attention;
 mod batch_norm;
 mod conv2d;
@@ -7,20 +8,21 @@ mod embedding;
 mod functions;
 mod layer_norm;
 mod linear;
+mod pooling;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::Stream;
 
+pub use activation::{Gelu, Relu};
 pub use attention::SelfAttention;
 pub use batch_norm::BatchNorm;
 pub use conv2d::{Conv2d, Conv2dOptions};
 pub use embedding::{Embedding, Ids};
-pub use functions::{
-    Pool, add, channels_last, features, gelu, global_average, max_pool, relu, relu_max_pool,
-};
+pub use functions::{add, channels_last, features};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
+pub use pooling::{GlobalAverage, MaxPool, Pool};
 
 /// How a weight gets its first values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::Network;
 use super::residual::{Block, Body, Shortcut, conv};
-use crate::layers::{BatchNorm, Conv2d, Linear, channels_last, global_average};
+use crate::layers::{BatchNorm, Conv2d, GlobalAverage, Linear, channels_last};
 use crate::tap::{Arithmetic, Scope};
 
 /// A stem, three stages of basic blocks with 16, 32 and 64 channels, and a linear classifier: `6 n + 2` layers with `n`
@@ -21,6 +21,7 @@ pub struct CifarResNet {
     layer1: Vec<Block>,
     layer2: Vec<Block>,
     layer3: Vec<Block>,
+    pool: GlobalAverage,
     linear: Linear,
     #[module(skip)]
     arithmetic: Arithmetic,
@@ -57,6 +58,7 @@ impl Network for CifarResNet {
             layer1: stage("layer1", 16, 16),
             layer2: stage("layer2", 16, 32),
             layer3: stage("layer3", 32, 64),
+            pool: GlobalAverage::new(&scope.at("pool")),
             linear: Linear::new(&scope.at("linear"), 64, classes, device),
             arithmetic: scope.arithmetic(),
         }
@@ -67,7 +69,7 @@ impl Network for CifarResNet {
         let x = self.bn1.forward_relu(self.conv1.forward(x));
         let stages = [&self.layer1, &self.layer2, &self.layer3];
         let x = stages.into_iter().flatten().fold(x, |x, block| block.forward(x)); // [batch, 8, 8, 64]
-        self.linear.forward(global_average(x, self.arithmetic))
+        self.linear.forward(self.pool.forward(x))
     }
 }
 
@@ -86,7 +88,7 @@ mod tests {
             // And the running statistics of all batch norms.
             let statistics = 2 * (16 + 2 * blocks * (16 + 32 + 64));
             assert_eq!(net.num_params(), trained + statistics);
-            assert_eq!(scope.sites().len(), 6 * blocks + 2 + 6 * blocks + 1);
+            assert_eq!(scope.sites().len(), 6 * blocks + 2 + 6 * blocks + 1 + 1);
         }
     }
 }

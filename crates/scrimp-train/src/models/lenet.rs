@@ -4,9 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use super::Network;
-use crate::layers::{
-    Conv2d, Conv2dOptions, Linear, Pool, channels_last, features, relu, relu_max_pool,
-};
+use crate::layers::{Conv2d, Conv2dOptions, Linear, MaxPool, Pool, Relu, channels_last, features};
 use crate::tap::{Arithmetic, Scope};
 
 /// Two 5x5 convolutions (1-6-16 channels, padded) with `ReLU` and 2x2 max pooling, then 784-120-84-classes.
@@ -17,9 +15,13 @@ use crate::tap::{Arithmetic, Scope};
 #[derive(Module, Debug)]
 pub struct LeNet {
     conv1: Conv2d,
+    pool1: MaxPool,
     conv2: Conv2d,
+    pool2: MaxPool,
     fc1: Linear,
+    relu1: Relu,
     fc2: Linear,
+    relu2: Relu,
     fc3: Linear,
     #[module(skip)]
     arithmetic: Arithmetic,
@@ -38,9 +40,13 @@ impl Network for LeNet {
         let features = 16 * (height / 4) * (width / 4);
         Self {
             conv1: Conv2d::new(&scope.at("conv1"), channels, 6, same, device),
+            pool1: MaxPool::of_relu(&scope.at("pool1"), Pool::beside([2; 2])),
             conv2: Conv2d::new(&scope.at("conv2"), 6, 16, same, device),
+            pool2: MaxPool::of_relu(&scope.at("pool2"), Pool::beside([2; 2])),
             fc1: Linear::new(&scope.at("fc1"), features, 120, device),
+            relu1: Relu::new(&scope.at("relu1")),
             fc2: Linear::new(&scope.at("fc2"), 120, 84, device),
+            relu2: Relu::new(&scope.at("relu2")),
             fc3: Linear::new(&scope.at("fc3"), 84, classes, device),
             arithmetic: scope.arithmetic(),
         }
@@ -48,12 +54,11 @@ impl Network for LeNet {
 
     fn forward(&self, x: Tensor<4>) -> Tensor<2> {
         let arithmetic = self.arithmetic;
-        let halve = |x| relu_max_pool(x, Pool::beside([2; 2]), arithmetic);
         let x = channels_last(x, arithmetic);
-        let x = halve(self.conv1.forward(x)); // [batch, 14, 14, 6]
-        let x = halve(self.conv2.forward(x)); // [batch, 7, 7, 16]
-        let x = relu(self.fc1.forward(features(x, arithmetic)), arithmetic);
-        let x = relu(self.fc2.forward(x), arithmetic);
+        let x = self.pool1.forward(self.conv1.forward(x)); // [batch, 14, 14, 6]
+        let x = self.pool2.forward(self.conv2.forward(x)); // [batch, 7, 7, 16]
+        let x = self.relu1.forward(self.fc1.forward(features(x, arithmetic)));
+        let x = self.relu2.forward(self.fc2.forward(x));
         self.fc3.forward(x)
     }
 }

@@ -4,8 +4,8 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use super::Network;
-use crate::layers::{Linear, relu};
-use crate::tap::{Arithmetic, Scope};
+use crate::layers::{Linear, Relu};
+use crate::tap::Scope;
 
 /// Three fully connected layers with `ReLU` between them.
 ///
@@ -13,10 +13,10 @@ use crate::tap::{Arithmetic, Scope};
 #[derive(Module, Debug)]
 pub struct Mlp {
     fc1: Linear,
+    relu1: Relu,
     fc2: Linear,
+    relu2: Relu,
     fc3: Linear,
-    #[module(skip)]
-    arithmetic: Arithmetic,
 }
 
 impl Network for Mlp {
@@ -29,16 +29,17 @@ impl Network for Mlp {
     fn build((): &(), image: [usize; 3], classes: usize, scope: &Scope, device: &Device) -> Self {
         Self {
             fc1: Linear::new(&scope.at("fc1"), image.iter().product(), 256, device),
+            relu1: Relu::new(&scope.at("relu1")),
             fc2: Linear::new(&scope.at("fc2"), 256, 128, device),
+            relu2: Relu::new(&scope.at("relu2")),
             fc3: Linear::new(&scope.at("fc3"), 128, classes, device),
-            arithmetic: scope.arithmetic(),
         }
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<2> {
         let x = x.flatten(1, 3); // [batch, pixels]
-        let x = relu(self.fc1.forward(x), self.arithmetic);
-        let x = relu(self.fc2.forward(x), self.arithmetic);
+        let x = self.relu1.forward(self.fc1.forward(x));
+        let x = self.relu2.forward(self.fc2.forward(x));
         self.fc3.forward(x)
     }
 }

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::Network;
 use super::residual::{Block, Body, Shortcut, conv};
-use crate::layers::{BatchNorm, Conv2d, Linear, Pool, channels_last, global_average, max_pool};
+use crate::layers::{BatchNorm, Conv2d, GlobalAverage, Linear, MaxPool, Pool, channels_last};
 use crate::tap::{Arithmetic, Scope};
 
 /// Which blocks, and how many of them in each stage.
@@ -30,13 +30,13 @@ pub struct ResNetOptions {
 pub struct ResNet {
     conv1: Conv2d,
     bn1: BatchNorm,
+    maxpool: Option<MaxPool>,
     layer1: Vec<Block>,
     layer2: Vec<Block>,
     layer3: Vec<Block>,
     layer4: Vec<Block>,
+    avgpool: GlobalAverage,
     fc: Linear,
-    #[module(skip)]
-    large: bool,
     #[module(skip)]
     arithmetic: Arithmetic,
 }
@@ -68,15 +68,17 @@ impl Network for ResNet {
         };
         let large = height >= LARGE && width >= LARGE;
         let (kernel, stride) = if large { (7, 2) } else { (3, 1) };
+        let window = Pool { kernel: [3; 2], stride: [2; 2], padding: [1; 2] };
         Self {
             conv1: conv(&scope.at("conv1"), [channels, 64], kernel, stride, device),
             bn1: BatchNorm::new(&scope.at("bn1"), 64, device),
+            maxpool: large.then(|| MaxPool::new(&scope.at("maxpool"), window)),
             layer1: stage(0),
             layer2: stage(1),
             layer3: stage(2),
             layer4: stage(3),
+            avgpool: GlobalAverage::new(&scope.at("avgpool")),
             fc: Linear::new(&scope.at("fc"), body.outputs(512), classes, device),
-            large,
             arithmetic: scope.arithmetic(),
         }
     }
@@ -84,13 +86,12 @@ impl Network for ResNet {
     fn forward(&self, x: Tensor<4>) -> Tensor<2> {
         let x = channels_last(x, self.arithmetic);
         let mut x = self.bn1.forward_relu(self.conv1.forward(x));
-        if self.large {
-            let window = Pool { kernel: [3; 2], stride: [2; 2], padding: [1; 2] };
-            x = max_pool(x, window, self.arithmetic);
+        if let Some(pool) = &self.maxpool {
+            x = pool.forward(x);
         }
         let stages = [&self.layer1, &self.layer2, &self.layer3, &self.layer4];
         let x = stages.into_iter().flatten().fold(x, |x, block| block.forward(x));
-        self.fc.forward(global_average(x, self.arithmetic))
+        self.fc.forward(self.avgpool.forward(x))
     }
 }
 

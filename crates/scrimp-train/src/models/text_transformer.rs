@@ -4,9 +4,9 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use crate::layers::{
-    Embedding, Ids, Init, LayerNorm, Linear, SelfAttention, add, gelu, global_average,
+    Embedding, Gelu, GlobalAverage, Ids, Init, LayerNorm, Linear, SelfAttention, add,
 };
-use crate::tap::{Arithmetic, Scope};
+use crate::tap::Scope;
 
 /// Sizes of a [`TextTransformer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,7 @@ pub struct TextTransformer {
     /// `[1, time, dim]`
     position: Param<Tensor<3>>,
     layers: Vec<EncoderLayer>,
+    pool: GlobalAverage,
     classifier: Linear,
 }
 
@@ -46,6 +47,7 @@ struct EncoderLayer {
     attention: SelfAttention,
     norm1: LayerNorm,
     ffn1: Linear,
+    gelu: Gelu,
     ffn2: Linear,
     norm2: LayerNorm,
 }
@@ -56,6 +58,7 @@ impl EncoderLayer {
             attention: SelfAttention::new(&scope.at("attention"), dim, heads, device),
             norm1: LayerNorm::new(&scope.at("norm1"), dim, device),
             ffn1: Linear::new(&scope.at("ffn1"), dim, hidden, device),
+            gelu: Gelu::new(&scope.at("gelu")),
             ffn2: Linear::new(&scope.at("ffn2"), hidden, dim, device),
             norm2: LayerNorm::new(&scope.at("norm2"), dim, device),
         }
@@ -64,7 +67,7 @@ impl EncoderLayer {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let y = self.attention.forward(x.clone(), None);
         let x = self.norm1.forward(add(x, y));
-        let y = self.ffn2.forward(gelu(self.ffn1.forward(x.clone())));
+        let y = self.ffn2.forward(self.gelu.forward(self.ffn1.forward(x.clone())));
         self.norm2.forward(add(x, y))
     }
 }
@@ -81,6 +84,7 @@ impl TextTransformer {
             // Small beside the rows of tokens.
             position: Param::from_tensor((position.val() * 0.02).detach()),
             layers: (0..layers).map(layer).collect(),
+            pool: GlobalAverage::new(&scope.at("pool")),
             classifier: Linear::new(&scope.at("classifier"), dim, classes, device),
         }
     }
@@ -97,8 +101,7 @@ impl TextTransformer {
         let x = add(self.embedding.forward(ids), position.slice([0..1, 0..time, 0..dim]));
         let x = self.layers.iter().fold(x, |x, layer| layer.forward(x));
         let [batch, ..] = x.dims();
-        let mean = global_average(x.reshape([batch, time, 1, dim]), Arithmetic::Kernels);
-        self.classifier.forward(mean)
+        self.classifier.forward(self.pool.forward(x.reshape([batch, time, 1, dim])))
     }
 }
 
@@ -123,6 +126,6 @@ mod tests {
         assert_eq!(net.num_params(), 50 * 8 + 7 * 8 + 2 * layer + 8 * 3 + 3);
         let ids = Ids { values: vec![1; 10].into(), shape: [2, 5] };
         assert_eq!(net.forward(&ids).dims(), [2, 3]);
-        assert_eq!(scope.sites().len(), 1 + 2 * (6 + 2) + 1);
+        assert_eq!(scope.sites().len(), 1 + 2 * (4 + 1 + 2 + 1 + 2) + 1 + 1);
     }
 }

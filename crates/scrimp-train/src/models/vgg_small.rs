@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::Network;
 use super::residual::conv;
-use crate::layers::{BatchNorm, Conv2d, Linear, Pool, channels_last, features, max_pool};
+use crate::layers::{BatchNorm, Conv2d, Linear, MaxPool, Pool, channels_last, features};
 use crate::tap::{Arithmetic, Scope};
 
 /// Six 3x3 convolutions with 128, 128, 256, 256, 512 and 512 channels, each with a batch norm and a `ReLU`, a 2x2 maximum
@@ -20,14 +20,17 @@ pub struct VggSmall {
     bn0: BatchNorm,
     conv1: Conv2d,
     bn1: BatchNorm,
+    pool1: MaxPool,
     conv2: Conv2d,
     bn2: BatchNorm,
     conv3: Conv2d,
     bn3: BatchNorm,
+    pool3: MaxPool,
     conv4: Conv2d,
     bn4: BatchNorm,
     conv5: Conv2d,
     bn5: BatchNorm,
+    pool5: MaxPool,
     fc: Linear,
     #[module(skip)]
     arithmetic: Arithmetic,
@@ -50,12 +53,16 @@ impl Network for VggSmall {
         let conv = |i: usize, channels| conv(&scope.at(format!("conv{i}")), channels, 3, 1, device);
         let norm =
             |i: usize, channels| BatchNorm::new(&scope.at(format!("bn{i}")), channels, device);
+        let halve = |i: usize| MaxPool::new(&scope.at(format!("pool{i}")), Pool::beside([2; 2]));
         let (conv0, bn0) = (conv(0, [channels, 128]), norm(0, 128));
         let (conv1, bn1) = (conv(1, [128, 128]), norm(1, 128));
+        let pool1 = halve(1);
         let (conv2, bn2) = (conv(2, [128, 256]), norm(2, 256));
         let (conv3, bn3) = (conv(3, [256, 256]), norm(3, 256));
+        let pool3 = halve(3);
         let (conv4, bn4) = (conv(4, [256, 512]), norm(4, 512));
         let (conv5, bn5) = (conv(5, [512, 512]), norm(5, 512));
+        let pool5 = halve(5);
         let features = 512 * (height / 8) * (width / 8);
         let fc = Linear::new(&scope.at("fc"), features, classes, device);
         let arithmetic = scope.arithmetic();
@@ -64,14 +71,17 @@ impl Network for VggSmall {
             bn0,
             conv1,
             bn1,
+            pool1,
             conv2,
             bn2,
             conv3,
             bn3,
+            pool3,
             conv4,
             bn4,
             conv5,
             bn5,
+            pool5,
             fc,
             arithmetic,
         }
@@ -79,14 +89,13 @@ impl Network for VggSmall {
 
     fn forward(&self, x: Tensor<4>) -> Tensor<2> {
         let arithmetic = self.arithmetic;
-        let halve = |x| max_pool(x, Pool::beside([2; 2]), arithmetic);
         let x = channels_last(x, arithmetic);
         let x = self.bn0.forward_relu(self.conv0.forward(x));
-        let x = halve(self.bn1.forward_relu(self.conv1.forward(x)));
+        let x = self.pool1.forward(self.bn1.forward_relu(self.conv1.forward(x)));
         let x = self.bn2.forward_relu(self.conv2.forward(x));
-        let x = halve(self.bn3.forward_relu(self.conv3.forward(x)));
+        let x = self.pool3.forward(self.bn3.forward_relu(self.conv3.forward(x)));
         let x = self.bn4.forward_relu(self.conv4.forward(x));
-        let x = halve(self.bn5.forward_relu(self.conv5.forward(x)));
+        let x = self.pool5.forward(self.bn5.forward_relu(self.conv5.forward(x)));
         self.fc.forward(features(x, arithmetic))
     }
 }

@@ -7,23 +7,14 @@ use burn::tensor::{Tensor, TensorData};
 use scrimp_kernels::Gate;
 use scrimp_kernels::batch_norm::{self, Gradients, Statistics};
 
-use super::held::{Held, hold, hold_both_ways, round};
+use super::held::{Held, Points, hold, hold_both_ways, round};
 use super::{Function, Values, apply, contiguous, done, room, slice, tensor};
-use crate::engine::{PointRef, values_of};
+use crate::engine::values_of;
 
-/// What the tensors of a norm are rounded to. Its output is what leaves the op, after the residual and the `ReLU`.
-#[derive(Debug, Default)]
-pub(crate) struct NormPoints {
-    pub x: Option<PointRef>,
-    pub y: Option<PointRef>,
-    pub dy: Option<PointRef>,
-    pub dx: Option<PointRef>,
-}
-
-/// A norm, and what follows it.
+/// A norm, and what follows it. Its output is what leaves the op, after the residual and the `ReLU`.
 #[derive(Debug)]
 pub(crate) struct Norm {
-    points: NormPoints,
+    points: Points,
     epsilon: f32,
     relu: bool,
     has_residual: bool,
@@ -135,7 +126,7 @@ impl Function<4> for Norm {
 /// Normalizes the channels of `x`, which stand on its last axis: by these averages (mean and variance), or by the batch's
 /// own statistics, which are then given back, the variance without bias.
 pub(crate) fn batch_norm(
-    points: NormPoints,
+    points: Points,
     x: Tensor<4>,
     [gamma, beta]: [Tensor<1>; 2],
     residual: Option<Tensor<4>>,

@@ -1,4 +1,4 @@
-//! A tensor as a product takes it: values, bf16, or the bytes of its scheme.
+//! A tensor as ops take it and keep it: values, bf16, or the bytes of its scheme.
 
 use std::borrow::Cow;
 
@@ -8,8 +8,17 @@ use rayon::prelude::*;
 use scrimp_codec::codecs::{IntegerCodes, Integers};
 use scrimp_kernels::{Kind, Operand};
 
-use super::{Values, contiguous, done, slice};
+use super::{Values, contiguous, done, slice, values_mut};
 use crate::engine::PointRef;
+
+/// What the activations of a layer are rounded to.
+#[derive(Debug, Default)]
+pub(crate) struct Points {
+    pub x: Option<PointRef>,
+    pub y: Option<PointRef>,
+    pub dy: Option<PointRef>,
+    pub dx: Option<PointRef>,
+}
 
 /// A tensor that was rounded and waits for the products that it is a factor of.
 #[derive(Debug)]
@@ -50,15 +59,13 @@ pub(super) fn hold(x: Values, point: Option<&PointRef>, kinds: &[Kind]) -> Held 
     let mut x = contiguous(x);
     let Some(point) = point else { return Held::Float(x) };
     let shape: Vec<usize> = x.shape().as_slice().to_vec();
-    let count = shape.iter().product();
     let integers = kinds.contains(&Kind::Int8) || kinds.contains(&Kind::Bf16) && !point.is_short();
     if integers && let Some(bytes) = point.encode(slice(&x), &shape) {
         done(x);
         return Held::Packed { bytes, point: PointRef::clone(point), shape };
     }
     if point.is_active() {
-        // In place when the buffer is ours alone; the engine copies it when it is shared.
-        point.apply(&mut x.storage_mut::<f32>()[..count], &shape);
+        point.apply(values_mut(&mut x), &shape);
     }
     if kinds.contains(&Kind::Bf16)
         && let Some(values) = exactly(slice(&x))
@@ -82,12 +89,11 @@ pub(super) fn hold_both_ways(
     };
     let mut x = contiguous(x);
     let shape: Vec<usize> = x.shape().as_slice().to_vec();
-    let count = shape.iter().product();
     let Some(bytes) = point.encode(slice(&x), &shape) else { return (Held::Float(x), None) };
     // Codes that are multiplied as they are serve both ways.
     let serves = kinds.iter().any(|kind| *kind != Kind::F32) && point.has_integers();
     if !serves {
-        point.decode_into(&bytes, &shape, &mut x.storage_mut::<f32>()[..count]);
+        point.decode_into(&bytes, &shape, values_mut(&mut x));
     }
     let packed = Held::Packed { bytes, point: PointRef::clone(point), shape };
     if serves {
@@ -158,6 +164,16 @@ impl Held {
             Self::Packed { bytes, point, shape } => point.decode(bytes, shape).into(),
         }
     }
+}
+
+/// The values of a tensor that lies in order, rounded as its point says.
+pub(super) fn rounded(x: Values, point: Option<&PointRef>) -> Values {
+    let mut x = contiguous(x);
+    if let Some(point) = point.filter(|p| p.is_active()) {
+        let shape = x.shape();
+        point.apply(values_mut(&mut x), shape.as_slice());
+    }
+    x
 }
 
 /// Rounds a result in place as its point says.

@@ -25,10 +25,11 @@ use burn::backend::{
 use burn::tensor::TensorData;
 
 pub(crate) use add::add;
-pub(crate) use batch_norm::{NormPoints, batch_norm};
+pub(crate) use batch_norm::batch_norm;
 use buffers::{done, room};
+pub(crate) use held::Points;
 pub(crate) use loss::cross_entropy;
-pub(crate) use pool::{global_average, max_pool, relu, relu_max_pool};
+pub(crate) use pool::{global_average, max_pool, relu};
 pub(crate) use product::{Geometry, Product, product};
 pub(crate) use text::{attention, embed, gelu, layer_norm};
 
@@ -215,6 +216,13 @@ fn contiguous(x: Values) -> Values {
 /// The values of a contiguous tensor.
 fn slice(x: &Values) -> &[f32] {
     &x.storage::<f32>()[..x.shape().num_elements()]
+}
+
+/// The values of a contiguous tensor, to be changed: in place when the buffer is ours alone; the engine copies it when it
+/// is shared.
+fn values_mut(x: &mut Values) -> &mut [f32] {
+    let count = x.shape().num_elements();
+    &mut x.storage_mut::<f32>()[..count]
 }
 
 /// A tensor of these values.

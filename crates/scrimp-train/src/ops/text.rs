@@ -8,7 +8,9 @@ use scrimp_kernels::activation::{self, Gelu};
 use scrimp_kernels::attention::{self, Options, Rows};
 use scrimp_kernels::{embedding, layer_norm};
 
+use super::held::{Held, Points, hold_both_ways, round, rounded};
 use super::{Function, Values, apply, contiguous, done, room, slice, tensor};
+use crate::tap::Tap;
 
 const CHECKED: &str = "buffers have the shapes of their tensors";
 
@@ -43,11 +45,13 @@ impl Function<1> for Embed {
 #[derive(Debug)]
 struct LayerNorm {
     epsilon: f32,
+    points: Points,
 }
 
 #[derive(Debug)]
 struct SavedRows {
-    x: Values,
+    x: Held,
+    shape: Vec<usize>,
     gamma: Values,
     mean: Vec<f32>,
     rstd: Vec<f32>,
@@ -57,54 +61,64 @@ impl Function<3> for LayerNorm {
     type Saved = SavedRows;
 
     fn forward(&self, inputs: [Values; 3], keep: bool) -> (Values, Option<SavedRows>) {
-        let [x, gamma, beta] = inputs.map(contiguous);
+        let [x, gamma, beta] = inputs;
         let shape = x.shape().as_slice().to_vec();
+        let (x, packed) = hold_both_ways(x, self.points.x.as_ref(), &[], keep);
+        let [gamma, beta] = [gamma, beta].map(contiguous);
         let rows = shape[..shape.len() - 1].iter().product();
         let (mut y, mut mean, mut rstd) = (room(&shape), room(&[rows]), room(&[rows]));
         let saved = [&mut mean[..], &mut rstd[..]];
-        layer_norm::forward(slice(&x), slice(&gamma), slice(&beta), self.epsilon, &mut y, saved)
+        layer_norm::forward(&x.values(), slice(&gamma), slice(&beta), self.epsilon, &mut y, saved)
             .expect(CHECKED);
-        (tensor(y, &shape), keep.then_some(SavedRows { x, gamma, mean, rstd }))
+        round(self.points.y.as_ref(), &mut y, &shape);
+        let y = tensor(y, &shape);
+        let x = x.or_packed(packed);
+        (y, keep.then_some(SavedRows { x, shape, gamma, mean, rstd }))
     }
 
     fn backward(&self, dy: Values, saved: SavedRows, _needs: [bool; 3]) -> [Option<Values>; 3] {
-        let SavedRows { x, gamma, mean, rstd } = saved;
-        let dy = contiguous(dy);
-        let shape = x.shape().as_slice().to_vec();
+        let SavedRows { x, shape, gamma, mean, rstd } = saved;
+        let dy = rounded(dy, self.points.dy.as_ref());
         let len = gamma.shape().num_elements();
         let (mut dx, mut dgamma, mut dbeta) = (room(&shape), room(&[len]), room(&[len]));
         let gradients =
             layer_norm::Gradients { dx: &mut dx, dgamma: &mut dgamma, dbeta: &mut dbeta };
-        layer_norm::backward(slice(&dy), slice(&x), [&mean, &rstd], slice(&gamma), gradients)
+        layer_norm::backward(slice(&dy), &x.values(), [&mean, &rstd], slice(&gamma), gradients)
             .expect(CHECKED);
+        round(self.points.dx.as_ref(), &mut dx, &shape);
         done(dy);
-        done(x);
+        x.done();
         [Some(tensor(dx, &shape)), Some(tensor(dgamma, &[len])), Some(tensor(dbeta, &[len]))]
     }
 }
 
 #[derive(Debug)]
-struct GeluErf;
+struct GeluErf {
+    points: Points,
+}
 
 impl Function<1> for GeluErf {
     /// The input.
-    type Saved = Values;
+    type Saved = Held;
 
-    fn forward(&self, [x]: [Values; 1], keep: bool) -> (Values, Option<Values>) {
-        let x = contiguous(x);
+    fn forward(&self, [x]: [Values; 1], keep: bool) -> (Values, Option<Held>) {
         let shape = x.shape().as_slice().to_vec();
+        let (x, packed) = hold_both_ways(x, self.points.x.as_ref(), &[], keep);
         let mut y = room(&shape);
-        activation::gelu(Gelu::Erf, slice(&x), &mut y).expect(CHECKED);
+        activation::gelu(Gelu::Erf, &x.values(), &mut y).expect(CHECKED);
+        round(self.points.y.as_ref(), &mut y, &shape);
+        let x = x.or_packed(packed);
         (tensor(y, &shape), keep.then_some(x))
     }
 
-    fn backward(&self, dy: Values, x: Values, _needs: [bool; 1]) -> [Option<Values>; 1] {
-        let dy = contiguous(dy);
-        let shape = x.shape().as_slice().to_vec();
+    fn backward(&self, dy: Values, x: Held, _needs: [bool; 1]) -> [Option<Values>; 1] {
+        let dy = rounded(dy, self.points.dy.as_ref());
+        let shape = dy.shape().as_slice().to_vec();
         let mut dx = room(&shape);
-        activation::gelu_backward(Gelu::Erf, slice(&x), slice(&dy), &mut dx).expect(CHECKED);
+        activation::gelu_backward(Gelu::Erf, &x.values(), slice(&dy), &mut dx).expect(CHECKED);
+        round(self.points.dx.as_ref(), &mut dx, &shape);
         done(dy);
-        done(x);
+        x.done();
         [Some(tensor(dx, &shape))]
     }
 }
@@ -185,14 +199,17 @@ pub(crate) fn layer_norm<const D: usize>(
     x: Tensor<D>,
     [gamma, beta]: [Tensor<1>; 2],
     epsilon: f32,
+    tap: &Tap,
 ) -> Tensor<D> {
+    let points = tap.points(x.dims(), x.dims());
     let inputs = [x.into_dispatch(), gamma.into_dispatch(), beta.into_dispatch()];
-    Tensor::from_dispatch(apply(LayerNorm { epsilon }, inputs))
+    Tensor::from_dispatch(apply(LayerNorm { epsilon, points }, inputs))
 }
 
 /// `x Phi(x)`, with the normal distribution itself and no approximation of it.
-pub(crate) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    Tensor::from_dispatch(apply(GeluErf, [x.into_dispatch()]))
+pub(crate) fn gelu<const D: usize>(x: Tensor<D>, tap: &Tap) -> Tensor<D> {
+    let points = tap.points(x.dims(), x.dims());
+    Tensor::from_dispatch(apply(GeluErf { points }, [x.into_dispatch()]))
 }
 
 /// Scaled dot-product attention of `[batch, time, heads * head_dim]`.

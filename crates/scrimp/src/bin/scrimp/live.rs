@@ -271,6 +271,13 @@ impl Watch for Live<'_> {
                 ui::count(result.replaced_values, "value")
             ));
         }
+        if let Some(state) = result.loss_scale.filter(|state| state.skipped > 0) {
+            self.line(&format!(
+                "  {} skipped by the loss scale, which is {} now",
+                ui::count(state.skipped, "step"),
+                state.scale
+            ));
+        }
     }
 
     fn failed(&mut self, run: &RunId, reason: &str) {

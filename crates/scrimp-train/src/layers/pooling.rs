@@ -1,0 +1,81 @@
+//! Pooling.
+
+use burn::module::Module;
+use burn::tensor::module::max_pool2d;
+use burn::tensor::ops::MaxPoolOptions;
+use burn::tensor::{Tensor, activation};
+
+pub use scrimp_kernels::pool::Window as Pool;
+
+use crate::ops;
+use crate::tap::{Arithmetic, Scope, Tap};
+
+/// The largest value of each window; keeps one byte for each output. Its input and output are tapped, and the gradients
+/// of both.
+///
+/// # Shapes
+/// - `x`: `[batch, height, width, channels]`; with the engine's own arithmetic channels stand on axis 1
+#[derive(Module, Debug)]
+pub struct MaxPool {
+    #[module(skip)]
+    window: Pool,
+    #[module(skip)]
+    relu: bool,
+    #[module(skip)]
+    tap: Tap,
+}
+
+impl MaxPool {
+    /// The function at this place of a network.
+    pub fn new(scope: &Scope, window: Pool) -> Self {
+        Self { window, relu: false, tap: scope.tap_function("pooling") }
+    }
+
+    /// The same of the `ReLU` of its input, in one pass. The tapped input is what comes into the `ReLU`.
+    pub fn of_relu(scope: &Scope, window: Pool) -> Self {
+        Self { relu: true, ..Self::new(scope, window) }
+    }
+
+    /// The forward pass.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let Self { window, relu, tap } = self;
+        match tap.arithmetic() {
+            Arithmetic::Kernels => ops::max_pool(x, *window, *relu, tap),
+            Arithmetic::Engine => {
+                let x = tap.input(x);
+                let x = if *relu { activation::relu(x) } else { x };
+                let options = MaxPoolOptions::new(window.kernel).with_stride(window.stride);
+                tap.output(max_pool2d(x, options.with_padding(window.padding)))
+            }
+        }
+    }
+}
+
+/// The mean of each channel over height and width. Its input and output are tapped, and the gradients of both.
+///
+/// # Shapes
+/// - `x`: `[batch, height, width, channels]`; with the engine's own arithmetic channels stand on axis 1
+/// - result: `[batch, channels]`
+#[derive(Module, Debug)]
+pub struct GlobalAverage {
+    #[module(skip)]
+    tap: Tap,
+}
+
+impl GlobalAverage {
+    /// The function at this place of a network.
+    pub fn new(scope: &Scope) -> Self {
+        Self { tap: scope.tap_function("pooling") }
+    }
+
+    /// The forward pass.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
+        match self.tap.arithmetic() {
+            Arithmetic::Kernels => ops::global_average(x, &self.tap),
+            Arithmetic::Engine => {
+                let x: Tensor<3> = self.tap.input(x).flatten(2, 3);
+                self.tap.output(x.mean_dim(2).flatten(1, 2))
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What helps formats with few values through training: loss scaling.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use scrimp_train::data::{self, DataRequest, Splits};
+use scrimp_train::loss_scale::LossScale;
+use scrimp_train::params::NamedTensor;
+use scrimp_train::rules::Rule;
+use scrimp_train::trainer::{CheckpointJob, TrainError, TrainJob};
+use serde_json::json;
+
+use support::{job, train};
+
+fn digits(train: usize) -> Splits {
+    let request = DataRequest { dir: None, validation: 0.0, seed: 1, limit: Some(train) };
+    data::find("digits").unwrap().load(&request).unwrap()
+}
+
+fn rule(keys: serde_json::Value) -> Rule {
+    serde_json::from_value(keys).unwrap()
+}
+
+fn scale(json: serde_json::Value) -> Option<LossScale> {
+    Some(serde_json::from_value(json).unwrap())
+}
+
+fn bits(model: &[NamedTensor]) -> Vec<u32> {
+    model.iter().flat_map(|t| t.values.iter().map(|v| v.to_bits())).collect()
+}
+
+/// A power of two only moves exponents.
+#[test]
+fn a_loss_scale_that_is_a_power_of_two_changes_no_bit_in_f32() {
+    let splits = digits(200);
+    for clip_norm in [None, Some(0.5)] {
+        let plain = TrainJob { clip_norm, ..job(&splits, 32, Vec::new()) };
+        let expected = train(&plain, u64::MAX).unwrap();
+        assert_eq!(expected.loss_scale, None);
+        for loss_scale in [scale(json!(1024)), scale(json!({"initial": 0.125, "every": 2}))] {
+            let outcome = train(&TrainJob { loss_scale, ..plain.clone() }, u64::MAX).unwrap();
+            assert!(bits(&outcome.model) == bits(&expected.model), "{loss_scale:?}");
+            assert_eq!(outcome.loss_scale.unwrap().skipped, 0);
+        }
+    }
+}
+
+#[test]
+fn gradients_that_a_format_flushes_to_zero_live_under_a_loss_scale() {
+    let splits = digits(1000);
+    // The smallest value of this format is 2^-4, and the gradient of a mean over 50 images at most 1/50.
+    let rules = vec![rule(json!({"layers": "*", "dy": "e3m2fn", "dx": "e3m2fn"}))];
+    let plain = TrainJob { epochs: 3, ..job(&splits, 50, rules) };
+    let accuracy = |loss_scale| {
+        let outcome = train(&TrainJob { loss_scale, ..plain.clone() }, u64::MAX).unwrap();
+        outcome.test.unwrap().accuracy
+    };
+    let (without, with) = (accuracy(None), accuracy(scale(json!(256))));
+    let mut float = plain.clone();
+    float.plan.rules.clear();
+    let float = train(&float, u64::MAX).unwrap().test.unwrap().accuracy;
+    assert!(with > float - 0.03 && without < 0.2, "{without} {with} {float}");
+}
+
+#[test]
+fn a_dynamic_loss_scale_skips_what_overflows_and_a_fixed_one_fails() {
+    let splits = digits(400);
+    let rules = vec![rule(json!({"layers": "*", "d": "f16"}))];
+    let plain = job(&splits, 20, rules);
+    let high = 2f64.powi(30);
+    let fixed = TrainJob { loss_scale: scale(json!(high)), ..plain.clone() };
+    let Err(TrainError::Diverged { step: 0, what, .. }) = train(&fixed, u64::MAX) else {
+        panic!("the gradients of a loss of 2^30 fit no f16");
+    };
+    assert!(what.contains("fc"), "{what}");
+
+    let dynamic =
+        TrainJob { loss_scale: scale(json!({"initial": high, "every": 6})), ..plain.clone() };
+    let outcome = train(&dynamic, u64::MAX).unwrap();
+    let state = outcome.loss_scale.unwrap();
+    assert!(state.skipped >= 8 && f64::from(state.scale) < high, "{state:?}");
+    assert!(outcome.model.iter().flat_map(|t| &t.values).all(|v| v.is_finite()));
+
+    // A run that stops while the scale still falls goes on with the same bits.
+    let folder = tempfile::tempdir().unwrap();
+    let save = |resume| CheckpointJob {
+        path: folder.path().join("c.safetensors"),
+        every_steps: None,
+        resume,
+    };
+    for stop in [3, 14] {
+        train(&TrainJob { checkpoint: Some(save(false)), ..dynamic.clone() }, stop).unwrap();
+        let resumed = TrainJob { checkpoint: Some(save(true)), ..dynamic.clone() };
+        let rest = train(&resumed, u64::MAX).unwrap();
+        assert!(bits(&rest.model) == bits(&outcome.model));
+        assert_eq!(rest.loss_scale, Some(state));
+    }
+}
