@@ -56,7 +56,7 @@ pub use families::{FAMILIES, Family};
 pub use formats::{Card, Format, Params};
 pub use granularity::{Granularity, ShapeError};
 pub use loss::Loss;
-pub use memory::Memory;
+pub use memory::{History, Memory};
 pub use philox::Stream;
 pub use range::Range;
 pub use rounding::Rounding;

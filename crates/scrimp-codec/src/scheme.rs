@@ -7,7 +7,7 @@
 //! granularity = "tensor" | "channel" | "axis:" N | "row" | "group:" N | "block:" N | "flat:" N | "tile:" R "x" C | "matrix"
 //! scale       = "scale:" ( "f32" | "f16" | "bf16" | "pow2" | "e4m3fn" | "floor" | "ceil" | "even" | "rceil" )
 //! rounding    = "rne" | "half-away" | "toward-zero" | "floor" | "stochastic"
-//! special     = "nonfinite:" ( "error" | "saturate" | "propagate" )
+//! special     = "nonfinite:" ( "error" | "saturate" | "propagate" ) | "delayed:" N
 //! stage       = a word of [`STAGES`](crate::STAGES): nnw, bdi, rans
 //! ```
 //!
@@ -16,6 +16,9 @@
 //!
 //! `matrix` goes with `row`, `group` and `tile`: all axes but the first count as one, so that the rows of a convolution's
 //! weight are whole filters. Weights get it by themselves ([`Scheme::for_weight`]).
+//!
+//! `delayed:N` takes the scale of a tensor from the ranges of the last N before it, where they are remembered; it goes with
+//! `tensor`, `channel` and `axis`.
 //!
 //! Words may come in any order and are printed in one order, without those that say the default.
 
@@ -108,6 +111,7 @@ impl Scheme {
             scale: defaults.scales.first().copied().filter(|_| scaled),
             rounding: defaults.rounding.unwrap_or_default(),
             nonfinite: NonFinite::default(),
+            delayed: None,
         };
         Self::build(codec, terms)
     }
@@ -438,6 +442,9 @@ impl Scheme {
         if terms.nonfinite != NonFinite::default() {
             let _ = write!(text, "/nonfinite:{}", NonFinite::WORDS[terms.nonfinite as usize].0);
         }
+        if let Some(length) = terms.delayed {
+            let _ = write!(text, "/delayed:{length}");
+        }
         Self { text: text.into(), codec, terms }
     }
 }
@@ -488,6 +495,8 @@ struct Said {
     scale: Option<ScaleFormat>,
     rounding: Option<Rounding>,
     nonfinite: Option<NonFinite>,
+    /// By how many tensors a scale goes, and where that stands.
+    delayed: Option<(u16, ops::Range<usize>)>,
 }
 
 impl FromStr for Scheme {
@@ -530,25 +539,67 @@ impl FromStr for Scheme {
         }
         let scaled = match defaults.scaling {
             Scaling::Always => true,
-            Scaling::OnRequest => said.granularity.is_some() || said.scale.is_some(),
+            Scaling::OnRequest => {
+                said.granularity.is_some() || said.scale.is_some() || said.delayed.is_some()
+            }
             Scaling::Never => false,
         };
         if let Some(other) = codec.under_scale().filter(|_| scaled) {
             codec = other;
         }
         let usual = defaults.scales.first().copied().filter(|_| scaled);
+        let scale = said.scale.or(usual);
+        if let Some((_, span)) = &said.delayed
+            && let Some(e) = said.no_history(&*codec, granularity, scale)
+        {
+            let (text, span) = (text.to_owned(), span.clone());
+            return Err(SchemeError { text, span, message: e.message, help: e.help });
+        }
         let terms = Terms {
             granularity,
             matrix: said.matrix.is_some(),
-            scale: said.scale.or(usual),
+            scale,
             rounding: said.rounding.or(defaults.rounding).unwrap_or_default(),
             nonfinite: said.nonfinite.unwrap_or_default(),
+            delayed: said.delayed.map(|(length, _)| length),
         };
         Ok(Self::build(codec, terms))
     }
 }
 
+/// The longest history of ranges.
+const MOST_DELAYED: u16 = 1024;
+
 impl Said {
+    /// Why scales cannot be those of earlier tensors.
+    fn no_history(
+        &self,
+        codec: &dyn Codec,
+        granularity: Granularity,
+        scale: Option<ScaleFormat>,
+    ) -> Option<HeadError> {
+        let name = codec.name();
+        if !codec.takes_history() {
+            let message = format!("`{name}` has no scale that could be that of earlier tensors");
+            return Some(HeadError { message, help: "leave `delayed` out".into() });
+        }
+        if scale.is_some_and(ScaleFormat::is_nested) {
+            let message = "scales that have a scale of their own are never delayed".into();
+            return Some(HeadError { message, help: "leave `delayed` out".into() });
+        }
+        use Granularity::{Axis, Channel, Tensor};
+        if !matches!(granularity, Tensor | Channel | Axis(_)) {
+            let message = format!(
+                "a history of every group of `{granularity}` would be as large as the tensor"
+            );
+            return Some(HeadError {
+                message,
+                help: "use `tensor`, `channel` or `axis:N` with it".into(),
+            });
+        }
+        None
+    }
+
     fn take(&mut self, word: &Word, codec: &mut Arc<dyn Codec>) -> Result<(), HeadError> {
         let text = word.text;
         let (name, defaults) = (codec.name(), codec.defaults());
@@ -599,6 +650,19 @@ impl Said {
             }
             return once(&mut self.nonfinite, rule, "rule for NaN and infinity");
         }
+        if let Some(length) = text.strip_prefix("delayed:") {
+            let length = match length.parse::<u16>() {
+                Ok(length) if (1..=MOST_DELAYED).contains(&length) => length,
+                _ => {
+                    return refuse(
+                        format!("`{length}` is no number of tensors"),
+                        format!("a scale goes by the last 1 to {MOST_DELAYED}: `delayed:16`"),
+                    );
+                }
+            };
+            let span = word.start..word.start + text.len();
+            return once(&mut self.delayed, (length, span), "`delayed`");
+        }
         if let Some((_, rounding)) = Rounding::WORDS.iter().find(|(w, _)| *w == text) {
             if defaults.rounding.is_none() {
                 return refuse(
@@ -630,6 +694,9 @@ fn known_words(codec: &dyn Codec) -> Vec<String> {
     }
     known.extend(defaults.scales.iter().map(|s| format!("scale:{}", s.word())));
     known.extend(NonFinite::WORDS.map(|(w, _)| format!("nonfinite:{w}")));
+    if codec.takes_history() {
+        known.push("delayed:16".into());
+    }
     known.extend(codec.words().iter().map(|w| (*w).to_owned()));
     if codec.takes_stages() {
         known.extend(STAGES.iter().filter_map(|s| s.members().first()).map(|w| (*w).to_owned()));

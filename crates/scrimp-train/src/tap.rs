@@ -45,6 +45,8 @@ pub struct Session {
     step: AtomicU64,
     /// Whether every tapped tensor is searched for values that are not finite.
     audit: AtomicBool,
+    /// Whether what passes is scored, not learned from.
+    evaluates: AtomicBool,
     problem: Mutex<Option<Problem>>,
     tally: Mutex<Tally>,
     memories: Mutex<BTreeMap<String, Remembered>>,
@@ -67,6 +69,7 @@ impl Session {
             seed,
             step: AtomicU64::new(0),
             audit: AtomicBool::new(false),
+            evaluates: AtomicBool::new(false),
             problem: Mutex::new(None),
             tally: Mutex::new(Tally::default()),
             memories: Mutex::new(BTreeMap::new()),
@@ -92,6 +95,12 @@ impl Session {
     /// Makes every tap look for values that are not finite, to name the first tensor that has one.
     pub fn set_audit(&self, audit: bool) {
         self.audit.store(audit, Ordering::Relaxed);
+    }
+
+    /// Says whether what passes now is scored, not learned from: no scheme then remembers it, or goes by what it
+    /// remembers.
+    pub fn set_evaluates(&self, evaluates: bool) {
+        self.evaluates.store(evaluates, Ordering::Relaxed);
     }
 
     fn audit(&self) -> bool {
@@ -223,9 +232,9 @@ impl Point {
         }
     }
 
-    /// The point of a tensor with this role. A scheme with a memory goes by it for gradients, which come once in a
-    /// step; weights and activations also pass when the network is evaluated, and are rounded as their bytes are in the
-    /// packed model: each by itself.
+    /// The point of a tensor with this role. A scheme with a memory goes by it for gradients, and with a delayed scale for
+    /// weights and activations too, while the network learns. Where it is evaluated, each tensor is rounded as its bytes
+    /// are in the packed model: by itself.
     pub(crate) fn of_role(
         name: String,
         role: Role,
@@ -234,7 +243,8 @@ impl Point {
         session: &Arc<Session>,
     ) -> Self {
         let point = Self::new(name, Some(scheme.clone()), session);
-        Self { remembers: role.is_gradient(), packs: saved == Saved::Packed, ..point }
+        let remembers = role.is_gradient() || scheme.terms().delayed.is_some();
+        Self { remembers, packs: saved == Saved::Packed, ..point }
     }
 
     /// Whether [`apply`](Self::apply) would do anything now.
@@ -337,7 +347,8 @@ impl Point {
         round: impl FnOnce(&Stream, Option<&mut Memory>) -> Result<Tally, EncodeError>,
     ) -> bool {
         let stream = self.stream.at_step(self.session.step());
-        let rounded = if self.remembers {
+        let learns = !self.session.evaluates.load(Ordering::Relaxed);
+        let rounded = if self.remembers && learns {
             self.session.remember(&self.name, scheme, shape, |memory| round(&stream, memory))
         } else {
             round(&stream, None)

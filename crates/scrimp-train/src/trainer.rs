@@ -531,6 +531,7 @@ impl Run<'_> {
         let device = self.device.clone().inner();
         let all: Vec<u32> = (0..u32::try_from(images.len()).unwrap_or(u32::MAX)).collect();
         let mut sums = Sums::default();
+        self.session.set_evaluates(true);
         // The random numbers are those of the last step, also in a run that resumes after it.
         self.session.set_step(self.progress.step.saturating_sub(1));
         for indices in all.chunks(self.job.plan.batch) {
@@ -547,6 +548,7 @@ impl Run<'_> {
                 return Err(TrainError::Diverged { step, loss, what });
             }
         }
+        self.session.set_evaluates(false);
         let count = sums.images.max(1) as f64;
         Ok(Score {
             loss: sums.loss / count,

@@ -1,4 +1,4 @@
-//! What helps formats with few values through training: loss scaling.
+//! What helps formats with few values through training: loss scaling, delayed scales.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -8,7 +8,7 @@ use scrimp_train::data::{self, DataRequest, Splits};
 use scrimp_train::loss_scale::LossScale;
 use scrimp_train::params::NamedTensor;
 use scrimp_train::rules::Rule;
-use scrimp_train::trainer::{CheckpointJob, TrainError, TrainJob};
+use scrimp_train::trainer::{CheckpointJob, Outcome, TrainError, TrainJob};
 use serde_json::json;
 
 use support::{job, train};
@@ -22,8 +22,8 @@ fn rule(keys: serde_json::Value) -> Rule {
     serde_json::from_value(keys).unwrap()
 }
 
-fn scale(json: serde_json::Value) -> Option<LossScale> {
-    Some(serde_json::from_value(json).unwrap())
+fn scale(json: serde_json::Value) -> LossScale {
+    serde_json::from_value(json).unwrap()
 }
 
 fn bits(model: &[NamedTensor]) -> Vec<u32> {
@@ -38,7 +38,8 @@ fn a_loss_scale_that_is_a_power_of_two_changes_no_bit_in_f32() {
         let plain = TrainJob { clip_norm, ..job(&splits, 32, Vec::new()) };
         let expected = train(&plain, u64::MAX).unwrap();
         assert_eq!(expected.loss_scale, None);
-        for loss_scale in [scale(json!(1024)), scale(json!({"initial": 0.125, "every": 2}))] {
+        for loss_scale in [json!(1024), json!({"initial": 0.125, "every": 2})] {
+            let loss_scale = Some(scale(loss_scale));
             let outcome = train(&TrainJob { loss_scale, ..plain.clone() }, u64::MAX).unwrap();
             assert!(bits(&outcome.model) == bits(&expected.model), "{loss_scale:?}");
             assert_eq!(outcome.loss_scale.unwrap().skipped, 0);
@@ -56,7 +57,7 @@ fn gradients_that_a_format_flushes_to_zero_live_under_a_loss_scale() {
         let outcome = train(&TrainJob { loss_scale, ..plain.clone() }, u64::MAX).unwrap();
         outcome.test.unwrap().accuracy
     };
-    let (without, with) = (accuracy(None), accuracy(scale(json!(256))));
+    let (without, with) = (accuracy(None), accuracy(Some(scale(json!(256)))));
     let mut float = plain.clone();
     float.plan.rules.clear();
     let float = train(&float, u64::MAX).unwrap().test.unwrap().accuracy;
@@ -69,31 +70,59 @@ fn a_dynamic_loss_scale_skips_what_overflows_and_a_fixed_one_fails() {
     let rules = vec![rule(json!({"layers": "*", "d": "f16"}))];
     let plain = job(&splits, 20, rules);
     let high = 2f64.powi(30);
-    let fixed = TrainJob { loss_scale: scale(json!(high)), ..plain.clone() };
+    let fixed = TrainJob { loss_scale: Some(scale(json!(high))), ..plain.clone() };
     let Err(TrainError::Diverged { step: 0, what, .. }) = train(&fixed, u64::MAX) else {
         panic!("the gradients of a loss of 2^30 fit no f16");
     };
     assert!(what.contains("fc"), "{what}");
 
-    let dynamic =
-        TrainJob { loss_scale: scale(json!({"initial": high, "every": 6})), ..plain.clone() };
+    let follows = Some(scale(json!({"initial": high, "every": 6})));
+    let dynamic = TrainJob { loss_scale: follows, ..plain.clone() };
     let outcome = train(&dynamic, u64::MAX).unwrap();
     let state = outcome.loss_scale.unwrap();
     assert!(state.skipped >= 8 && f64::from(state.scale) < high, "{state:?}");
     assert!(outcome.model.iter().flat_map(|t| &t.values).all(|v| v.is_finite()));
 
     // A run that stops while the scale still falls goes on with the same bits.
+    for stop in [3, 14] {
+        let rest = resumed(&dynamic, stop);
+        assert!(bits(&rest.model) == bits(&outcome.model));
+        assert_eq!(rest.loss_scale, Some(state));
+    }
+}
+
+/// What a run gives that stops after so many steps and goes on.
+fn resumed(job: &TrainJob, stop: u64) -> Outcome {
     let folder = tempfile::tempdir().unwrap();
     let save = |resume| CheckpointJob {
         path: folder.path().join("c.safetensors"),
         every_steps: None,
         resume,
     };
-    for stop in [3, 14] {
-        train(&TrainJob { checkpoint: Some(save(false)), ..dynamic.clone() }, stop).unwrap();
-        let resumed = TrainJob { checkpoint: Some(save(true)), ..dynamic.clone() };
-        let rest = train(&resumed, u64::MAX).unwrap();
-        assert!(bits(&rest.model) == bits(&outcome.model));
-        assert_eq!(rest.loss_scale, Some(state));
+    train(&TrainJob { checkpoint: Some(save(false)), ..job.clone() }, stop).unwrap();
+    train(&TrainJob { checkpoint: Some(save(true)), ..job.clone() }, u64::MAX).unwrap()
+}
+
+#[test]
+fn delayed_scales_learn_as_current_ones_do_and_survive_a_resume() {
+    let splits = digits(1000);
+    let fp8 = |x: &str, d: &str| {
+        let rules = vec![rule(json!({"layers": "*", "w": x, "x": x, "dy": d}))];
+        TrainJob { epochs: 3, ..job(&splits, 32, rules) }
+    };
+    let current = fp8("e4m3fn/tensor", "e5m2/tensor");
+    let delayed = fp8("e4m3fn/delayed:16", "e5m2/delayed:16");
+    let mean = |job: &TrainJob| {
+        let run = |seed| train(&TrainJob { seed, ..job.clone() }, u64::MAX).unwrap().test.unwrap();
+        (1..=4).map(|seed| run(seed).accuracy).sum::<f64>() / 4.0
+    };
+    // Runs of one seed and another differ by 3 points.
+    let means = [mean(&current), mean(&delayed)];
+    assert!(means.iter().all(|m| *m > 0.72) && (means[0] - means[1]).abs() < 0.05, "{means:?}");
+    let outcome = train(&delayed, u64::MAX).unwrap();
+    assert!(bits(&train(&current, u64::MAX).unwrap().model) != bits(&outcome.model));
+    // Within an epoch, and after one, when the validation images have passed.
+    for stop in [7, 32, 40] {
+        assert!(bits(&resumed(&delayed, stop).model) == bits(&outcome.model), "{stop}");
     }
 }

@@ -54,6 +54,8 @@ pub struct Terms {
     pub rounding: Rounding,
     /// What happens to NaN and infinity.
     pub nonfinite: NonFinite,
+    /// By how many earlier tensors a scale goes that is remembered, instead of by its own.
+    pub delayed: Option<u16>,
 }
 
 impl Terms {
@@ -162,6 +164,10 @@ pub trait Codec: Debug + Send + Sync {
     }
     /// Whether a word of [`STAGES`](crate::STAGES) may follow.
     fn takes_stages(&self) -> bool {
+        false
+    }
+    /// Whether its scales can be those of earlier tensors (`delayed:N`).
+    fn takes_history(&self) -> bool {
         false
     }
     /// Why the codec as it stands cannot be used, if so (said once all words are applied).

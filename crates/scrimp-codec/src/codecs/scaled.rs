@@ -27,6 +27,7 @@ use super::{
 use crate::blank::{self, Blank};
 use crate::formats::{Card, CodesMut, Format, Groups, HeadError, Header, Params, Scaling};
 use crate::granularity::{BAND_ELEMS, Layout, Piece};
+use crate::memory::History;
 use crate::stages::{self, Alphabet};
 use crate::{
     Granularity, Memory, NonFinite, Range, Rounding, ScaleFormat, ShapeError, Stream, pack, simd,
@@ -192,12 +193,21 @@ impl Codec for Scaled {
         Some(&*self.format)
     }
 
+    fn takes_history(&self) -> bool {
+        self.format.header().scaling != Scaling::Never
+            && !self.format.remembers_scales()
+            && !self.format.scales().is_empty()
+    }
+
     fn memory(&self, terms: &Terms, shape: &[usize]) -> Result<Option<Memory>, ShapeError> {
-        if !self.format.remembers_scales() {
+        if !self.format.remembers_scales() && terms.delayed.is_none() {
             return Ok(None);
         }
         let groups = self.bound(terms).parts(shape)?.groups;
-        Ok(Some(Memory::Scales { scales: vec![None; groups] }))
+        Ok(Some(match terms.delayed {
+            Some(length) => Memory::Delayed(History::new(groups, length)),
+            None => Memory::Scales { scales: vec![None; groups] },
+        }))
     }
 
     fn size(&self, terms: &Terms, shape: &[usize]) -> Result<Size, ShapeError> {
@@ -451,7 +461,12 @@ impl Bound<'_> {
                     *old = Some(params.scale);
                 }
             }
-            (_, Some(store)) => self.format.fit_groups(ranges, store, params),
+            (memory, Some(store)) => {
+                if let Some(Memory::Delayed(history)) = memory {
+                    history.next(ranges);
+                }
+                self.format.fit_groups(ranges, store, params);
+            }
             (_, None) => {}
         }
         let nested = match self.terms.scale {

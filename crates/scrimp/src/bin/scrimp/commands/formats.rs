@@ -66,6 +66,8 @@ fn scheme_help() -> String {
     rne (to nearest, ties to even, the default)   half-away   toward-zero   floor   stochastic
   what NaN and infinity become where the format lacks them
     nonfinite:error (the default)   nonfinite:saturate   nonfinite:propagate
+  whose range a scale goes by
+    delayed:N   that of the last N tensors before it, in training
 
   Small floats have no scale unless a scheme asks for one. Some formats take words of their own:
   int8/full, uint8/qml, f16/sat; the card of a format lists them.",
