@@ -29,7 +29,7 @@ impl GradientTaps {
             .iter()
             .flat_map(|site| {
                 pairs.iter().filter_map(|(field, role)| {
-                    Some((format!("{}.{field}", site.path), Arc::clone(site.point(*role)?)))
+                    Some((format!("{}.{field}", site.path), site.point(*role)?))
                 })
             })
             .collect();

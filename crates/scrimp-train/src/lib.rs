@@ -20,6 +20,7 @@ pub mod models;
 mod ops;
 pub mod optimizers;
 pub mod params;
+pub mod phases;
 pub mod plan;
 pub mod reparameterize;
 pub mod role;

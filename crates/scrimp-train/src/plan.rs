@@ -17,6 +17,7 @@ use crate::exchange::{Exchange, ExchangeConfig};
 use crate::models::{Blueprint, Network};
 use crate::optimizers::OptimizerConfig;
 use crate::params;
+use crate::phases::{self, Phase, When};
 use crate::role::Role;
 use crate::rules::{ALL_KINDS, Matcher, Rule};
 use crate::tap::{Point, Scope, Session, Site};
@@ -124,8 +125,21 @@ pub struct Plan {
     pub exchange: Option<ExchangeConfig>,
     /// What is kept of rounded tensors for the way back.
     pub saved: Saved,
+    /// Where rules hold for a part of the run: when this plan starts, which is the last of the run, and how many come
+    /// before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<LastPhase>,
     /// Values of parameters and buffers that no rule can speak of, such as running averages.
     pub untapped_parameters: usize,
+}
+
+/// The last of several phases of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LastPhase {
+    /// When it starts.
+    pub after: When,
+    /// How many come before it.
+    pub earlier: usize,
 }
 
 /// Rules that do not fit a network.
@@ -216,6 +230,42 @@ pub enum PlanError {
         /// The rule, from 1.
         rule: usize,
     },
+    /// A rule that ends before it starts.
+    #[error("rule {rule} never holds: it ends after {until}, and does not start before")]
+    NeverHolds {
+        /// The rule, from 1.
+        rule: usize,
+        /// When it ends.
+        until: When,
+    },
+    /// A rule that starts or ends when the run is over.
+    #[error("rule {rule}: the key `{key}` has no effect: the run is over after {end}")]
+    Late {
+        /// The rule, from 1.
+        rule: usize,
+        /// `after` or `until`.
+        key: &'static str,
+        /// How long the run is.
+        end: When,
+    },
+    /// Epochs and steps in one list of rules.
+    #[error("rule {rule}: `{key}` counts what other rules do not: they count {other}")]
+    Units {
+        /// The rule, from 1.
+        rule: usize,
+        /// `after` or `until`.
+        key: &'static str,
+        /// What a rule before it counts.
+        other: &'static str,
+    },
+    /// A key for what cannot change during a run.
+    #[error("rule {rule}: what the key `{key}` speaks of stays as it is for a whole run")]
+    Timed {
+        /// The rule, from 1.
+        rule: usize,
+        /// The key.
+        key: &'static str,
+    },
     /// A rule of which nothing is left.
     #[error(
         "rules {rule} and {by} are at odds: every tensor that rule {rule} claims is claimed again, the last by rule {by}"
@@ -266,8 +316,12 @@ impl PlanError {
             | Self::Empty { rule }
             | Self::Overridden { rule, .. } => Some((*rule, "layers")),
             Self::NoKind { rule, .. } => Some((*rule, "kinds")),
+            Self::NeverHolds { rule, .. } => Some((*rule, "until")),
             Self::NoMaster { rule } => Some((*rule, "master")),
-            Self::NoTensor { rule, key }
+            Self::Late { rule, key, .. }
+            | Self::Units { rule, key, .. }
+            | Self::Timed { rule, key }
+            | Self::NoTensor { rule, key }
             | Self::NoMoment { rule, key, .. }
             | Self::NoExchange { rule, key }
             | Self::Shape { rule, key, .. } => Some((*rule, key)),
@@ -290,6 +344,12 @@ impl PlanError {
             Self::NoMaster { .. } => {
                 "give the weights a scheme under w, or leave the key out: f32 is its own master"
                     .into()
+            }
+            Self::NeverHolds { .. } => "let `after` be less than `until`".into(),
+            Self::Late { .. } => "leave the key out, or train longer".into(),
+            Self::Units { other, .. } => format!("count {other} in all rules"),
+            Self::Timed { .. } => {
+                "put the key into a rule of its own, without `after` and `until`".into()
             }
             Self::Overridden { rule, by } => {
                 format!("remove rule {rule}, or narrow the layers or keys of rule {by}")
@@ -316,7 +376,7 @@ pub(crate) fn plan_network<N: Network>(
 ) -> Result<Plan, PlanError> {
     let scope = Scope::root(0);
     let (net, _) = build(blueprint, request, &scope)?;
-    let plan = requested(&scope, request)?;
+    let plan = last(requested(&scope, request)?);
     Ok(Plan { untapped_parameters: untapped(net.num_params(), &scope), ..plan })
 }
 
@@ -357,14 +417,18 @@ pub(crate) fn untapped(parameters: usize, scope: &Scope) -> usize {
     parameters - tapped
 }
 
-/// What a request says of the layers of a network whose shapes are known.
-pub(crate) fn requested(scope: &Scope, request: &PlanRequest) -> Result<Plan, PlanError> {
+/// What a request says of the layers of a network whose shapes are known, in every phase of a run.
+pub(crate) fn requested(scope: &Scope, request: &PlanRequest) -> Result<Vec<Phase>, PlanError> {
     let PlanRequest { rules, batch, compute, optimizer, exchange, saved, .. } = request;
-    let plan = resolve(&scope.sites(), rules, *batch, *compute, optimizer, exchange.as_ref())?;
-    Ok(Plan { saved: *saved, ..plan })
+    let exchange = exchange.as_ref();
+    let mut all = resolve_phases(&scope.sites(), rules, *batch, *compute, optimizer, exchange)?;
+    for phase in &mut all {
+        phase.plan.saved = *saved;
+    }
+    Ok(all)
 }
 
-/// Resolves rules against layers whose shapes are known.
+/// Resolves rules against layers whose shapes are known, in the last phase of a run.
 ///
 /// # Errors
 /// Everything that promise 3 forbids: a rule or a key without effect, rules at odds, a scheme that does not fit.
@@ -376,72 +440,124 @@ pub fn resolve(
     optimizer: &OptimizerConfig,
     exchange: Option<&ExchangeConfig>,
 ) -> Result<Plan, PlanError> {
+    Ok(last(resolve_phases(sites, rules, batch, compute, optimizer, exchange)?))
+}
+
+/// The plan that a run ends with.
+pub(crate) fn last(mut phases: Vec<Phase>) -> Plan {
+    let Phase { start, plan } = phases.pop().expect("every run has a first phase");
+    Plan { phase: start.map(|after| LastPhase { after, earlier: phases.len() }), ..plan }
+}
+
+/// Resolves rules against layers whose shapes are known, in every phase of a run.
+///
+/// # Errors
+/// As [`resolve`]. A rule has an effect if it has one in some phase.
+pub fn resolve_phases(
+    sites: &[Arc<Site>],
+    rules: &[Rule],
+    batch: usize,
+    compute: Compute,
+    optimizer: &OptimizerConfig,
+    exchange: Option<&ExchangeConfig>,
+) -> Result<Vec<Phase>, PlanError> {
     let matchers = rules
         .iter()
         .enumerate()
         .map(|(i, rule)| matcher(i + 1, rule, sites))
         .collect::<Result<Vec<_>, _>>()?;
     let mut claims = Claims::new(rules.len());
-    let (mut tensors, mut products) = (Vec::<PlannedTensor>::new(), Vec::new());
-    for (i, site) in sites.iter().enumerate() {
-        let first = tensors.len();
-        let matching: Vec<(usize, &Rule)> = rules
-            .iter()
-            .enumerate()
-            .filter(|(r, rule)| rule.takes(site.kind) && matchers[*r].matches(&site.path))
-            .collect();
-        for role in Role::ALL {
-            if role.moment().is_some_and(|moment| moment >= optimizer.moments()) {
-                continue;
-            }
-            // Only layers with a product sum over the batch by a kernel of their own.
-            if role.is_sent() && (exchange.is_none() || !site.has_product()) {
-                continue;
-            }
-            let winner = claims.winner(matching.iter().filter_map(|(r, rule)| {
-                let (key, scheme) = rule.scheme(role).filter(|_| site.shape(role).is_some())?;
-                Some((*r, key, scheme))
-            }));
-            let Some(mut tensor) = planned(site, role, winner, batch, exchange)? else { continue };
-            // The first layer is fed by the data, which need no gradient.
-            if role == Role::InputGrad && i == 0 {
-                tensor.status = Status::NotComputed;
-            }
-            tensors.push(tensor);
-        }
-        // What has no parameters is part of a plan where a rule speaks of it: its tensors are those of the layers beside it.
-        if site.weight.is_none() && tensors[first..].iter().all(|t| t.rule.is_none()) {
-            tensors.truncate(first);
-            continue;
-        }
-        let own = &mut tensors[first..];
-        let parameters: Vec<&mut bool> = own.iter_mut().filter_map(|t| t.master.as_mut()).collect();
-        let deciding = matching.iter().filter_map(|(r, rule)| Some((*r, MASTER, rule.master?)));
-        if !parameters.is_empty()
-            && let Some((_, _, kept)) = claims.winner(deciding)
-        {
-            for master in parameters {
-                *master = kept;
-            }
-        }
-        if !site.has_product() {
-            continue;
-        }
-        let float32 = Scheme::float32();
-        let scheme = |role| own.iter().find(|t| t.role == role).map_or(&float32, |t| &t.scheme);
-        let [x, w, dy] = [Role::Input, Role::Weight, Role::OutputGrad].map(scheme);
-        let axes = 1 + site.shape(Role::Output).map_or(0, <[usize]>::len);
-        let chosen = Products::of(compute, [x, w, dy], axes, site.lengths());
-        products.push(PlannedProducts {
-            layer: site.path.clone(),
-            y: chosen.forward,
-            dx: (i > 0).then_some(chosen.input_gradient),
-            dw: chosen.weight_gradient,
-        });
-    }
+    let question = Question { sites, rules, matchers, batch, compute, optimizer, exchange };
+    let all = phases::starts(rules)?
+        .into_iter()
+        .map(|start| Ok(Phase { start, plan: question.resolve(start, &mut claims)? }))
+        .collect::<Result<Vec<_>, PlanError>>()?;
     claims.check(rules, optimizer, exchange)?;
-    let exchange = exchange.cloned();
-    Ok(Plan { tensors, products, batch, exchange, saved: Saved::default(), untapped_parameters: 0 })
+    Ok(all)
+}
+
+/// Rules and what they are resolved against.
+struct Question<'a> {
+    sites: &'a [Arc<Site>],
+    rules: &'a [Rule],
+    /// One for each rule.
+    matchers: Vec<Matcher>,
+    batch: usize,
+    compute: Compute,
+    optimizer: &'a OptimizerConfig,
+    exchange: Option<&'a ExchangeConfig>,
+}
+
+impl Question<'_> {
+    /// The plan of the phase that starts then.
+    fn resolve(&self, start: Option<When>, claims: &mut Claims) -> Result<Plan, PlanError> {
+        let Self { sites, rules, matchers, batch, compute, optimizer, exchange } = self;
+        let (batch, compute, exchange) = (*batch, *compute, *exchange);
+        let (mut tensors, mut products) = (Vec::<PlannedTensor>::new(), Vec::new());
+        for (i, site) in sites.iter().enumerate() {
+            let first = tensors.len();
+            let matching: Vec<(usize, &Rule)> = rules
+                .iter()
+                .enumerate()
+                .filter(|(_, rule)| phases::holds(rule, start))
+                .filter(|(r, rule)| rule.takes(site.kind) && matchers[*r].matches(&site.path))
+                .collect();
+            for role in Role::ALL {
+                if role.moment().is_some_and(|moment| moment >= optimizer.moments()) {
+                    continue;
+                }
+                // Only layers with a product sum over the batch by a kernel of their own.
+                if role.is_sent() && (exchange.is_none() || !site.has_product()) {
+                    continue;
+                }
+                let winner = claims.winner(matching.iter().filter_map(|(r, rule)| {
+                    let (key, scheme) = rule.scheme(role).filter(|_| site.shape(role).is_some())?;
+                    Some((*r, key, scheme))
+                }));
+                let Some(mut tensor) = planned(site, role, winner, batch, exchange)? else {
+                    continue;
+                };
+                // The first layer is fed by the data, which need no gradient.
+                if role == Role::InputGrad && i == 0 {
+                    tensor.status = Status::NotComputed;
+                }
+                tensors.push(tensor);
+            }
+            // What has no parameters is part of a plan where a rule speaks of it: its tensors are those of the layers beside it.
+            if site.weight.is_none() && tensors[first..].iter().all(|t| t.rule.is_none()) {
+                tensors.truncate(first);
+                continue;
+            }
+            let own = &mut tensors[first..];
+            let parameters: Vec<&mut bool> =
+                own.iter_mut().filter_map(|t| t.master.as_mut()).collect();
+            let deciding = matching.iter().filter_map(|(r, rule)| Some((*r, MASTER, rule.master?)));
+            if !parameters.is_empty()
+                && let Some((_, _, kept)) = claims.winner(deciding)
+            {
+                for master in parameters {
+                    *master = kept;
+                }
+            }
+            if !site.has_product() {
+                continue;
+            }
+            let float32 = Scheme::float32();
+            let scheme = |role| own.iter().find(|t| t.role == role).map_or(&float32, |t| &t.scheme);
+            let [x, w, dy] = [Role::Input, Role::Weight, Role::OutputGrad].map(scheme);
+            let axes = 1 + site.shape(Role::Output).map_or(0, <[usize]>::len);
+            let chosen = Products::of(compute, [x, w, dy], axes, site.lengths());
+            products.push(PlannedProducts {
+                layer: site.path.clone(),
+                y: chosen.forward,
+                dx: (i > 0).then_some(chosen.input_gradient),
+                dw: chosen.weight_gradient,
+            });
+        }
+        let exchange = exchange.cloned();
+        let saved = Saved::default();
+        Ok(Plan { tensors, products, batch, exchange, saved, phase: None, untapped_parameters: 0 })
+    }
 }
 
 /// A tensor with the scheme of the rule that won it; `None` if the layer has none with this role.
@@ -638,10 +754,11 @@ impl Plan {
         self.tensors.iter().find(|t| t.role == role && t.layer == layer)
     }
 
-    /// Gives the layers' taps what this plan says. Only the first plan that a network is given has an effect.
+    /// Gives the layers' taps what this plan says, in place of an earlier plan. What workers send is that of the first, and
+    /// the session forgets what it remembers of tensors whose scheme is another now.
     pub fn apply(&self, sites: &[Arc<Site>], session: &Arc<Session>) {
         for site in sites {
-            if let Some(exchange) = &self.exchange {
+            if let Some(exchange) = self.exchange.as_ref().filter(|_| !site.has_exchange()) {
                 self.exchange_of(site, exchange, session);
             }
             // What the optimizer keeps does not pass a layer, and what workers send is part of a sum.
@@ -660,7 +777,7 @@ impl Plan {
                 input_gradient: p.dx.unwrap_or(unplanned),
                 weight_gradient: p.dw,
             });
-            site.set_points(of_site.map(point).collect(), products);
+            site.set_points(of_site.map(point).collect(), products, session);
         }
     }
 

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use scrimp_codec::Scheme;
 use serde::{Deserialize, Serialize};
 
+use crate::phases::When;
 use crate::role::Role;
 
 /// Which layers a rule speaks of, by path (`layer1.0.conv1`).
@@ -71,6 +72,12 @@ pub struct Rule {
     /// `attention`, or `all`. Without the key the first three.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kinds: Option<Kinds>,
+    /// The rule holds once so many epochs, or steps, are done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<When>,
+    /// The rule holds until so many epochs, or steps, are done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<When>,
     /// A remark, printed beside what the rule claims.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -161,6 +168,8 @@ impl Rule {
         Self {
             layers: Layers::Glob(layers.into()),
             kinds: None,
+            after: None,
+            until: None,
             note: None,
             default: None,
             w: None,

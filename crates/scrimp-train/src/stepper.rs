@@ -147,7 +147,7 @@ fn steps<N: Module + 'static, X: 'static>(
     let plain = engine::device(&job.plan.device)?;
     let shapes = Scope::root(0).with(job.arithmetic);
     forward(&build(&shapes, &plain), &batch(&plain));
-    let plan = plan::requested(&shapes, &job.plan)?;
+    let plan = plan::last(plan::requested(&shapes, &job.plan)?);
     let device = plain.autodiff();
     let scope = Scope::root(0).with(job.arithmetic);
     let net = build(&scope, &device);

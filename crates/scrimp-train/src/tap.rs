@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
 use burn::tensor::Tensor;
 use scrimp_codec::codecs::Integers;
@@ -192,6 +192,11 @@ impl Session {
         let result = work(Some(&mut memory));
         lock().insert(name.to_owned(), Remembered::Known { shape: shape.to_vec(), memory });
         result
+    }
+
+    /// Forgets what is remembered of a gradient.
+    fn forget(&self, name: &str) {
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// How many values were not finite and replaced, where schemes allow that.
@@ -389,8 +394,9 @@ pub struct Site {
     input: OnceLock<Vec<usize>>,
     /// Shape of the output without the batch axis, known after a first pass.
     output: OnceLock<Vec<usize>>,
-    points: OnceLock<Vec<(Role, PointRef)>>,
-    products: OnceLock<Products>,
+    /// What the current plan does to the layer's tensors.
+    points: RwLock<Vec<(Role, PointRef)>>,
+    products: RwLock<Products>,
     /// How the gradients of weight and bias are summed over the batch, if not at once.
     exchange: OnceLock<[Option<Arc<Exchange>>; 2]>,
     clock: Clock,
@@ -436,15 +442,31 @@ impl Site {
         }
     }
 
-    /// Gives the taps their points, and says how the layer's products are computed. Only the first call has an effect.
-    pub(crate) fn set_points(&self, points: Vec<(Role, PointRef)>, products: Products) {
-        let _ = self.points.set(points);
-        let _ = self.products.set(products);
+    /// Gives the taps their points, and says how the layer's products are computed. What is remembered of a tensor is
+    /// forgotten where its scheme was another before.
+    pub(crate) fn set_points(
+        &self,
+        points: Vec<(Role, PointRef)>,
+        products: Products,
+        session: &Session,
+    ) {
+        *self.products.write().unwrap_or_else(PoisonError::into_inner) = products;
+        let mut all = self.points.write().unwrap_or_else(PoisonError::into_inner);
+        for (role, old) in std::mem::replace(&mut *all, points) {
+            let new = all.iter().find(|(r, _)| *r == role);
+            if new.is_none_or(|(_, new)| new.scheme != old.scheme) {
+                session.forget(&old.name);
+            }
+        }
     }
 
     /// Says how the gradients of weight and bias are summed. Only the first call has an effect.
     pub(crate) fn set_exchange(&self, exchange: [Option<Arc<Exchange>>; 2]) {
         let _ = self.exchange.set(exchange);
+    }
+
+    pub(crate) fn has_exchange(&self) -> bool {
+        self.exchange.get().is_some()
     }
 
     /// How the gradients of weight and bias are summed over the batch, if not at once.
@@ -455,16 +477,16 @@ impl Site {
 
     /// In which kinds the layer's products are computed.
     pub(crate) fn products(&self) -> Products {
-        self.products.get().copied().unwrap_or(Products::EMULATED)
+        *self.products.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    pub(crate) fn point(&self, role: Role) -> Option<&PointRef> {
-        let points = self.points.get()?;
-        points.iter().find(|(r, _)| *r == role).map(|(_, p)| p)
+    pub(crate) fn point(&self, role: Role) -> Option<PointRef> {
+        let points = self.points.read().unwrap_or_else(PoisonError::into_inner);
+        points.iter().find(|(r, _)| *r == role).map(|(_, p)| Arc::clone(p))
     }
 }
 
@@ -564,8 +586,8 @@ impl Scope {
             arithmetic: self.arithmetic,
             input: OnceLock::new(),
             output: OnceLock::new(),
-            points: OnceLock::new(),
-            products: OnceLock::new(),
+            points: RwLock::default(),
+            products: RwLock::new(Products::EMULATED),
             exchange: OnceLock::new(),
             clock: Clock::default(),
         });
@@ -605,7 +627,7 @@ impl Tap {
     ) -> Tensor<D> {
         self.see_input(x.dims());
         self.see_output(output);
-        let point = |role| self.site.point(role).cloned();
+        let point = |role| self.site.point(role);
         let layer = Product {
             geometry,
             products: self.site.products(),
@@ -630,7 +652,7 @@ impl Tap {
     ) -> Points {
         self.see_input(input);
         self.see_output(output);
-        let point = |role| self.site.point(role).cloned();
+        let point = |role| self.site.point(role);
         Points {
             x: point(Role::Input),
             y: point(Role::Output),
@@ -675,7 +697,7 @@ impl Tap {
         forward: Role,
         backward: Option<Role>,
     ) -> Tensor<D> {
-        let active = |role: Role| self.site.point(role).filter(|p| p.is_active()).cloned();
+        let active = |role: Role| self.site.point(role).filter(|p| p.is_active());
         engine::pass(x, active(forward), backward.and_then(active))
     }
 }

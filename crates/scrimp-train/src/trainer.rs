@@ -19,9 +19,10 @@ use crate::loss_scale::{LossScale, ScaleState};
 use crate::models::{Blueprint, Network};
 use crate::optimizers::{Optimizer, Schedule};
 use crate::params::{self, LoadReport, NamedTensor, ShapeMismatch};
+use crate::phases::{self, Phase};
 use crate::plan::{self, Plan, PlanError, PlanRequest};
 use crate::role::Role;
-use crate::tap::{Problem, Scope, Session};
+use crate::tap::{Problem, Scope, Session, Site};
 
 /// One training run.
 #[derive(Clone, Debug)]
@@ -231,15 +232,22 @@ pub(crate) fn train<N: Network>(
     // A first build on the plain device learns the shapes: a pass in training mode would change running statistics.
     let shapes = Scope::root(job.seed);
     let (net, device) = plan::build(blueprint, &job.plan, &shapes)?;
-    let mut plan = plan::requested(&shapes, &job.plan)?;
-    plan.untapped_parameters = plan::untapped(net.num_params(), &shapes);
+    let mut all = plan::requested(&shapes, &job.plan)?;
+    let untapped = plan::untapped(net.num_params(), &shapes);
+    for phase in &mut all {
+        phase.plan.untapped_parameters = untapped;
+    }
     drop(net);
+    let steps = job.splits.train.len().div_ceil(job.plan.batch) as u64 * job.epochs;
+    phases::check_end(&job.plan.rules, job.epochs, Some(steps))?;
 
     let device = device.autodiff();
     let scope = Scope::root(job.seed);
     let mut net = N::build(&blueprint.options, job.plan.image, job.plan.classes, &scope, &device);
     let session = Session::new(job.seed);
-    plan.apply(&scope.sites(), &session);
+    let sites = scope.sites();
+    let first = &all[0].plan;
+    first.apply(&sites, &session);
     let mut loaded = None;
     if let Some((path, tensors)) = &job.weights {
         let path = path.display().to_string();
@@ -259,12 +267,15 @@ pub(crate) fn train<N: Network>(
         net = with;
         loaded = Some(report);
     }
-    let optimizer = Optimizer::planned(job.plan.optimizer.clone(), &plan, &session);
+    let optimizer = Optimizer::planned(job.plan.optimizer.clone(), first, &session);
     let mut progress = Progress::new(job.identity.clone());
     progress.loss_scale = job.loss_scale.as_ref().map(ScaleState::new);
     let mut run = Run {
         job,
-        gradients: GradientTaps::new(&scope.sites(), &session),
+        gradients: GradientTaps::new(&sites, &session),
+        phase: 0,
+        phases: all,
+        sites,
         session,
         optimizer,
         progress,
@@ -284,16 +295,18 @@ pub(crate) fn train<N: Network>(
         run.optimizer
             .restore(saved.progress.step, &net, saved.optimizer)
             .map_err(|e| checkpoint::foreign(&save.path, e))?;
-        run.session.restore_memories(saved.memory);
+        // What is remembered belongs to the phase of the step before.
         run.progress = saved.progress;
+        run.enter_phase(1);
+        run.session.restore_memories(saved.memory);
     }
     let (net, finished) = run.epochs(net, observer)?;
     let test = if finished { Some(run.evaluate(&net, &job.splits.test)?) } else { None };
     Ok(Outcome {
         finished,
         test,
-        state_bytes: run.state_bytes(&plan),
-        plan,
+        state_bytes: run.state_bytes(&run.phases[run.phase].plan),
+        plan: plan::last(std::mem::take(&mut run.phases)),
         model: params::tensors(&net),
         loaded,
         step_seconds: median(&mut run.seconds),
@@ -319,6 +332,11 @@ struct Run<'a> {
     progress: Progress,
     seconds: Vec<f64>,
     gradients: GradientTaps,
+    /// In the order in which they start.
+    phases: Vec<Phase>,
+    /// The current one.
+    phase: usize,
+    sites: Vec<Arc<Site>>,
     device: Device,
 }
 
@@ -347,6 +365,22 @@ impl Run<'_> {
         all
     }
 
+    /// Lets the rules hold of the phase to which the next step belongs, or one that is `back` steps before it.
+    fn enter_phase(&mut self, back: u64) {
+        let Progress { epoch, step, step_in_epoch, .. } = self.progress;
+        let epochs = epoch - u64::from(back > step_in_epoch && epoch > 0);
+        let steps = step.saturating_sub(back);
+        let started = |phase: &Phase| phase.has_started(epochs, steps);
+        let current = self.phases.iter().rposition(started).unwrap_or(0);
+        if current != self.phase {
+            self.phase = current;
+            let plan = &self.phases[current].plan;
+            plan.apply(&self.sites, &self.session);
+            self.optimizer.follow(plan, &self.session);
+            self.gradients = GradientTaps::new(&self.sites, &self.session);
+        }
+    }
+
     /// Runs the epochs that are left. `false` if the observer asked to stop.
     fn epochs<N: Network>(
         &mut self,
@@ -364,6 +398,7 @@ impl Run<'_> {
             let done = usize::try_from(self.progress.step_in_epoch).unwrap_or(usize::MAX);
             for indices in order.chunks(job.plan.batch).skip(done) {
                 let start = Instant::now();
+                self.enter_phase(0);
                 let factor = job.schedule.factor(self.progress.step, per_epoch, total);
                 let lr = job.plan.optimizer.learning_rate() * factor;
                 let (next, loss) = self.step(net, &loader, indices, lr)?;

@@ -1,4 +1,4 @@
-//! What helps formats with few values through training: loss scaling, delayed scales.
+//! What helps formats with few values through training: loss scaling, delayed scales, rules for a part of a run.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -124,5 +124,104 @@ fn delayed_scales_learn_as_current_ones_do_and_survive_a_resume() {
     // Within an epoch, and after one, when the validation images have passed.
     for stop in [7, 32, 40] {
         assert!(bits(&resumed(&delayed, stop).model) == bits(&outcome.model), "{stop}");
+    }
+}
+
+#[test]
+fn a_rule_in_two_parts_is_the_rule() {
+    let splits = digits(160);
+    let keys = json!({"layers": "*", "w": "int4", "x": "uint6", "d": "int8/stochastic"});
+    let part = |part: serde_json::Value| {
+        let mut keys = keys.clone();
+        keys.as_object_mut().unwrap().append(part.clone().as_object_mut().unwrap());
+        rule(keys)
+    };
+    let run = |rules| {
+        let job = TrainJob { epochs: 3, ..job(&splits, 32, rules) };
+        train(&job, u64::MAX).unwrap()
+    };
+    let whole = run(vec![rule(keys.clone())]);
+    for [first, second] in [
+        [json!({"until": {"epochs": 2}}), json!({"after": {"epochs": 2}})],
+        [json!({"until": {"steps": 7}}), json!({"after": {"steps": 7}})],
+    ] {
+        let both = run(vec![part(first.clone()), part(second.clone())]);
+        assert!(bits(&both.model) == bits(&whole.model));
+        assert_eq!(both.plan.phase.map(|p| p.earlier), Some(1));
+        // Before and after, each alone is the rule or none.
+        let later = run(vec![part(second)]);
+        let float = run(Vec::new());
+        assert_eq!(later.history[0], float.history[0]);
+        assert_ne!(later.history[2], float.history[2]);
+        let earlier = run(vec![part(first)]);
+        assert_eq!(earlier.history[0], whole.history[0]);
+        assert_ne!(earlier.history[2], whole.history[2]);
+        assert!(earlier.plan.tensors.iter().all(|t| t.rule.is_none()));
+    }
+}
+
+/// Four bits fewer in each epoch, with schemes that remember, and weights without a master.
+#[test]
+fn a_run_resumes_on_either_side_of_a_change_bit_for_bit() {
+    let splits = digits(160);
+    let rules = vec![
+        rule(
+            json!({"layers": "*", "w": "int8", "dw": "onebit", "db": "f32", "dy": "int8/delayed:4"}),
+        ),
+        rule(json!({"layers": "fc1", "master": false})),
+        rule(json!({"layers": "*", "after": {"epochs": 1}, "w": "int6", "dy": "int6/delayed:2"})),
+        rule(
+            json!({"layers": "*", "after": {"epochs": 2}, "w": "int4", "dw": "top_k:20%/feedback"}),
+        ),
+    ];
+    let job = TrainJob { epochs: 3, ..job(&splits, 32, rules) };
+    let whole = train(&job, u64::MAX).unwrap();
+    for stop in [4, 5, 6, 10, 12] {
+        assert!(bits(&resumed(&job, stop).model) == bits(&whole.model), "{stop}");
+    }
+    // What is packed in the end is what the last rule says.
+    let fc1 = whole.model.iter().find(|t| t.name == "fc1.weight").unwrap();
+    let mut values: Vec<f32> = fc1.values.iter().map(|v| v.abs()).collect();
+    values.sort_by(f32::total_cmp);
+    values.dedup();
+    assert!(values.len() <= 8, "int4 has 8 magnitudes: {}", values.len());
+}
+
+#[test]
+fn parts_of_a_run_that_make_no_sense_are_errors() {
+    let splits = digits(160);
+    let error = |rules: &[serde_json::Value]| {
+        let rules = rules.iter().cloned().map(rule).collect();
+        let job = TrainJob { epochs: 3, ..job(&splits, 32, rules) };
+        let TrainError::Plan(e) = train(&job, u64::MAX).unwrap_err() else { panic!() };
+        assert!(e.help().is_some());
+        (e.to_string(), e.place().unwrap())
+    };
+    let w = |part: serde_json::Value| {
+        let mut keys = json!({"layers": "*", "w": "int8"});
+        keys.as_object_mut().unwrap().append(part.clone().as_object_mut().unwrap());
+        keys
+    };
+    let epochs = |n: u64| json!({"epochs": n});
+    for (rules, place, part) in [
+        (vec![w(json!({"after": epochs(3)}))], (1, "after"), "the run is over after 3 epochs"),
+        (vec![w(json!({"until": {"steps": 15}}))], (1, "until"), "the run is over after 15 steps"),
+        (vec![w(json!({"after": epochs(2), "until": epochs(2)}))], (1, "until"), "never holds"),
+        (
+            vec![w(json!({"until": epochs(2)})), w(json!({"after": {"steps": 9}}))],
+            (2, "after"),
+            "they count epochs",
+        ),
+        (vec![w(json!({"after": epochs(1), "m": "int8"}))], (1, "m"), "stays as it is"),
+        (vec![w(json!({"after": epochs(1), "master": false}))], (1, "master"), "stays as it is"),
+        // A later rule that starts with it leaves nothing of it.
+        (
+            vec![w(json!({"after": epochs(1)})), w(json!({"after": epochs(1)}))],
+            (1, "layers"),
+            "at odds",
+        ),
+    ] {
+        let (said, at) = error(&rules);
+        assert!(said.contains(part) && at == place, "{said} {at:?}");
     }
 }

@@ -9,6 +9,7 @@ use scrimp_train::exchange::ExchangeConfig;
 use scrimp_train::loss_scale::LossScale;
 use scrimp_train::models;
 use scrimp_train::optimizers::{OptimizerConfig, Schedule};
+use scrimp_train::phases;
 use scrimp_train::plan::{Plan, PlanError, PlanRequest, Saved};
 use scrimp_train::rules::Rule;
 use serde::{Deserialize, Serialize};
@@ -421,6 +422,7 @@ impl Variant {
     /// If the recipe's model or data set does not exist, which [`Source::read`] has checked.
     pub fn plan(&self, recipe: &Recipe, device: &str) -> Result<Plan, Box<PlanError>> {
         let model = models::find(&recipe.model).expect("the model was checked");
+        phases::check_end(&self.rules, recipe.epochs, None)?;
         (model.plan)(&self.request(recipe, device)).map_err(Box::new)
     }
 

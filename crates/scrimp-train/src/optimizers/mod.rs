@@ -178,6 +178,13 @@ impl Optimizer {
 
     /// An optimizer that has not made a step, and keeps moments and parameters as a plan says.
     pub fn planned(config: OptimizerConfig, plan: &Plan, session: &Arc<Session>) -> Self {
+        let mut optimizer = Self::new(config);
+        optimizer.follow(plan, session);
+        optimizer
+    }
+
+    /// Holds parameters as another plan of the same run says, whose moments have the same schemes.
+    pub(crate) fn follow(&mut self, plan: &Plan, session: &Arc<Session>) {
         let mut planned: BTreeMap<String, Planned> = BTreeMap::new();
         for t in &plan.tensors {
             let Some(field) = t.role.parameter() else { continue };
@@ -195,7 +202,7 @@ impl Optimizer {
                 _ => {}
             }
         }
-        Self { planned, ..Self::new(config) }
+        self.planned = planned;
     }
 
     /// Updates every parameter that has a gradient. A moment or parameter that its scheme cannot hold is reported to the

@@ -4,7 +4,7 @@ use clap::Args;
 use scrimp::recipe::{Source, Variant};
 use scrimp::train::Role;
 use scrimp::train::compute::Choice;
-use scrimp::train::plan::{Plan, PlannedTensor, Status, Total};
+use scrimp::train::plan::{LastPhase, Plan, PlannedTensor, Status, Total};
 
 use crate::ui::{self, Side, Table, Ui};
 
@@ -126,6 +126,10 @@ fn show(ui: &Ui, variant: &Variant, plan: &Plan) -> anyhow::Result<()> {
         ]);
     }
     ui.table(&table)?;
+    if let Some(LastPhase { after, earlier }) = plan.phase {
+        let phases = ui::count(earlier as u64, "earlier phase");
+        ui.say(format_args!("this is how the run ends, after {after}; {phases} before it"))?;
+    }
     for line in products(plan) {
         ui.say(line)?;
     }
@@ -232,7 +236,9 @@ fn reason(t: &PlannedTensor, variant: &Variant) -> String {
                 (_, Some(false)) => ", no f32 master",
                 _ => "",
             };
-            format!("#{rule}{note}{how}")
+            let after = variant.rules.get(rule - 1).and_then(|r| r.after);
+            let after = after.map_or(String::new(), |when| format!(" after {when}"));
+            format!("#{rule}{after}{note}{how}")
         }
     }
 }
