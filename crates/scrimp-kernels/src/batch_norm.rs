@@ -13,7 +13,7 @@
 //! deviation does not swallow the variance. NaN and infinity make a channel NaN, as in PyTorch.
 
 use crate::KernelError;
-use crate::blocks::{self, BLOCK, LANES, MAGNITUDE, check, check_len, map, parts_mut};
+use crate::blocks::{self, BLOCK, LANES, MAGNITUDE, check, check_len, map, map_with, parts_mut};
 use crate::dispatch::versions;
 use crate::gate::{Gate, bits, pass, relu, spread};
 
@@ -41,17 +41,15 @@ pub struct After<'a> {
     pub bits: Option<&'a mut [u32]>,
 }
 
-/// What a backward pass writes.
+/// What a backward pass writes besides what it changes in place.
 #[derive(Debug)]
 pub struct Gradients<'a> {
-    /// Of the input.
-    pub dx: &'a mut [f32],
     /// Of the scale.
     pub dgamma: &'a mut [f32],
     /// Of the shift.
     pub dbeta: &'a mut [f32],
-    /// Of the residual: what passes the gate.
-    pub dresidual: Option<&'a mut [f32]>,
+    /// Whether that of the residual, which is what passes the gate, is wanted in place of that of the output.
+    pub residual: bool,
 }
 
 /// Mean and variance of every channel.
@@ -161,33 +159,31 @@ pub fn apply(
     }))
 }
 
-/// The gradients, from that of the output. Gives the largest magnitude of `dx`, NaN if any is.
+/// The gradients, from that of the output. That of the input takes the place of `x`, and that of the residual, where it is
+/// wanted, the place of `dout`: on the way back memory is what a step has least of. Gives the largest magnitude of the
+/// gradient of the input, NaN if any is.
 ///
 /// `mean` and `rstd` are those of the forward pass with the statistics of the batch.
 ///
 /// # Errors
 /// If there are no channels, or a slice has not its shape.
 pub fn backward(
-    dout: &[f32],
+    dout: &mut [f32],
     gate: Gate,
-    x: &[f32],
+    x: &mut [f32],
     [mean, rstd]: [&[f32]; 2],
     gamma: &[f32],
     gradients: Gradients,
 ) -> Result<f32, KernelError> {
     let channels = gamma.len();
     let rows = check_rows(x, channels)?;
-    let Gradients { dx, dgamma, dbeta, dresidual } = gradients;
+    let Gradients { dgamma, dbeta, residual } = gradients;
     check_len("gradient of the output", &[rows, channels], dout.len())?;
     gate.check(x.len())?;
     check_len("mean", &[channels], mean.len())?;
     check_len("deviation", &[channels], rstd.len())?;
-    check_len("gradient of the input", &[rows, channels], dx.len())?;
     check_len("gradient of gamma", &[channels], dgamma.len())?;
     check_len("gradient of beta", &[channels], dbeta.len())?;
-    if let Some(d) = &dresidual {
-        check_len("gradient of the residual", &[rows, channels], d.len())?;
-    }
 
     let period = period(channels);
     let len = block_len(period);
@@ -220,12 +216,20 @@ pub fn backward(
         [mean[c], narrow(a), narrow(-a * r * r * product / count), narrow(-a * sum / count)]
     });
     let body = if gate.is_open() { dx_block::<false> } else { dx_block::<true> };
-    let residuals = parts_mut(dresidual, len, x.len().div_ceil(len));
-    let items = dx.chunks_mut(len).zip(residuals).zip(dout.chunks(len)).zip(x.chunks(len));
-    let items = items.zip(output.chunks(len)).enumerate();
-    Ok(blocks::absmax(items, |(i, ((((dx, dresidual), dout), x), output))| {
-        body(dx, dout, output, gate.words(i * len, x.len()), x, &affine, dresidual)
-    }))
+    let items = x.chunks_mut(len).zip(dout.chunks_mut(len)).enumerate();
+    let copies = || [vec![0.0; len], vec![0.0; len]];
+    let tops = map_with(items, copies, |[x_copy, dout_copy], (i, (dx, dout))| {
+        let (x, upstream) = (&mut x_copy[..dx.len()], &mut dout_copy[..dx.len()]);
+        x.copy_from_slice(dx);
+        upstream.copy_from_slice(dout);
+        let output = match gate {
+            Gate::Output(output) => &output[i * len..][..dx.len()],
+            _ => &*upstream,
+        };
+        let words = gate.words(i * len, dx.len());
+        body(dx, upstream, output, words, x, &affine, residual.then_some(dout))
+    });
+    Ok(f32::from_bits(tops.into_iter().max().unwrap_or(0)))
 }
 
 /// How many rows there are.
@@ -568,18 +572,29 @@ mod tests {
                     forward(&x, &gamma, &beta, EPSILON, after(Some(&mut words)), &mut out).unwrap();
                 let run = |gate| {
                     same_everywhere(|| {
-                        let mut dx = vec![f32::NAN; rows * c];
                         let (mut dgamma, mut dbeta) = (vec![f32::NAN; c], vec![f32::NAN; c]);
-                        let mut dresidual = vec![f32::NAN; rows * c];
-                        let gradients = Gradients {
-                            dx: &mut dx,
-                            dgamma: &mut dgamma,
-                            dbeta: &mut dbeta,
-                            dresidual: Some(&mut dresidual),
-                        };
-                        let top = backward(&dout, gate, &x, [&s.mean, &s.rstd], &gamma, gradients)
+                        let mut run = |residual| {
+                            let (mut dx, mut dresidual) = (x.clone(), dout.clone());
+                            let (dgamma, dbeta) = (&mut dgamma, &mut dbeta);
+                            let gradients = Gradients { dgamma, dbeta, residual };
+                            let (statistics, dx_of) = ([&s.mean[..], &s.rstd], &mut dx);
+                            let top = backward(
+                                &mut dresidual,
+                                gate,
+                                dx_of,
+                                statistics,
+                                &gamma,
+                                gradients,
+                            )
                             .unwrap();
-                        assert_eq!(top, absmax(&dx));
+                            assert_eq!(top, absmax(&dx));
+                            (dx, dresidual)
+                        };
+                        // Where nobody asks, the gradient of the output stays as it is.
+                        let (alone, untouched) = run(false);
+                        assert_eq!(untouched, dout);
+                        let (dx, dresidual) = run(true);
+                        assert_eq!(alone, dx);
                         vec![dx, dgamma, dbeta, dresidual]
                     })
                 };
@@ -614,11 +629,11 @@ mod tests {
         let (x, dout, gamma) = (values(11, rows * c), values(12, rows * c), values(13, c));
         let s = statistics(&x, c, EPSILON).unwrap();
         let got = same_everywhere(|| {
-            let mut dx = vec![0.0; rows * c];
+            let (mut dx, mut dout) = (x.clone(), dout.clone());
             let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
-            let gradients =
-                Gradients { dx: &mut dx, dgamma: &mut dgamma, dbeta: &mut dbeta, dresidual: None };
-            backward(&dout, Gate::Open, &x, [&s.mean, &s.rstd], &gamma, gradients).unwrap();
+            let gradients = Gradients { dgamma: &mut dgamma, dbeta: &mut dbeta, residual: false };
+            let statistics = [&s.mean[..], &s.rstd];
+            backward(&mut dout, Gate::Open, &mut dx, statistics, &gamma, gradients).unwrap();
             vec![dx, dgamma, dbeta]
         });
         let (mut dbeta, mut dgamma) = (vec![0.0; c], vec![0.0; c]);
@@ -656,9 +671,9 @@ mod tests {
         assert_eq!(s, Statistics { count: 0, mean: vec![0.0], var: vec![0.0], rstd: vec![1.0] });
         assert_eq!(top, 0.0);
         let (mut dgamma, mut dbeta) = ([1.0], [1.0]);
-        let gradients =
-            Gradients { dx: &mut [], dgamma: &mut dgamma, dbeta: &mut dbeta, dresidual: None };
-        assert_eq!(backward(&[], Gate::Open, &[], [&[0.0], &[1.0]], &[1.0], gradients), Ok(0.0));
+        let gradients = Gradients { dgamma: &mut dgamma, dbeta: &mut dbeta, residual: false };
+        let top = backward(&mut [], Gate::Open, &mut [], [&[0.0], &[1.0]], &[1.0], gradients);
+        assert_eq!(top, Ok(0.0));
         assert_eq!((dgamma, dbeta), ([0.0], [0.0]));
     }
 

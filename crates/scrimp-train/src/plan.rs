@@ -63,7 +63,7 @@ pub enum Saved {
 pub enum Status {
     /// Rounded to the values that the bytes would hold; the bytes are counted, not stored.
     Emulated,
-    /// Held as the bytes of its scheme from step to step.
+    /// Held as the bytes of its scheme from step to step, or from the way there to the way back.
     Packed,
     /// Left as it is.
     Float,
@@ -417,6 +417,9 @@ pub(crate) fn untapped(parameters: usize, scope: &Scope) -> usize {
     parameters - tapped
 }
 
+/// The kinds of layers that keep their input for the way back.
+const KEEPING_KINDS: [&str; 4] = ["conv2d", "linear", "batch_norm", "layer_norm"];
+
 /// What a request says of the layers of a network whose shapes are known, in every phase of a run.
 pub(crate) fn requested(scope: &Scope, request: &PlanRequest) -> Result<Vec<Phase>, PlanError> {
     let PlanRequest { rules, batch, compute, optimizer, exchange, saved, .. } = request;
@@ -424,6 +427,11 @@ pub(crate) fn requested(scope: &Scope, request: &PlanRequest) -> Result<Vec<Phas
     let mut all = resolve_phases(&scope.sites(), rules, *batch, *compute, optimizer, exchange)?;
     for phase in &mut all {
         phase.plan.saved = *saved;
+        let keeps = |t: &PlannedTensor| t.role == Role::Input && KEEPING_KINDS.contains(&t.kind);
+        let rounded = phase.plan.tensors.iter_mut().filter(|t| t.status == Status::Emulated);
+        for tensor in rounded.filter(|t| *saved == Saved::Packed && keeps(t)) {
+            tensor.status = Status::Packed;
+        }
     }
     Ok(all)
 }

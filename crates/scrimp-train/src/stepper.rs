@@ -15,8 +15,9 @@ use crate::gradients::GradientTaps;
 use crate::layers::Ids;
 use crate::loss::cross_entropy;
 use crate::models::{Blueprint, Network, TextTransformer, TextTransformerOptions};
+use crate::ops;
 use crate::optimizers::Optimizer;
-use crate::plan::{self, PlanError, PlanRequest};
+use crate::plan::{self, PlanError, PlanRequest, Saved};
 use crate::tap::{Arithmetic, Scope, Session, Site};
 
 /// What is timed.
@@ -162,6 +163,7 @@ fn steps<N: Module + 'static, X: 'static>(
         session,
         sites,
         x: batch(&device),
+        packed: plan.saved == Saved::Packed,
         labels: (0..images).map(|i| u8::try_from(i % classes).unwrap_or(0)).collect(),
         done: 0,
     }))
@@ -176,6 +178,8 @@ struct Steps<N, X> {
     sites: Vec<Arc<Site>>,
     gradients: GradientTaps,
     x: X,
+    /// Whether memory is what counts.
+    packed: bool,
     labels: Vec<u8>,
     done: u64,
 }
@@ -187,6 +191,7 @@ impl<N: Module, X> Stepper for Steps<N, X> {
         let net = self.net.take().expect("a step gives the network back");
         let start = Instant::now();
         self.session.set_step(self.done);
+        ops::save_memory(self.packed);
         let logits = (self.forward)(&net, &self.x);
         let loss = cross_entropy(logits, &self.labels, 0.0);
         let _value = loss.clone().into_scalar::<f32>();

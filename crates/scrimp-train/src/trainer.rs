@@ -17,10 +17,11 @@ use crate::gradients::{self, GradientTaps};
 use crate::loss::{correct, cross_entropy};
 use crate::loss_scale::{LossScale, ScaleState};
 use crate::models::{Blueprint, Network};
+use crate::ops;
 use crate::optimizers::{Optimizer, Schedule};
 use crate::params::{self, LoadReport, NamedTensor, ShapeMismatch};
 use crate::phases::{self, Phase};
-use crate::plan::{self, Plan, PlanError, PlanRequest};
+use crate::plan::{self, Plan, PlanError, PlanRequest, Saved};
 use crate::role::Role;
 use crate::tap::{Problem, Scope, Session, Site};
 
@@ -470,6 +471,7 @@ impl Run<'_> {
     ) -> Result<(N, f64), TrainError> {
         let job = self.job;
         self.session.set_step(self.progress.step);
+        ops::save_memory(job.plan.saved == Saved::Packed);
         let labels: Vec<u8> = loader.labels(indices).collect();
         let x = batch(loader, indices, self.progress.epoch, &self.device);
         let logits = net.forward(x.clone());

@@ -406,6 +406,12 @@ impl Recipe {
         all
     }
 
+    /// Whether layers of some run keep bytes for the way back, so that memory counts more than time.
+    pub fn saves_memory(&self) -> bool {
+        let all = self.variant.iter().filter_map(|v| v.saved).chain([self.saved]);
+        all.into_iter().any(|saved| saved == Saved::Packed)
+    }
+
     /// The augmentation.
     pub fn augment(&self) -> Augment {
         Augment { crop_pad: self.augment.crop, flip: self.augment.flip }

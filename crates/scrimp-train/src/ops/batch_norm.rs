@@ -7,8 +7,8 @@ use burn::tensor::{Tensor, TensorData};
 use scrimp_kernels::Gate;
 use scrimp_kernels::batch_norm::{self, Gradients, Statistics};
 
-use super::held::{Held, Points, hold, hold_both_ways, round};
-use super::{Function, Values, apply, contiguous, done, room, slice, tensor};
+use super::held::{Held, Points, hold_both_ways, round, rounded};
+use super::{Function, Values, apply, contiguous, done, room, slice, tensor, values_mut};
 use crate::engine::values_of;
 
 /// A norm, and what follows it. Its output is what leaves the op, after the residual and the `ReLU`.
@@ -97,29 +97,24 @@ impl Function<4> for Norm {
             self.averages.is_none(),
             "gradients are followed only where a batch has its own statistics"
         );
-        let dy = hold(dy, self.points.dy.as_ref(), &[]);
+        let (mut dy, mut x) = (rounded(dy, self.points.dy.as_ref()), x.into_tensor(&shape));
         let channels = mean.len();
-        let (mut dx, mut dgamma, mut dbeta) = (room(&shape), room(&[channels]), room(&[channels]));
-        let mut dresidual = (self.has_residual && needs[3]).then(|| room(&shape));
-        let gradients = Gradients {
-            dx: &mut dx,
-            dgamma: &mut dgamma,
-            dbeta: &mut dbeta,
-            dresidual: dresidual.as_deref_mut(),
-        };
+        let (mut dgamma, mut dbeta) = (room(&[channels]), room(&[channels]));
+        let residual = self.has_residual && needs[3];
+        let gradients = Gradients { dgamma: &mut dgamma, dbeta: &mut dbeta, residual };
         let gate = bits.as_deref().map_or(Gate::Open, Gate::Bits);
-        let statistics = [&mean[..], &rstd];
-        batch_norm::backward(&dy.values(), gate, &x.values(), statistics, slice(&gamma), gradients)
+        let (dout, dx) = (values_mut(&mut dy), values_mut(&mut x));
+        batch_norm::backward(dout, gate, dx, [&mean[..], &rstd], slice(&gamma), gradients)
             .expect(CHECKED);
-        round(self.points.dx.as_ref(), &mut dx, &shape);
-        dy.done();
-        x.done();
-        [
-            Some(tensor(dx, &shape)),
-            Some(tensor(dgamma, &[channels])),
-            Some(tensor(dbeta, &[channels])),
-            dresidual.map(|d| tensor(d, &shape)),
-        ]
+        round(self.points.dx.as_ref(), dx, &shape);
+        let dresidual = if residual {
+            Some(dy)
+        } else {
+            done(dy);
+            None
+        };
+        let [dgamma, dbeta] = [dgamma, dbeta].map(|d| Some(tensor(d, &[channels])));
+        [Some(x), dgamma, dbeta, dresidual]
     }
 }
 

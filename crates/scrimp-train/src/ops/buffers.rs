@@ -12,6 +12,9 @@ use super::Values;
 const SHORTEST: usize = 1 << 13;
 /// Values that are kept at most: 512 MiB.
 const MOST: usize = 1 << 27;
+/// The same where memory counts more than time: 16 MiB. The results of a network's first layers are large, and wait for the
+/// way back while later layers fill the rest of the memory.
+const FEW: usize = 1 << 22;
 
 /// Buffers of one length.
 struct Shelf {
@@ -26,9 +29,11 @@ struct Pool {
     shelves: BTreeMap<usize, Shelf>,
     /// Values in all buffers.
     values: usize,
+    /// Values that are kept at most.
+    most: usize,
 }
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { shelves: BTreeMap::new(), values: 0 });
+static POOL: Mutex<Pool> = Mutex::new(Pool { shelves: BTreeMap::new(), values: 0, most: MOST });
 
 /// Room for a result that is written as a whole before it is read. In debug builds it is full of NaN.
 pub(super) fn room(shape: &[usize]) -> Vec<f32> {
@@ -65,7 +70,7 @@ pub(super) fn done(x: Values) {
         return;
     }
     let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-    let full = pool.values + len > MOST;
+    let full = pool.values + len > pool.most;
     let Some(shelf) = pool.shelves.get_mut(&len).filter(|s| !full && s.buffers.len() < s.made)
     else {
         return;
@@ -75,6 +80,16 @@ pub(super) fn done(x: Values) {
     let Ok(buffer) = bytes.try_into_vec::<f32>() else { return };
     shelf.buffers.push(buffer);
     pool.values += len;
+}
+
+/// Says for the steps to come whether memory counts more than time.
+pub(crate) fn save_memory(saves: bool) {
+    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    pool.most = if saves { FEW } else { MOST };
+    if pool.values > pool.most {
+        pool.values = 0;
+        pool.shelves.values_mut().for_each(|shelf| shelf.buffers.clear());
+    }
 }
 
 #[cfg(test)]

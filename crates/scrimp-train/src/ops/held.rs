@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use scrimp_codec::codecs::{IntegerCodes, Integers};
 use scrimp_kernels::{Kind, Operand};
 
-use super::{Values, contiguous, done, slice, values_mut};
+use super::{Values, contiguous, done, room, slice, tensor, values_mut};
 use crate::engine::PointRef;
 
 /// What the activations of a layer are rounded to.
@@ -153,6 +153,19 @@ impl Held {
     pub fn done(self) {
         if let Self::Float(x) = self {
             done(x);
+        }
+    }
+
+    /// The values as a tensor of this shape, to be changed.
+    pub fn into_tensor(self, shape: &[usize]) -> Values {
+        match self {
+            Self::Float(x) => contiguous(x),
+            Self::Short(x) => tensor(widened(&x), shape),
+            Self::Packed { bytes, point, shape } => {
+                let mut x = room(&shape);
+                point.decode_into(&bytes, &shape, &mut x);
+                tensor(x, &shape)
+            }
         }
     }
 

@@ -26,6 +26,7 @@ use burn::tensor::TensorData;
 
 pub(crate) use add::add;
 pub(crate) use batch_norm::batch_norm;
+pub(crate) use buffers::save_memory;
 use buffers::{done, room};
 pub(crate) use held::Points;
 pub(crate) use loss::cross_entropy;

@@ -12,9 +12,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const PURGE_DELAY: mimalloc_c::mi_option_t = mimalloc_c::mi_option_use_numa_nodes - 1;
 
 /// From now on freed memory stays with the program, for commands that need as much again in the next step: the system
-/// would clear every page that it gives anew. `MIMALLOC_PURGE_DELAY` in the environment has the last word.
-pub fn keep_memory() {
+/// would clear every page that it gives anew. Where layers keep bytes to save memory, it goes back at once instead, since it
+/// would stand beside what is in use. `MIMALLOC_PURGE_DELAY` in the environment has the last word.
+pub fn set_memory(saves_memory: bool) {
     const NEVER: std::ffi::c_long = -1;
+    let delay = if saves_memory { 0 } else { NEVER };
     // SAFETY: the option exists, and it is set on the main thread before training starts threads that could read it.
-    unsafe { mimalloc_c::mi_option_set_default(PURGE_DELAY, NEVER) }
+    unsafe { mimalloc_c::mi_option_set_default(PURGE_DELAY, delay) }
 }

@@ -115,7 +115,6 @@ const WARM: u32 = 2;
 
 impl Bench {
     pub fn run(self, ui: &Ui) -> anyhow::Result<()> {
-        allocator::keep_memory();
         let small = ["mlp", "lenet"].contains(&self.model.as_str());
         let image = self.image.unwrap_or(if small { [1, 28, 28] } else { [3, 32, 32] });
         let text = self.model == TEXT;
@@ -222,6 +221,7 @@ impl Bench {
             }
             jobs.retain(|(name, _)| self.only.contains(name));
         }
+        allocator::set_memory(jobs.iter().any(|(_, job)| job.plan.saved == Saved::Packed));
         jobs.into_iter()
             .map(|(name, job)| {
                 let stepper = stepper(&job)?;

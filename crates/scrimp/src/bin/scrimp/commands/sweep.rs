@@ -67,8 +67,8 @@ pub struct SweepCommand {
 
 impl SweepCommand {
     pub fn run(self, ui: &Ui) -> anyhow::Result<()> {
-        allocator::keep_memory();
         let sweep = Sweep::read(&self.path, &self.changes.settings, self.seeds)?;
+        allocator::set_memory(sweep.points.iter().any(|p| p.source.recipe.saves_memory()));
         let chosen = self.chosen(&sweep)?;
         if self.dry_run {
             let mut results = Results::new(&sweep, &self.changes.device)?;

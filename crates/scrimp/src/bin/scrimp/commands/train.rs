@@ -51,8 +51,8 @@ pub struct Train {
 
 impl Train {
     pub fn run(self, ui: &Ui) -> anyhow::Result<()> {
-        allocator::keep_memory();
         let source = self.recipe.read()?;
+        allocator::set_memory(source.recipe.saves_memory());
         if self.resume.as_ref().is_some_and(|f| !f.is_dir()) {
             bail!("{}: there is no such run folder", self.resume.unwrap_or_default().display());
         }
