@@ -9,7 +9,8 @@ with the least beside it. The peak of memory is that of the process (on Linux, i
 PyTorch runs eagerly, contiguous and channels_last, in f32 and under autocast to bf16, with a glibc allocator that
 does not give memory back after every step (its default costs PyTorch a third). The networks are those of scrimp: the
 same layers, sizes, optimizer and batch, on noise. Also 8-bit training as PyTorch users write it: fake quantization of
-the operands with straight-through gradients (`f32, int8 fake`), forward and backward.
+the operands with straight-through gradients (`f32, int8 fake`), forward and backward; and of all eight tensors of a layer
+(`int8 everywhere`, and `fp8 everywhere` with e4m3fn forward and e5m2 backward), beside `recipes/everywhere.toml`.
 """
 
 import argparse
@@ -27,7 +28,10 @@ MODELS = {
     "text-transformer": (64, "adam", 15),
 }
 OURS = ["f32", "bf16", "int8", "int8, emulated", "f32, engine's own"]
+OURS += ["int8-everywhere", "int8-everywhere-emulated", "fp8-everywhere"]
 TORCH = ["f32", "f32 channels_last", "bf16", "bf16 channels_last", "f32, int8 fake"]
+TORCH += ["int8 everywhere", "fp8 everywhere"]
+RECIPE = os.path.join(os.path.dirname(__file__), "../recipes/everywhere.toml")
 TUNABLES = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824"
 
 
@@ -62,8 +66,30 @@ def torch_step(model, variant, threads):
 
     fake = "fake" in variant
 
+    def int8(x):
+        return Fake.round(x)
+
+    class Round(torch.autograd.Function):
+        """Rounds a tensor on the way there, and its gradient on the way back."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return int8(x) if "int8" in variant else x.to(torch.float8_e4m3fn).to(torch.float32)
+
+        @staticmethod
+        def backward(ctx, g):
+            return int8(g) if "int8" in variant else g.to(torch.float8_e5m2).to(torch.float32)
+
+    everywhere = "everywhere" in variant
+
+    def rounded(layer, x, product):
+        bias = None if layer.bias is None else Round.apply(layer.bias)
+        return Round.apply(product(Round.apply(x), Round.apply(layer.weight), bias))
+
     class Conv(nn.Conv2d):
         def forward(self, x):
+            if everywhere:
+                return rounded(self, x, self._conv_forward)
             if not fake:
                 return super().forward(x)
             y = self._conv_forward(Fake.apply(x, False), Fake.apply(self.weight, False), self.bias)
@@ -71,6 +97,8 @@ def torch_step(model, variant, threads):
 
     class Linear(nn.Linear):
         def forward(self, x):
+            if everywhere:
+                return rounded(self, x, F.linear)
             if not fake:
                 return super().forward(x)
             y = F.linear(Fake.apply(x, False), Fake.apply(self.weight, False), self.bias)
@@ -199,6 +227,7 @@ def main():
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", help="only ways with one of these in their names, between semicolons")
     parser.add_argument("--json")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -212,6 +241,8 @@ def main():
         text = model == "text-transformer"
         cases = [("PyTorch", v) for v in TORCH if not (text and "channels_last" in v)]
         cases += [("scrimp", v) for v in OURS if not (text and "engine" in v)]
+        if args.only:
+            cases = [case for case in cases if any(part in case[1] for part in args.only.split(";"))]
         times = {case: [] for case in cases}
         memory = {case: [] for case in cases}
         for _ in range(args.rounds):
@@ -228,12 +259,14 @@ def main():
                     command += ["--batch", str(batch), "--optimizer", optimizer]
                     command += ["--rounds", str(steps), "--only", variant]
                     command += ["--engine"] if "engine" in variant else []
+                    command += ["--recipe", RECIPE] if "everywhere" in variant else []
                     output, peak = run(command, env)
                     rows = [json.loads(line) for line in output.splitlines()]
                     ms = next(r["median_ms"] for r in rows if r["type"] == "step")
                 times[case].append(ms)
                 memory[case].append(peak)
-        best = min(statistics.median(times["PyTorch", v]) for w, v in cases if w == "PyTorch" and v in TORCH[:2])
+        floats = [times[case] for case in cases if case[0] == "PyTorch" and case[1] in TORCH[:2]]
+        best = min((statistics.median(of) for of in floats), default=float("nan"))
         print(f"\n{model}, batch {batch}, {optimizer}, {args.threads} thread(s)")
         print(f"{'':<34}{'ms':>9}{'least':>9}{'of PyTorch f32':>16}{'peak MB':>9}")
         for case in cases:
