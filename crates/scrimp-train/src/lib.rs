@@ -9,6 +9,7 @@
 
 pub mod checkpoint;
 pub mod compute;
+pub mod cost;
 pub mod data;
 mod engine;
 pub mod exchange;
