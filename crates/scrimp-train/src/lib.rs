@@ -26,6 +26,7 @@ pub mod role;
 pub mod rules;
 pub mod stepper;
 pub mod tap;
+pub mod telemetry;
 pub mod trainer;
 
 pub use burn;

@@ -577,6 +577,7 @@ fn job(splits: &Splits, rules: Vec<Rule>, optimizer: OptimizerConfig) -> TrainJo
         augment: Augment::default(),
         weights: None,
         checkpoint: None,
+        telemetry_steps: None,
         identity: serde_json::Value::Null,
     }
 }

@@ -664,6 +664,7 @@ fn job(splits: &Splits, rules: Vec<Rule>) -> TrainJob<'_> {
         augment: Augment::default(),
         weights: None,
         checkpoint: None,
+        telemetry_steps: None,
         identity: serde_json::Value::Null,
     }
 }

@@ -84,7 +84,7 @@ fn errors_point_at_the_place() {
       ┌─ bad.toml:3:1
     3 │ epoch = 1
       │ ^^^^^
-      help: did you mean `epochs`? There are seed, model, data, epochs, batch, validation, limit, weights, optimizer, schedule, clip_norm, label_smoothing, augment, exchange, compute, saved, checkpoint_steps, preset, quantize, variant
+      help: did you mean `epochs`? There are seed, model, data, epochs, batch, validation, limit, weights, optimizer, schedule, clip_norm, label_smoothing, augment, exchange, compute, saved, checkpoint_steps, telemetry, preset, quantize, variant
     ");
     let scheme = refused(&rule(r#"w = "int4/groups:32""#));
     assert_snapshot!(scheme, @r#"
@@ -237,6 +237,9 @@ fn numbers_out_of_range_are_shown_with_what_is_valid() {
     expect(&with("clip_norm = nan"), "4:13", &["a norm is a number above 0"]);
     expect(&with("limit = 0"), "4:9", &["leaves no image to train on"]);
     expect(&with("checkpoint_steps = 0"), "4:20", &["the least is 1"]);
+    expect(&with("telemetry = { every = 0 }"), "4:23", &["the least is 1"]);
+    expect(&with("telemetry = {}"), "4:13", &["says nothing", "`tensorboard = true`"]);
+    expect(&with("telemetry = { ever = 5 }"), "4:15", &["did you mean `every`?"]);
     expect(&with("augment = { crop = 28 }"), "4:20", &["28", "at most 27"]);
     expect(&with("optimizer = 3"), "4:13", &["integer `3`", "a table such as { name = \"adam\""]);
     let sgd = |keys: &str| with(&format!("[optimizer]\nname = \"sgd\"\n{keys}"));
