@@ -439,11 +439,16 @@ mod tests {
     use crate::rules::Rule;
 
     fn plan(model: &str, image: [usize; 3], batch: usize, keys: &[(&str, &str)]) -> Plan {
+        let request = request(image, batch, keys);
+        (crate::models::find(model).unwrap().plan)(&request).unwrap()
+    }
+
+    fn request(image: [usize; 3], batch: usize, keys: &[(&str, &str)]) -> PlanRequest {
         let pairs = keys.iter().map(|(k, s)| ((*k).to_owned(), serde_json::json!(s)));
         let all = pairs.chain([("layers".to_owned(), serde_json::json!("*"))]);
         let rule = (!keys.is_empty())
             .then(|| serde_json::from_value::<Rule>(all.collect()).expect("a rule"));
-        let request = PlanRequest {
+        PlanRequest {
             image,
             classes: 10,
             batch,
@@ -453,8 +458,7 @@ mod tests {
             optimizer: OptimizerConfig::default(),
             exchange: None,
             saved: Saved::default(),
-        };
-        (crate::models::find(model).unwrap().plan)(&request).unwrap()
+        }
     }
 
     fn macs(cost: &StepCost, product: Role) -> u64 {
@@ -493,6 +497,20 @@ mod tests {
         is(Traffic::Gradients, 2 * 20 + 168 + 2 * 840 + 2 * 10, 4 * (2 * 20 + 168 + 2 * 850));
         is(Traffic::OptimizerState, 2 * 3400, 2 * 3400);
         assert_eq!(cost.total.moved.len(), 4);
+    }
+
+    #[test]
+    fn messages_are_counted_and_have_no_energy() {
+        let plain = request([1, 28, 28], 8, &[]);
+        let workers = serde_json::json!({"workers": 2, "up": "int8"});
+        let exchange = Some(serde_json::from_value(workers).unwrap());
+        let lenet = crate::models::find("lenet").unwrap().plan;
+        let with = cost(&lenet(&PlanRequest { exchange, ..plain.clone() }).unwrap());
+        // fc3: two workers send 840 and 10 values with a scale each, and get them back in f32.
+        let sent = with.layers[4].cost.moved[&Traffic::Exchange];
+        assert_eq!(sent.bytes, 2 * (844 + 14) + 4 * 850);
+        assert_eq!(sent.f32_bytes, 2 * 4 * 850 + 4 * 850);
+        assert_eq!(with.total.energy, cost(&lenet(&plain).unwrap()).total.energy);
     }
 
     #[test]

@@ -67,8 +67,9 @@ fn expect(said: &str, place: &str, parts: &[&str]) {
 #[test]
 fn the_quickstart_is_planned_tensor_by_tensor() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
-    for variant in ["f32", "int4"] {
-        let output = scrimp(&root, &["plan", "recipes/quickstart.toml", "--variant", variant]);
+    for (variant, more) in [("f32", &[][..]), ("int4", &[]), ("fp8", &["--cost"])] {
+        let arguments = ["plan", "recipes/quickstart.toml", "--variant", variant];
+        let output = scrimp(&root, &[&arguments, more].concat());
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
         assert_eq!(output.status.code(), Some(0));
         let printed = String::from_utf8(output.stdout).unwrap();
@@ -335,6 +336,15 @@ fn the_json_of_a_plan_adds_up_to_its_totals() {
     let lines = planned(&recipe, &[]);
     let of = |kind: &str| lines.iter().filter(|l| l["type"] == kind).collect::<Vec<_>>();
     let (tensors, totals, products) = (of("tensor"), of("total"), of("products"));
+    // What layers cost adds up, too.
+    let macs = |cost: &Value| -> u64 {
+        cost["products"].as_array().unwrap().iter().map(|p| p["macs"].as_u64().unwrap()).sum()
+    };
+    let (layers, all) = (of("layer_cost"), &of("cost")[0]["cost"]);
+    assert_eq!(layers.len(), 5);
+    assert_eq!(layers.iter().map(|l| macs(&l["cost"])).sum::<u64>(), macs(all));
+    let moved = |cost: &Value| cost["moved"]["gradients"]["bytes"].as_u64().unwrap();
+    assert_eq!(layers.iter().map(|l| moved(&l["cost"])).sum::<u64>(), moved(all));
     assert_eq!((tensors.len(), totals.len(), products.len()), (50, 16, 5));
     // int4 in groups along what is summed does not go with int8; the gradients are e5m2.
     let kinds = ["y", "dx", "dw"].map(|of| products[1]["products"][of]["kind"].clone());
