@@ -20,6 +20,8 @@ def read(folder):
     runs = defaultdict(lambda: defaultdict(list))
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
+        if "epoch" not in row:
+            continue  # A tensor in a step that was looked at.
         epoch = row["epoch"]
         runs[row["variant"]][row["seed"]].append((epoch["epoch"], epoch["loss"], 100 * epoch["accuracy"]))
     return runs

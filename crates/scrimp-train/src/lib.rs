@@ -9,6 +9,7 @@
 
 pub mod checkpoint;
 pub mod compute;
+pub mod cost;
 pub mod data;
 mod engine;
 pub mod exchange;
@@ -27,6 +28,7 @@ pub mod role;
 pub mod rules;
 pub mod stepper;
 pub mod tap;
+pub mod telemetry;
 pub mod trainer;
 
 pub use burn;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use scrimp_codec::{Scheme, ShapeError};
-use scrimp_exchange::{Reducer, ReductionError};
+use scrimp_exchange::{Reducer, Reduction, ReductionError};
 use scrimp_kernels::Kind;
 use serde::{Deserialize, Serialize};
 
@@ -811,18 +811,24 @@ impl Plan {
     /// Bytes of the messages of one step: what all workers send, what each gets back, and both in f32. `None` without
     /// workers, or where the bytes depend on values.
     pub fn messages(&self) -> Option<[[usize; 2]; 2]> {
-        let exchange = self.exchange.as_ref()?;
+        self.exchange.as_ref()?;
         let mut sum = [[0; 2]; 2];
         for tensor in self.tensors.iter().filter(|t| t.role.is_sent()) {
-            let float = ExchangeConfig { down: Some(Scheme::float32()), ..exchange.clone() };
-            let float = float.reduction(self.batch, Scheme::float32());
-            let reduction = exchange.reduction(self.batch, tensor.scheme.clone());
-            for (sum, reduction) in sum.iter_mut().zip([reduction, float]) {
-                let [up, down] = reduction.bytes(self.batch, &tensor.shape).ok()??;
+            for (sum, [up, down]) in sum.iter_mut().zip(self.message(tensor)?) {
                 *sum = [sum[0] + up, sum[1] + down];
             }
         }
         Some(sum)
+    }
+
+    /// The same of one tensor that workers send.
+    pub(crate) fn message(&self, tensor: &PlannedTensor) -> Option<[[usize; 2]; 2]> {
+        let exchange = self.exchange.as_ref()?;
+        let float = ExchangeConfig { down: Some(Scheme::float32()), ..exchange.clone() };
+        let float = float.reduction(self.batch, Scheme::float32());
+        let reduction = exchange.reduction(self.batch, tensor.scheme.clone());
+        let bytes = |of: Reduction| of.bytes(self.batch, &tensor.shape).ok()?;
+        Some([bytes(reduction)?, bytes(float)?])
     }
 
     /// Values, bits per value and bytes of all tensors with a role, leaving out those that are never computed.

@@ -20,6 +20,7 @@ use crate::params::NamedTensor;
 use crate::plan::Saved;
 use crate::role::Role;
 use crate::stepper::Clock;
+use crate::telemetry::Telemetry;
 
 /// A tensor that went wrong: the first one of a session.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +52,7 @@ pub struct Session {
     tally: Mutex<Tally>,
     memories: Mutex<BTreeMap<String, Remembered>>,
     exchanges: Mutex<Vec<Weak<Exchange>>>,
+    telemetry: Telemetry,
 }
 
 /// What a scheme remembers of one gradient.
@@ -74,6 +76,7 @@ impl Session {
             tally: Mutex::new(Tally::default()),
             memories: Mutex::new(BTreeMap::new()),
             exchanges: Mutex::default(),
+            telemetry: Telemetry::default(),
         })
     }
 
@@ -105,6 +108,11 @@ impl Session {
 
     fn audit(&self) -> bool {
         self.audit.load(Ordering::Relaxed)
+    }
+
+    /// What is noted of tensors in steps that are looked at.
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
     }
 
     /// Records a problem, unless an earlier one is known.
@@ -254,7 +262,7 @@ impl Point {
 
     /// Whether [`apply`](Self::apply) would do anything now.
     pub(crate) fn is_active(&self) -> bool {
-        self.scheme.is_some() || self.session.audit()
+        self.scheme.is_some() || self.session.audit() || self.is_compared()
     }
 
     /// Whether the scheme's values fit bf16 as they are.
@@ -265,6 +273,17 @@ impl Point {
     /// Rounds the values in place. What cannot be held is reported to the session, which stops the training.
     pub(crate) fn apply(&self, x: &mut [f32], shape: &[usize]) {
         self.look(x);
+        if self.is_compared() {
+            // By way of the bytes, which hold the same values and say what was clipped.
+            match self.encode(x, shape) {
+                Some(bytes) => self.decode_into(&bytes, shape, x),
+                None if self.scheme.is_none() => {
+                    self.session.telemetry.note(&self.name, x, x, None);
+                }
+                None => {}
+            }
+            return;
+        }
         if let Some(scheme) = &self.scheme {
             self.with_memory(scheme, shape, |stream, memory| {
                 scheme.emulate_next(x, shape, stream, memory)
@@ -278,10 +297,28 @@ impl Point {
         let scheme = self.scheme.as_ref()?;
         self.look(x);
         let mut bytes = Vec::new();
-        self.with_memory(scheme, shape, |stream, memory| {
+        let is_held = self.with_memory(scheme, shape, |stream, memory| {
             scheme.encode_next(x, shape, stream, memory, &mut bytes)
-        })
-        .then_some(bytes)
+        });
+        if is_held {
+            self.compare(x, &bytes, shape);
+        }
+        is_held.then_some(bytes)
+    }
+
+    /// Whether somebody wants to know what rounding does to the tensor.
+    pub(crate) fn is_compared(&self) -> bool {
+        self.session.telemetry.is_on()
+    }
+
+    /// Notes what bytes lost of the values, if somebody wants to know.
+    pub(crate) fn compare(&self, x: &[f32], bytes: &[u8], shape: &[usize]) {
+        let Some(scheme) = self.scheme.as_ref().filter(|_| self.is_compared()) else { return };
+        let clipped = scheme.saturated(x, bytes, shape).unwrap_or_else(|e| {
+            self.report_decoding(Err(e));
+            None
+        });
+        self.session.telemetry.note(&self.name, x, &self.decode(bytes, shape), clipped);
     }
 
     /// Appends what [`encode`](Self::encode) gives, for a point that has a scheme; `false` where it cannot hold a value,

@@ -24,6 +24,7 @@ use crate::phases::{self, Phase};
 use crate::plan::{self, Plan, PlanError, PlanRequest, Saved};
 use crate::role::Role;
 use crate::tap::{Problem, Scope, Session, Site};
+use crate::telemetry::TensorReport;
 
 /// One training run.
 #[derive(Clone, Debug)]
@@ -50,6 +51,8 @@ pub struct TrainJob<'a> {
     pub weights: Option<(PathBuf, Vec<NamedTensor>)>,
     /// Where and when to save.
     pub checkpoint: Option<CheckpointJob>,
+    /// Compare all tensors with what they are rounded to in the first step and every so many after it.
+    pub telemetry_steps: Option<u64>,
     /// What the run depends on, saved in checkpoints and compared on resume.
     pub identity: serde_json::Value,
 }
@@ -74,6 +77,10 @@ pub trait Observer {
     /// A step is done.
     fn step(&mut self, report: &StepReport) {
         let _ = report;
+    }
+    /// What rounding did in the step of that number, from 0, which is done and was looked at.
+    fn telemetry(&mut self, step: u64, tensors: &[TensorReport]) {
+        let _ = (step, tensors);
     }
     /// An epoch is done.
     fn epoch(&mut self, report: &EpochReport) {
@@ -402,12 +409,20 @@ impl Run<'_> {
                 self.enter_phase(0);
                 let factor = job.schedule.factor(self.progress.step, per_epoch, total);
                 let lr = job.plan.optimizer.learning_rate() * factor;
+                let number = self.progress.step;
+                let is_sampled = job.telemetry_steps.is_some_and(|n| number.is_multiple_of(n));
+                if is_sampled {
+                    self.session.telemetry().start();
+                }
                 let (next, loss) = self.step(net, &loader, indices, lr)?;
                 net = next;
                 let seconds = start.elapsed().as_secs_f64();
                 self.seconds.push(seconds);
                 let (step, epoch) = (self.progress.step, self.progress.epoch);
                 observer.step(&StepReport { step, epoch, loss, lr, seconds });
+                if is_sampled {
+                    observer.telemetry(number, &self.session.telemetry().finish());
+                }
                 if self.progress.step_in_epoch < per_epoch {
                     let due = job
                         .checkpoint

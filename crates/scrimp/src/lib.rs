@@ -25,6 +25,7 @@
 
 pub mod csv;
 mod document;
+mod events;
 mod page;
 mod plot;
 pub mod presets;

@@ -79,6 +79,9 @@ pub struct Recipe {
     /// Save a checkpoint after so many steps, besides the end of every epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_steps: Option<u64>,
+    /// What is written down of steps, besides every epoch. It changes no number of a run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<TelemetryConfig>,
     /// Rules of a piece of hardware, before all others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "preset_schema")]
@@ -101,6 +104,36 @@ pub struct AugmentConfig {
     /// Mirror half of the images.
     #[serde(default)]
     pub flip: bool,
+}
+
+/// What is written down of steps, besides every epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TelemetryConfig {
+    /// Compare every tensor with what it is rounded to, in the first step and every so many after it: signal to
+    /// quantization noise, clipped values, values that become zero, and the range before rounding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every: Option<u64>,
+    /// Also write loss, learning rate, accuracy and what `every` finds to event files, which TensorBoard shows.
+    #[serde(default)]
+    pub tensorboard: bool,
+}
+
+impl TelemetryConfig {
+    /// What is wrong with the keys, if anything: the key, why, and what would be valid.
+    fn complaint(self) -> Option<[&'static str; 3]> {
+        match self {
+            Self { every: Some(0), .. } => {
+                Some(["every", "no step is every 0th", "the least is 1"])
+            }
+            Self { every: None, tensorboard: false } => Some([
+                "every",
+                "the table says nothing",
+                "give it `every = 100` or `tensorboard = true`, or leave it out",
+            ]),
+            _ => None,
+        }
+    }
 }
 
 /// A run that differs from the others in its rules.
@@ -260,6 +293,9 @@ impl Source {
                 "no checkpoint comes after 0 steps".into(),
                 Some("the least is 1; without the key there is one after every epoch".into()),
             );
+        }
+        if let Some([key, why, help]) = recipe.telemetry.and_then(TelemetryConfig::complaint) {
+            return wrong(&["telemetry", key], why.into(), Some(help.into()));
         }
         if recipe.clip_norm.is_some_and(|c| !(c.is_finite() && c > 0.0)) {
             return wrong(

@@ -4,7 +4,7 @@
 //! runs/quickstart-1/
 //!   recipe.toml                 the recipe with every default written out
 //!   result.json                 one row for each variant
-//!   metrics.jsonl               every epoch of every run, in the order in which they came
+//!   metrics.jsonl               every epoch of every run, and every tensor of steps that were looked at, as they came
 //!   int8/seed-7/
 //!     plan.json                 what every tensor was held in, and which rule said so
 //!     checkpoint.safetensors    from which the run resumes
@@ -13,6 +13,7 @@
 //!     ledger.json               bytes by role, counted
 //!     result.json               accuracy, loss, time; written last
 //!     failure.json              instead of a result: why the training went wrong
+//!     events.out.tfevents.scrimp  scalars by step for TensorBoard, where the recipe asks for them
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,14 +30,16 @@ use scrimp_train::loss_scale::ScaleState;
 use scrimp_train::models;
 use scrimp_train::params::NamedTensor;
 use scrimp_train::plan::{Plan, Saved, Status, Total};
+use scrimp_train::telemetry::TensorReport;
 use scrimp_train::trainer::{
     CheckpointJob, EpochReport, Observer, Outcome, Score, StepReport, TrainError, TrainJob,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::events::{self, EventFile};
 use crate::page::PageError;
-use crate::recipe::{Recipe, RecipeError, Source, Variant};
+use crate::recipe::{Recipe, RecipeError, Source, TelemetryConfig, Variant};
 
 /// What to carry out, and where.
 #[derive(Clone, Debug)]
@@ -624,7 +627,12 @@ pub(crate) fn seeds(recipe: &Recipe, count: u32) -> Vec<u32> {
 /// The first key that differs. What is only about saving may differ.
 fn difference(before: &Recipe, now: &Recipe) -> Option<(String, String, String)> {
     let table = |r: &Recipe| {
-        let r = Recipe { checkpoint_steps: None, saved: Saved::default(), ..r.clone() };
+        let r = Recipe {
+            checkpoint_steps: None,
+            saved: Saved::default(),
+            telemetry: None,
+            ..r.clone()
+        };
         serde_json::to_value(r).unwrap_or_default()
     };
     scrimp_train::checkpoint::first_difference(&table(before), &table(now))
@@ -675,7 +683,7 @@ impl OneRun<'_> {
             _ => {}
         }
         let identity = serde_json::json!({
-            "recipe": Recipe { compute: self.variant.compute, saved: Saved::default(), checkpoint_steps: None, variant: Vec::new(), quantize: Vec::new(), preset: None, ..recipe.clone() },
+            "recipe": Recipe { compute: self.variant.compute, saved: Saved::default(), checkpoint_steps: None, telemetry: None, variant: Vec::new(), quantize: Vec::new(), preset: None, ..recipe.clone() },
             "rules": self.variant.rules,
             "seed": self.seed,
         });
@@ -695,12 +703,24 @@ impl OneRun<'_> {
                 every_steps: recipe.checkpoint_steps,
                 resume: *resume,
             }),
+            telemetry_steps: recipe.telemetry.and_then(|t| t.every),
             identity,
         };
         let train = models::find(&recipe.model).expect("the model was checked").train;
         let metrics = self.request.folder.join(METRICS);
         let written = if *resume { written_metrics(&metrics)? } else { BTreeSet::new() };
-        let mut observer = Relay { id, watch, metrics, written, error: None };
+        let has_events =
+            matches!(recipe.telemetry, Some(TelemetryConfig { tensorboard: true, .. }));
+        let mut observer = Relay {
+            id,
+            watch,
+            metrics,
+            written,
+            events_folder: has_events.then(|| folder.clone()),
+            events: None,
+            last_step: 0,
+            error: None,
+        };
         let outcome = match train(&job, &mut observer) {
             Ok(outcome) => outcome,
             Err(problem) => return Err(self.failed(problem, &folder)?),
@@ -879,15 +899,30 @@ fn written_metrics(path: &Path) -> Result<BTreeSet<String>, FileError> {
     Ok(text[..whole].lines().map(str::to_owned).collect())
 }
 
-/// A line of the metrics: an epoch of a run.
+/// A line of the metrics: what a run has to say.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Metric {
     pub variant: String,
     pub seed: u32,
-    pub epoch: EpochReport,
+    #[serde(flatten)]
+    pub news: News,
 }
 
-/// Every epoch that the runs of a folder have written down. A line that is not at its end is left out.
+/// What a run writes down while it goes on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum News {
+    /// An epoch is done.
+    Epoch { epoch: EpochReport },
+    /// What rounding did to a tensor in the step of that number, from 0.
+    Tensor {
+        step: u64,
+        #[serde(flatten)]
+        tensor: TensorReport,
+    },
+}
+
+/// All that the runs of a folder have written down. A line that is not at its end is left out.
 pub(crate) fn read_metrics(folder: &Path) -> Result<Vec<Metric>, RunError> {
     let path = folder.join(METRICS);
     let text = match std::fs::read_to_string(&path) {
@@ -913,33 +948,80 @@ struct Relay<'a> {
     /// The lines that an earlier part of the run wrote. A run that was killed before it saved an epoch does it again, and
     /// comes to the same line.
     written: BTreeSet<String>,
+    /// The folder of the event file, where one is asked for.
+    events_folder: Option<PathBuf>,
+    events: Option<EventFile>,
+    /// The last step that was done, from 0.
+    last_step: u64,
     error: Option<FileError>,
 }
 
-impl Observer for Relay<'_> {
-    fn started(&mut self, step: u64, steps: u64) {
-        self.watch.run(self.id, step, steps);
-    }
-
-    fn step(&mut self, report: &StepReport) {
-        self.watch.step(report);
-    }
-
-    fn epoch(&mut self, report: &EpochReport) {
-        let metric =
-            Metric { variant: self.id.variant.clone(), seed: self.id.seed, epoch: report.clone() };
-        // It has no map whose keys are no strings, which is all that could fail.
-        let line = serde_json::to_string(&metric).unwrap_or_default();
+impl Relay<'_> {
+    /// Appends lines to the metrics.
+    fn append(&mut self, news: impl Iterator<Item = News>) {
+        let (variant, seed) = (&self.id.variant, self.id.seed);
+        let lines: String = news
+            .map(|news| Metric { variant: variant.clone(), seed, news })
+            // It has no map whose keys are no strings, which is all that could fail.
+            .map(|metric| serde_json::to_string(&metric).unwrap_or_default())
+            .filter(|line| !self.written.contains(line))
+            .map(|line| line + "\n")
+            .collect();
         let append = || {
             let mut file =
                 std::fs::OpenOptions::new().create(true).append(true).open(&self.metrics)?;
-            file.write_all(format!("{line}\n").as_bytes())
+            file.write_all(lines.as_bytes())
         };
-        if !self.written.contains(&line)
+        if !lines.is_empty()
             && let Err(e) = append()
         {
             self.error.get_or_insert(FileError::io("write", &self.metrics, e));
         }
+    }
+
+    /// Writes scalars of a step to the event file, if there is one.
+    fn scalars(&mut self, step: u64, scalars: &[(String, f64)]) {
+        if let Some(file) = &mut self.events
+            && let Err(e) = file.write(events::now(), step, scalars)
+        {
+            self.error.get_or_insert(e);
+        }
+    }
+}
+
+impl Observer for Relay<'_> {
+    fn started(&mut self, step: u64, steps: u64) {
+        if let Some(folder) = &self.events_folder {
+            match EventFile::open(folder, step, events::now()) {
+                Ok(file) => self.events = Some(file),
+                Err(e) => self.error = Some(e),
+            }
+        }
+        self.watch.run(self.id, step, steps);
+    }
+
+    fn step(&mut self, report: &StepReport) {
+        self.last_step = report.step - 1;
+        let scalars = [("train/loss", report.loss), ("train/learning_rate", report.lr)];
+        self.scalars(self.last_step, &scalars.map(|(tag, value)| (tag.to_owned(), value)));
+        self.watch.step(report);
+    }
+
+    fn telemetry(&mut self, step: u64, tensors: &[TensorReport]) {
+        self.append(tensors.iter().map(|tensor| News::Tensor { step, tensor: tensor.clone() }));
+        if self.events.is_some() {
+            self.scalars(step, &tensors.iter().flat_map(events::of_tensor).collect::<Vec<_>>());
+        }
+    }
+
+    fn epoch(&mut self, report: &EpochReport) {
+        self.append(std::iter::once(News::Epoch { epoch: report.clone() }));
+        let mut scalars = vec![("train/accuracy".to_owned(), report.accuracy)];
+        if let Some(Score { loss, accuracy, .. }) = report.validation {
+            scalars.push(("validation/loss".to_owned(), loss));
+            scalars.push(("validation/accuracy".to_owned(), accuracy));
+        }
+        self.scalars(self.last_step, &scalars);
         self.watch.epoch(self.id, report);
     }
 

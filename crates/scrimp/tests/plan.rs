@@ -67,8 +67,9 @@ fn expect(said: &str, place: &str, parts: &[&str]) {
 #[test]
 fn the_quickstart_is_planned_tensor_by_tensor() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
-    for variant in ["f32", "int4"] {
-        let output = scrimp(&root, &["plan", "recipes/quickstart.toml", "--variant", variant]);
+    for (variant, more) in [("f32", &[][..]), ("int4", &[]), ("fp8", &["--cost"])] {
+        let arguments = ["plan", "recipes/quickstart.toml", "--variant", variant];
+        let output = scrimp(&root, &[&arguments, more].concat());
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
         assert_eq!(output.status.code(), Some(0));
         let printed = String::from_utf8(output.stdout).unwrap();
@@ -84,7 +85,7 @@ fn errors_point_at_the_place() {
       ┌─ bad.toml:3:1
     3 │ epoch = 1
       │ ^^^^^
-      help: did you mean `epochs`? There are seed, model, data, epochs, batch, validation, limit, weights, optimizer, schedule, clip_norm, loss_scale, label_smoothing, augment, exchange, compute, saved, checkpoint_steps, preset, quantize, variant
+      help: did you mean `epochs`? There are seed, model, data, epochs, batch, validation, limit, weights, optimizer, schedule, clip_norm, loss_scale, label_smoothing, augment, exchange, compute, saved, checkpoint_steps, telemetry, preset, quantize, variant
     ");
     let scheme = refused(&rule(r#"w = "int4/groups:32""#));
     assert_snapshot!(scheme, @r#"
@@ -237,6 +238,9 @@ fn numbers_out_of_range_are_shown_with_what_is_valid() {
     expect(&with("clip_norm = nan"), "4:13", &["a norm is a number above 0"]);
     expect(&with("limit = 0"), "4:9", &["leaves no image to train on"]);
     expect(&with("checkpoint_steps = 0"), "4:20", &["the least is 1"]);
+    expect(&with("telemetry = { every = 0 }"), "4:23", &["the least is 1"]);
+    expect(&with("telemetry = {}"), "4:13", &["says nothing", "`tensorboard = true`"]);
+    expect(&with("telemetry = { ever = 5 }"), "4:15", &["did you mean `every`?"]);
     expect(&with("augment = { crop = 28 }"), "4:20", &["28", "at most 27"]);
     expect(&with("optimizer = 3"), "4:13", &["integer `3`", "a table such as { name = \"adam\""]);
     let sgd = |keys: &str| with(&format!("[optimizer]\nname = \"sgd\"\n{keys}"));
@@ -332,6 +336,15 @@ fn the_json_of_a_plan_adds_up_to_its_totals() {
     let lines = planned(&recipe, &[]);
     let of = |kind: &str| lines.iter().filter(|l| l["type"] == kind).collect::<Vec<_>>();
     let (tensors, totals, products) = (of("tensor"), of("total"), of("products"));
+    // What layers cost adds up, too.
+    let macs = |cost: &Value| -> u64 {
+        cost["products"].as_array().unwrap().iter().map(|p| p["macs"].as_u64().unwrap()).sum()
+    };
+    let (layers, all) = (of("layer_cost"), &of("cost")[0]["cost"]);
+    assert_eq!(layers.len(), 5);
+    assert_eq!(layers.iter().map(|l| macs(&l["cost"])).sum::<u64>(), macs(all));
+    let moved = |cost: &Value| cost["moved"]["gradients"]["bytes"].as_u64().unwrap();
+    assert_eq!(layers.iter().map(|l| moved(&l["cost"])).sum::<u64>(), moved(all));
     assert_eq!((tensors.len(), totals.len(), products.len()), (50, 16, 5));
     // int4 in groups along what is summed does not go with int8; the gradients are e5m2.
     let kinds = ["y", "dx", "dw"].map(|of| products[1]["products"][of]["kind"].clone());

@@ -25,6 +25,7 @@ epochs = 2
 limit = 300
 batch = 25
 checkpoint_steps = 2
+telemetry = { every = 5 }
 
 [base.optimizer]
 name = "sgd"
@@ -134,6 +135,9 @@ fn a_process_sweeps_a_grid_and_tells_it_in_four_ways() {
     let page = fs::read_to_string(folder.join("run/report.html")).unwrap();
     assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
     contains(&page, &[label, "training loss", "validation accuracy", "bits per value of weights"]);
+    // Of what is rounded, and of nothing else.
+    contains(&page, &["signal to quantization noise, dB by step", "id=\"noise-dy\""]);
+    assert!(!page.contains("id=\"noise-m\""));
     let links = page.replace("http://www.w3.org/2000/svg", "");
     for outside in ["http", "src=", "@import", "url(", "NaN", "inf"] {
         assert!(!links.contains(outside), "{outside}");

@@ -150,6 +150,7 @@ const INT8: &str = "[[quantize]]\nlayers = \"*\"\ndefault = \"int8\"\nd = \"int8
 fn a_killed_process_resumes_to_the_same_bytes_with_adam_and_stochastic_gradients() {
     a_killed_run_resumes_to_the_same_bytes(&format!(
         "model = \"lenet\"\ndata = \"digits\"\nepochs = 2\nlimit = 500\ncheckpoint_steps = 2\n\
+         telemetry = {{ every = 3, tensorboard = true }}\n\
          optimizer = {{ name = \"adam\", lr = 0.001 }}\nschedule = {{ name = \"cosine\" }}\n{INT8}"
     ));
 }

@@ -103,6 +103,22 @@ impl Packing {
         }
     }
 
+    /// Whether somebody wants to know what rounding does to the moment.
+    fn is_compared(&self) -> bool {
+        self.parts[0].point.is_compared()
+    }
+
+    /// Notes what bytes lost of the values of these elements, if somebody wants to know.
+    fn compare(&self, x: &[f32], range: &Range<usize>, bytes: &[u8]) {
+        // What was refused has no bytes, and was reported.
+        if bytes.is_empty() {
+            return;
+        }
+        for (part, elems, start) in self.parts(range) {
+            part.point.compare(&x[elems], &bytes[self.place(bytes, start)], &part.shape);
+        }
+    }
+
     /// Encodes the values of these elements. `spare` is room for the bytes of a part.
     fn encode(&self, x: &[f32], range: &Range<usize>, bytes: &mut Vec<u8>, spare: &mut Vec<u8>) {
         if bytes.is_empty() && !self.is_whole() {
@@ -316,40 +332,44 @@ impl State {
         let Some((first, later)) = self.moments.split_first_mut() else { return };
         if let Held::Packed(packing, bytes) = first {
             packing.encode(first_values, range, bytes, spare);
+            packing.compare(first_values, range, bytes);
         }
         let mut is_decoded = false;
         for (held, values) in later.iter_mut().zip(later_values) {
             let Held::Packed(packing, bytes) = held else { continue };
+            let unrounded = packing.is_compared().then(|| values.clone());
             packing.encode(values, range, bytes, spare);
             if bytes.is_empty() {
                 // It was refused, which was reported.
                 continue;
             }
             packing.decode(bytes, range, resized(decoded, range.len()));
-            if decoded.iter().all(|v| *v > 0.0) {
-                continue;
-            }
-            packing.smallest(bytes, range, resized(smallest, range.len()));
-            let first: &[f32] = match &*first {
-                Held::Float(all) => &all[range.clone()],
-                Held::Packed(packing, bytes) => {
-                    if !is_decoded && !bytes.is_empty() {
-                        packing.decode(bytes, range, first_values);
-                        is_decoded = true;
+            if decoded.iter().any(|v| *v <= 0.0 || v.is_nan()) {
+                packing.smallest(bytes, range, resized(smallest, range.len()));
+                let first: &[f32] = match &*first {
+                    Held::Float(all) => &all[range.clone()],
+                    Held::Packed(packing, bytes) => {
+                        if !is_decoded && !bytes.is_empty() {
+                            packing.decode(bytes, range, first_values);
+                            is_decoded = true;
+                        }
+                        first_values
                     }
-                    first_values
+                };
+                let mut is_raised = false;
+                let known = decoded.iter().zip(&*smallest).zip(first);
+                for (v, ((decoded, least), m)) in values.iter_mut().zip(known) {
+                    if *decoded <= 0.0 && (*v > 0.0 || *m != 0.0) && *v < *least {
+                        *v = *least;
+                        is_raised = true;
+                    }
                 }
-            };
-            let mut is_raised = false;
-            let known = decoded.iter().zip(&*smallest).zip(first);
-            for (v, ((decoded, least), m)) in values.iter_mut().zip(known) {
-                if *decoded <= 0.0 && (*v > 0.0 || *m != 0.0) && *v < *least {
-                    *v = *least;
-                    is_raised = true;
+                if is_raised {
+                    packing.encode(values, range, bytes, spare);
                 }
             }
-            if is_raised {
-                packing.encode(values, range, bytes, spare);
+            if let Some(unrounded) = unrounded {
+                packing.compare(&unrounded, range, bytes);
             }
         }
     }

@@ -63,6 +63,7 @@ pub fn job(splits: &Splits, batch: usize, rules: Vec<Rule>) -> TrainJob<'_> {
         augment: Augment::default(),
         weights: None,
         checkpoint: None,
+        telemetry_steps: None,
         identity: serde_json::Value::Null,
     }
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use scrimp_train::Role;
 use scrimp_train::trainer::EpochReport;
 use serde::Serialize;
 
 use super::picture::{self, Curve, Dot};
 use super::{Results, Row, Sweep};
 use crate::page::{self, grouped};
-use crate::run::{self, RunError, Spread};
+use crate::run::{self, Metric, News, RunError, Spread};
 
 /// The page of a sweep, from its results and the metrics of its runs.
 ///
@@ -38,7 +39,8 @@ struct Page {
     accuracy: Option<String>,
     accuracy_of: &'static str,
     has_bands: bool,
-    bits: Vec<BitsPicture>,
+    bits: Vec<Choice>,
+    noise: Vec<Choice>,
 }
 
 /// A row of the table. Every number comes with what the table is sorted by.
@@ -59,19 +61,21 @@ struct Cell {
     sort: f64,
 }
 
-/// Accuracy against the bits of some tensors.
+/// One of several pictures, of which the page shows the chosen one.
 #[derive(Serialize)]
-struct BitsPicture {
+struct Choice {
     id: &'static str,
     title: &'static str,
     picture: String,
 }
 
-/// What a row's runs gave after each epoch.
+/// What a row's runs gave after each epoch, and in the steps that were looked at.
 struct Course {
     loss: Vec<(u64, Spread)>,
     training: Vec<(u64, Spread)>,
     validation: Vec<(u64, Spread)>,
+    /// Signal to quantization noise of a role's tensors in dB, the mean over layers.
+    noise: BTreeMap<Role, Vec<(u64, Spread)>>,
 }
 
 /// Reads the course of a row: of the seeds that are done, or where none is, of those that were begun.
@@ -81,11 +85,29 @@ fn course(row: &Row, folder: &Path) -> Result<Course, RunError> {
         if done.is_empty() { row.runs.iter().any(|r| r.seed == seed) } else { done.contains(&seed) }
     };
     let mut epochs: BTreeMap<u64, Vec<EpochReport>> = BTreeMap::new();
-    for line in run::read_metrics(folder)? {
-        if line.variant == row.variant && meant(line.seed) {
-            epochs.entry(line.epoch.epoch).or_default().push(line.epoch);
+    let mut noise: BTreeMap<Role, BTreeMap<u64, BTreeMap<u32, Vec<f64>>>> = BTreeMap::new();
+    for Metric { variant, seed, news } in run::read_metrics(folder)? {
+        if variant != row.variant || !meant(seed) {
+            continue;
+        }
+        match news {
+            News::Epoch { epoch } => epochs.entry(epoch.epoch).or_default().push(epoch),
+            News::Tensor { step, tensor } => {
+                if let Some(db) = tensor.sqnr_db {
+                    let steps = noise.entry(tensor.role).or_default();
+                    steps.entry(step).or_default().entry(seed).or_default().push(db);
+                }
+            }
         }
     }
+    let over_seeds = |(step, seeds): (u64, BTreeMap<u32, Vec<f64>>)| {
+        let means: Vec<f64> = seeds.values().map(|layers| Spread::of(layers).mean).collect();
+        (step, Spread::of(&means))
+    };
+    let noise = noise
+        .into_iter()
+        .map(|(role, steps)| (role, steps.into_iter().map(over_seeds).collect()))
+        .collect();
     let spreads = |value: &dyn Fn(&EpochReport) -> Option<f64>| {
         let of = |(epoch, reports): (&u64, &Vec<EpochReport>)| {
             let values: Vec<f64> = reports.iter().filter_map(value).collect();
@@ -97,6 +119,7 @@ fn course(row: &Row, folder: &Path) -> Result<Course, RunError> {
         loss: spreads(&|e| Some(e.loss)),
         training: spreads(&|e| Some(100.0 * e.accuracy)),
         validation: spreads(&|e| e.validation.map(|v| 100.0 * v.accuracy)),
+        noise,
     })
 }
 
@@ -105,14 +128,14 @@ impl Page {
         let rows = &results.rows;
         let is_grid = results.axes.len() > 1;
         let has_validation = courses.iter().any(|c| !c.validation.is_empty());
-        let draw = |title, points: &dyn Fn(&Course) -> Vec<(u64, Spread)>, limits| {
+        let draw = |title, time, points: &dyn Fn(&Course) -> Vec<(u64, Spread)>, limits| {
             let curve = |(row, course): (usize, &Course)| Curve {
                 label: rows[row].label.clone(),
                 row,
                 points: points(course),
             };
             let all = courses.iter().enumerate().map(curve).filter(|c| !c.points.is_empty());
-            picture::curves(title, &all.collect::<Vec<_>>(), limits)
+            picture::curves(title, time, &all.collect::<Vec<_>>(), limits)
         };
         // A loss that leaps up would press all others to the ground.
         let mut first: Vec<f64> =
@@ -122,13 +145,19 @@ impl Page {
         let (accuracy_of, accuracy) = if has_validation {
             (
                 "validation accuracy, %",
-                draw("validation accuracy, %", &|c| c.validation.clone(), (0.0, 100.0)),
+                draw("validation accuracy, %", "epoch", &|c| c.validation.clone(), (0.0, 100.0)),
             )
         } else {
             (
                 "training accuracy, %",
-                draw("training accuracy, %", &|c| c.training.clone(), (0.0, 100.0)),
+                draw("training accuracy, %", "epoch", &|c| c.training.clone(), (0.0, 100.0)),
             )
+        };
+        let noise = |role: Role| {
+            let points = |c: &Course| c.noise.get(&role).cloned().unwrap_or_default();
+            let all = (f64::NEG_INFINITY, f64::INFINITY);
+            let picture = draw("signal to quantization noise, dB", "step", &points, all)?;
+            Some(Choice { id: role.key(), title: role.key(), picture })
         };
         Self {
             title: sweep.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
@@ -139,11 +168,12 @@ impl Page {
             has_messages: rows.iter().any(|row| row.bits.a.is_some()),
             rows: rows.iter().enumerate().map(|(i, row)| page_row(i, row, is_grid)).collect(),
             failures: failures(rows),
-            loss: draw("training loss", &|c| c.loss.clone(), (0.0, most)),
+            loss: draw("training loss", "epoch", &|c| c.loss.clone(), (0.0, most)),
             accuracy,
             accuracy_of,
             has_bands: sweep.seeds > 1,
             bits: bits_pictures(rows),
+            noise: Role::ALL.into_iter().filter_map(noise).collect(),
         }
     }
 }
@@ -221,7 +251,7 @@ fn page_row(place: usize, row: &Row, is_grid: bool) -> PageRow {
     }
 }
 
-fn bits_pictures(rows: &[Row]) -> Vec<BitsPicture> {
+fn bits_pictures(rows: &[Row]) -> Vec<Choice> {
     let picture = |id: &'static str, title: &'static str, bits: fn(&Row) -> Option<f64>| {
         let dot = |(place, row): (usize, &Row)| {
             let Spread { mean, sd } = row.accuracy?;
@@ -234,7 +264,7 @@ fn bits_pictures(rows: &[Row]) -> Vec<BitsPicture> {
         };
         let dots: Vec<Dot> = rows.iter().enumerate().filter_map(dot).collect();
         let picture = picture::accuracy_against_bits(&dots, title)?;
-        Some(BitsPicture { id, title, picture })
+        Some(Choice { id, title, picture })
     };
     let kinds = [
         picture("all", "all tensors", |row| row.bits.all),

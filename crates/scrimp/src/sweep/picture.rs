@@ -19,13 +19,13 @@ pub(super) fn dash(row: usize) -> usize {
     row / HUES % DASHES
 }
 
-/// The course of a row: a figure after each epoch, over its seeds.
+/// The course of a row: a figure after each epoch, or in some steps, over its seeds.
 pub(super) struct Curve {
     /// The row.
     pub label: String,
     /// Its number, which gives it its looks.
     pub row: usize,
-    /// Epochs, from 1, in rising order.
+    /// Epochs or steps in rising order.
     pub points: Vec<(u64, Spread)>,
 }
 
@@ -57,10 +57,17 @@ fn range(values: impl Iterator<Item = f64>, limits: (f64, f64)) -> (f64, f64) {
     if high > low { (low, high) } else { (low, low + step) }
 }
 
-/// A figure after each epoch: the mean of every row as a line, with a band of one standard deviation to both sides where
-/// there are several seeds. What lies beyond the limits is drawn at the edge. `None` where no row has an epoch.
-pub(super) fn curves(title: &str, curves: &[Curve], limits: (f64, f64)) -> Option<String> {
-    let last = curves.iter().filter_map(|c| c.points.last()).map(|(epoch, _)| *epoch).max()?;
+/// A figure against each `time`, which is `epoch` or `step`: the mean of every row as a line, with a band of one standard
+/// deviation to both sides where there are several seeds. What lies beyond the limits is drawn at the edge. `None` where
+/// no row has a point.
+pub(super) fn curves(
+    title: &str,
+    time: &str,
+    curves: &[Curve],
+    limits: (f64, f64),
+) -> Option<String> {
+    let times = || curves.iter().flat_map(|c| &c.points).map(|(time, _)| *time);
+    let (first, last) = (times().min()? as f64, times().max()? as f64);
     let (width, height) = (640.0, 380.0);
     // Names stand beside the ends of the lines, where they have room.
     let names = curves.iter().map(|c| text_width(&c.label)).fold(0.0, f64::max);
@@ -72,12 +79,12 @@ pub(super) fn curves(title: &str, curves: &[Curve], limits: (f64, f64)) -> Optio
         top: 14.0,
         width: width - 50.0 - right,
         height: height - 14.0 - 44.0,
-        // A single epoch stands in the middle.
-        x: if last > 1 { (1.0, last as f64) } else { (0.0, 2.0) },
+        // A single point stands in the middle.
+        x: if last > first { (first, last) } else { (first - 1.0, first + 1.0) },
         y: range(curves.iter().flat_map(|c| c.points.iter().flat_map(ends)), limits),
     };
-    let mut svg = opening(width, height, &format!("{} after each epoch", escape(title)));
-    draw_curves(&mut svg, &plot, title, curves, is_named).ok()?;
+    let mut svg = opening(width, height, &format!("{} by {time}", escape(title)));
+    draw_curves(&mut svg, &plot, [title, time], curves, is_named).ok()?;
     svg += "</svg>";
     Some(svg)
 }
@@ -88,12 +95,12 @@ const MAX_NAMED: usize = 24;
 fn draw_curves(
     svg: &mut String,
     plot: &Plot,
-    title: &str,
+    [title, time]: [&str; 2],
     curves: &[Curve],
     is_named: bool,
 ) -> fmt::Result {
-    let epochs: Vec<f64> = ticks(plot.x, 8).into_iter().filter(|t| t.fract() == 0.0).collect();
-    plot.axes(svg, "epoch", title, &epochs)?;
+    let whole: Vec<f64> = ticks(plot.x, 8).into_iter().filter(|t| t.fract() == 0.0).collect();
+    plot.axes(svg, time, title, &whole)?;
     let y = |value: f64| plot.y(value.clamp(plot.y.0, plot.y.1));
     for curve in curves.iter().filter(|c| c.points.iter().any(|(_, s)| s.sd > 0.0)) {
         write!(svg, r#"<path class="band f{}" d="M"#, hue(curve.row))?;
@@ -111,11 +118,11 @@ fn draw_curves(
             write!(svg, "{:.1},{:.1} ", plot.x(*epoch as f64), y(spread.mean))?;
         }
         write!(svg, r#""><title>{label}</title></polyline>"#)?;
-        for (epoch, spread) in &curve.points {
+        for (at, spread) in &curve.points {
             write!(
                 svg,
-                r#"<circle class="f{hue}" cx="{:.1}" cy="{:.1}" r="2.2"><title>{label}, epoch {epoch}: {}</title></circle>"#,
-                plot.x(*epoch as f64),
+                r#"<circle class="f{hue}" cx="{:.1}" cy="{:.1}" r="2.2"><title>{label}, {time} {at}: {}</title></circle>"#,
+                plot.x(*at as f64),
                 y(spread.mean),
                 number(spread.mean)
             )?;
@@ -255,14 +262,14 @@ mod tests {
 
     #[test]
     fn every_course_has_a_picture() {
-        assert!(curves("loss", &[], (0.0, f64::INFINITY)).is_none());
+        assert!(curves("loss", "epoch", &[], (0.0, f64::INFINITY)).is_none());
         for points in [
             vec![(1, spread(0.0, 0.0))],
             vec![(1, spread(2.3, 0.1)), (2, spread(2.3, 0.0))],
             (1..200).map(|e| (e, spread(1.0 / e as f64, 0.01))).collect(),
         ] {
             let curve = Curve { label: "a<b".into(), row: 9, points };
-            let svg = curves("loss", &[curve], (0.0, f64::INFINITY)).unwrap();
+            let svg = curves("loss", "epoch", &[curve], (0.0, f64::INFINITY)).unwrap();
             assert!(
                 !svg.contains("NaN") && !svg.contains("inf") && svg.contains("a&lt;b"),
                 "{svg}"

@@ -34,6 +34,16 @@ pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             _ => {}
         }
     }
+    /// The records of an event file, without the time that each begins with and their checksums.
+    fn timeless(mut rest: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        while let Some((len, tail)) = rest.split_first_chunk() {
+            let data = &tail[4..][..usize::try_from(u64::from_le_bytes(*len)).unwrap()];
+            out.extend(&data[9..]);
+            rest = &tail[4 + data.len() + 4..];
+        }
+        out
+    }
     fn walk(folder: &Path, root: &Path, all: &mut BTreeMap<PathBuf, Vec<u8>>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -45,6 +55,9 @@ pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
                     let mut value = serde_json::from_slice(&bytes).unwrap();
                     without_times(&mut value);
                     bytes = value.to_string().into_bytes();
+                }
+                if path.to_string_lossy().contains("tfevents") {
+                    bytes = timeless(&bytes);
                 }
                 all.insert(path.strip_prefix(root).unwrap().to_owned(), bytes);
             }

@@ -4,11 +4,12 @@ use clap::Args;
 use scrimp::recipe::{Source, Variant};
 use scrimp::train::Role;
 use scrimp::train::compute::Choice;
+use scrimp::train::cost::{self, Cost, Energy, Moved, ProductCost, StepCost};
 use scrimp::train::plan::{LastPhase, Plan, PlannedTensor, Status, Total};
 
 use crate::ui::{self, Side, Table, Ui};
 
-/// Show what every tensor of every layer is held in, and which rule says so, without training.
+/// Show what every tensor of every layer is held in, which rule says so, and what a step costs, without training.
 ///
 /// Example:
 ///   scrimp plan recipes/quickstart.toml
@@ -22,7 +23,11 @@ pub struct PlanCommand {
     #[arg(long, value_name = "NAME", help_heading = "Recipe")]
     variant: Option<String>,
 
-    /// Print one JSON object per tensor and one with the total of each variant
+    /// Show products, bytes moved and energy of a step for each layer, too
+    #[arg(long, help_heading = "Output")]
+    cost: bool,
+
+    /// Print one JSON object per tensor, per layer and per total of each variant
     #[arg(long, help_heading = "Output")]
     json: bool,
 }
@@ -79,6 +84,11 @@ impl PlanCommand {
                 ui.say_bold(&format!("variant {}", variant.name))?;
             }
             show(ui, variant, plan)?;
+            let cost = cost::cost(plan);
+            show_cost(ui, &cost.total)?;
+            if self.cost {
+                show_layers(ui, &cost)?;
+            }
         }
         Ok(())
     }
@@ -215,6 +225,121 @@ fn products(plan: &Plan) -> Vec<String> {
     groups.into_iter().map(line).collect()
 }
 
+/// What a step costs: products by what is multiplied, bytes moved, and energy.
+fn show_cost(ui: &Ui, total: &StepCost) -> anyhow::Result<()> {
+    let mut table = Table::new(&[
+        ("MACs of a step", Side::Left),
+        ("y", Side::Right),
+        ("dx", Side::Right),
+        ("dw", Side::Right),
+        ("pJ each", Side::Right),
+    ]);
+    let mut pairs: Vec<(&[String; 2], f64)> = Vec::new();
+    for ProductCost { factors, picojoules, .. } in &total.products {
+        if pairs.iter().all(|(known, _)| *known != factors) {
+            pairs.push((factors, *picojoules));
+        }
+    }
+    for (factors, picojoules) in pairs {
+        let macs = |role| {
+            let of = total.products.iter().filter(|p| p.product == role && p.factors == *factors);
+            match of.map(|p| p.macs).sum() {
+                0 => "-".to_owned(),
+                macs => ui::number(macs),
+            }
+        };
+        table.row([
+            factors.join(" x "),
+            macs(Role::Output),
+            macs(Role::InputGrad),
+            macs(Role::WeightGrad),
+            format!("{picojoules:.2}"),
+        ]);
+    }
+    ui.table(&table)?;
+    for (traffic, Moved { bytes, f32_bytes }) in &total.moved {
+        let (bytes, f32_bytes) = (*bytes as u64, *f32_bytes as u64);
+        ui.say(format_args!(
+            "moved in a step, {}: {} → {} bytes ({})",
+            traffic.name(),
+            ui::number(f32_bytes),
+            ui::number(bytes),
+            ui::ratio(bytes, f32_bytes)
+        ))?;
+    }
+    let StepCost { energy, f32_energy, .. } = total;
+    ui.say(format_args!(
+        "energy of a step, an estimate (Horowitz 2014, 45 nm): arithmetic {} mJ (f32 {}), memory {} mJ in {} (f32 {} in {})",
+        significant(energy.arithmetic_mj),
+        significant(f32_energy.arithmetic_mj),
+        memory_mj(energy),
+        energy.memory,
+        memory_mj(f32_energy),
+        f32_energy.memory,
+    ))?;
+    Ok(())
+}
+
+/// What each layer's part of a step costs.
+fn show_layers(ui: &Ui, cost: &Cost) -> anyhow::Result<()> {
+    let mut table = Table::new(&[
+        ("layer", Side::Left),
+        ("y", Side::Left),
+        ("dx", Side::Left),
+        ("dw", Side::Left),
+        ("MACs", Side::Right),
+        ("bytes moved", Side::Right),
+        ("f32", Side::Right),
+        ("arithmetic mJ", Side::Right),
+        ("f32", Side::Right),
+        ("memory mJ", Side::Right),
+        ("f32", Side::Right),
+    ]);
+    for (name, cost, is_layer) in cost
+        .layers
+        .iter()
+        .map(|l| (l.layer.as_str(), &l.cost, true))
+        .chain([("total", &cost.total, false)])
+    {
+        let factors = |role| {
+            let found = cost.products.iter().find(|p| is_layer && p.product == role);
+            found.map_or_else(|| "-".to_owned(), |p| p.factors.join(" x "))
+        };
+        let Moved { bytes, f32_bytes } = cost.all_moved();
+        let StepCost { energy, f32_energy, .. } = cost;
+        table.row([
+            name.to_owned(),
+            factors(Role::Output),
+            factors(Role::InputGrad),
+            factors(Role::WeightGrad),
+            ui::number(cost.macs()),
+            ui::number(bytes as u64),
+            ui::number(f32_bytes as u64),
+            significant(energy.arithmetic_mj),
+            significant(f32_energy.arithmetic_mj),
+            memory_mj(energy),
+            memory_mj(f32_energy),
+        ]);
+    }
+    ui.table(&table)?;
+    Ok(())
+}
+
+/// Millijoules of memory, from the least to the most.
+fn memory_mj(energy: &Energy) -> String {
+    match energy.memory_mj.map(significant) {
+        [least, most] if least == most => least,
+        [least, most] => format!("{least} to {most}"),
+    }
+}
+
+/// A number with two digits that count; more would promise what an estimate cannot keep.
+fn significant(value: f64) -> String {
+    let places = if value > 0.0 { 1.0 - value.log10().floor() } else { 0.0 };
+    let places = (0..9_u8).find(|n| f64::from(*n) >= places).unwrap_or(9);
+    format!("{value:.*}", usize::from(places))
+}
+
 /// Axis 0 of an activation is the batch.
 fn shape(t: &PlannedTensor) -> String {
     let whole = ui::shape(&t.shape);
@@ -259,5 +384,12 @@ fn json(ui: &Ui, variant: &Variant, plan: &Plan) -> anyhow::Result<()> {
             "bytes": total.bytes, "bits": total.bits(),
         }))?;
     }
+    let Cost { layers, total } = cost::cost(plan);
+    for layer in layers {
+        ui.json(&serde_json::json!({
+            "type": "layer_cost", "variant": variant.name, "cost": layer,
+        }))?;
+    }
+    ui.json(&serde_json::json!({"type": "cost", "variant": variant.name, "cost": total}))?;
     Ok(())
 }
