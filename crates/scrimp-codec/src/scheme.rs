@@ -550,7 +550,7 @@ impl FromStr for Scheme {
         let usual = defaults.scales.first().copied().filter(|_| scaled);
         let scale = said.scale.or(usual);
         if let Some((_, span)) = &said.delayed
-            && let Some(e) = said.no_history(&*codec, granularity, scale)
+            && let Some(e) = no_history(&*codec, granularity, scale)
         {
             let (text, span) = (text.to_owned(), span.clone());
             return Err(SchemeError { text, span, message: e.message, help: e.help });
@@ -570,36 +570,32 @@ impl FromStr for Scheme {
 /// The longest history of ranges.
 const MOST_DELAYED: u16 = 1024;
 
-impl Said {
-    /// Why scales cannot be those of earlier tensors.
-    fn no_history(
-        &self,
-        codec: &dyn Codec,
-        granularity: Granularity,
-        scale: Option<ScaleFormat>,
-    ) -> Option<HeadError> {
+/// Why scales cannot be those of earlier tensors.
+fn no_history(
+    codec: &dyn Codec,
+    granularity: Granularity,
+    scale: Option<ScaleFormat>,
+) -> Option<HeadError> {
+    let says = |message: String, help: &str| Some(HeadError { message, help: help.into() });
+    if !codec.takes_history() {
         let name = codec.name();
-        if !codec.takes_history() {
-            let message = format!("`{name}` has no scale that could be that of earlier tensors");
-            return Some(HeadError { message, help: "leave `delayed` out".into() });
-        }
-        if scale.is_some_and(ScaleFormat::is_nested) {
-            let message = "scales that have a scale of their own are never delayed".into();
-            return Some(HeadError { message, help: "leave `delayed` out".into() });
-        }
-        use Granularity::{Axis, Channel, Tensor};
-        if !matches!(granularity, Tensor | Channel | Axis(_)) {
-            let message = format!(
-                "a history of every group of `{granularity}` would be as large as the tensor"
-            );
-            return Some(HeadError {
-                message,
-                help: "use `tensor`, `channel` or `axis:N` with it".into(),
-            });
-        }
-        None
+        let message = format!("`{name}` has no scale that could be that of earlier tensors");
+        return says(message, "leave `delayed` out");
     }
+    if scale.is_some_and(ScaleFormat::is_nested) {
+        let message = "scales that have a scale of their own are never delayed".into();
+        return says(message, "leave `delayed` out");
+    }
+    match granularity {
+        Granularity::Tensor | Granularity::Channel | Granularity::Axis(_) => None,
+        _ => says(
+            format!("a history of every group of `{granularity}` would be as large as the tensor"),
+            "use `tensor`, `channel` or `axis:N` with it",
+        ),
+    }
+}
 
+impl Said {
     fn take(&mut self, word: &Word, codec: &mut Arc<dyn Codec>) -> Result<(), HeadError> {
         let text = word.text;
         let (name, defaults) = (codec.name(), codec.defaults());
