@@ -26,6 +26,7 @@ pub mod rules;
 pub mod stepper;
 pub mod tap;
 pub mod trainer;
+pub mod weights;
 
 pub use burn;
 pub use engine::{DEVICES, UnknownDevice, device};

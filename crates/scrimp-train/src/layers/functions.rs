@@ -2,8 +2,8 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::activation;
-use burn::tensor::module::max_pool2d;
-use burn::tensor::ops::MaxPoolOptions;
+use burn::tensor::module::{avg_pool2d, max_pool2d};
+use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions};
 
 pub use scrimp_kernels::pool::Window as Pool;
 
@@ -66,6 +66,28 @@ pub fn relu_max_pool(x: Tensor<4>, window: Pool, arithmetic: Arithmetic) -> Tens
     match arithmetic {
         Arithmetic::Kernels => ops::relu_max_pool(x, window),
         Arithmetic::Engine => max_pool(relu(x, arithmetic), window, arithmetic),
+    }
+}
+
+/// The mean of each window, in which zeros of the padding count.
+pub fn average_pool(x: Tensor<4>, window: Pool, arithmetic: Arithmetic) -> Tensor<4> {
+    match arithmetic {
+        Arithmetic::Kernels => ops::average_pool(x, window),
+        Arithmetic::Engine => {
+            let options = AvgPoolOptions::new(window.kernel).with_stride(window.stride);
+            avg_pool2d(x, options.with_padding(window.padding))
+        }
+    }
+}
+
+/// The channels of up to four images of one size as those of one image, in their order.
+///
+/// # Panics
+/// If there is no image, or a fifth.
+pub fn concat(images: Vec<Tensor<4>>, arithmetic: Arithmetic) -> Tensor<4> {
+    match arithmetic {
+        Arithmetic::Kernels => ops::concat(images),
+        Arithmetic::Engine => Tensor::cat(images, 1),
     }
 }
 

@@ -17,7 +17,8 @@ pub use batch_norm::BatchNorm;
 pub use conv2d::{Conv2d, Conv2dOptions};
 pub use embedding::{Embedding, Ids};
 pub use functions::{
-    Pool, add, channels_last, features, gelu, global_average, max_pool, relu, relu_max_pool,
+    Pool, add, average_pool, channels_last, concat, features, gelu, global_average, max_pool, relu,
+    relu_max_pool,
 };
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;

@@ -6,6 +6,7 @@
 mod add;
 mod batch_norm;
 mod buffers;
+mod concat;
 mod held;
 mod loss;
 mod pool;
@@ -27,8 +28,9 @@ use burn::tensor::TensorData;
 pub(crate) use add::add;
 pub(crate) use batch_norm::{NormPoints, batch_norm};
 use buffers::{done, room};
+pub(crate) use concat::concat;
 pub(crate) use loss::cross_entropy;
-pub(crate) use pool::{global_average, max_pool, relu, relu_max_pool};
+pub(crate) use pool::{average_pool, global_average, max_pool, relu, relu_max_pool};
 pub(crate) use product::{Geometry, Product, product};
 pub(crate) use text::{attention, embed, gelu, layer_norm};
 

@@ -9,6 +9,8 @@ use super::{Function, Values, apply, contiguous, done, room, slice, tensor};
 
 /// Values of a word of bits.
 const WORD: usize = u32::BITS as usize;
+/// Zeros of the padding count in a mean, as is the default of `PyTorch`.
+const COUNT_PADDING: bool = true;
 const CHECKED: &str = "buffers have the shapes of their tensors";
 
 #[derive(Debug)]
@@ -73,6 +75,33 @@ impl Function<1> for MaxPool {
 }
 
 #[derive(Debug)]
+struct Average(Window);
+
+impl Function<1> for Average {
+    /// The input's shape.
+    type Saved = [usize; 4];
+
+    fn forward(&self, [x]: [Values; 1], _keep: bool) -> (Values, Option<[usize; 4]>) {
+        let x = contiguous(x);
+        let shape: [usize; 4] = x.shape().dims();
+        let out = self.0.output(shape).unwrap_or_else(|e| panic!("average_pool: {e}"));
+        let mut y = room(&out);
+        pool::avg_pool2d(slice(&x), shape, self.0, COUNT_PADDING, &mut y).expect(CHECKED);
+        done(x);
+        (tensor(y, &out), Some(shape))
+    }
+
+    fn backward(&self, dy: Values, shape: [usize; 4], _needs: [bool; 1]) -> [Option<Values>; 1] {
+        let dy = contiguous(dy);
+        let mut dx = room(&shape);
+        pool::avg_pool2d_backward(slice(&dy), shape, self.0, COUNT_PADDING, &mut dx)
+            .expect(CHECKED);
+        done(dy);
+        [Some(tensor(dx, &shape))]
+    }
+}
+
+#[derive(Debug)]
 struct GlobalAverage;
 
 impl Function<1> for GlobalAverage {
@@ -111,6 +140,11 @@ pub(crate) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
 pub(crate) fn relu_max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
     let pool = MaxPool { window, relu: true };
     Tensor::from_dispatch(apply(pool, [x.into_dispatch()]))
+}
+
+/// Channels stand on the last axis.
+pub(crate) fn average_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
+    Tensor::from_dispatch(apply(Average(window), [x.into_dispatch()]))
 }
 
 /// `[batch, height, width, channels]` to `[batch, channels]`.
