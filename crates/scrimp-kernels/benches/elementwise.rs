@@ -12,7 +12,7 @@ use scrimp_kernels::activation::{self, Gelu};
 use scrimp_kernels::attention::{self, Options, Rows, Shape};
 use scrimp_kernels::batch_norm::{self, After, Gradients};
 use scrimp_kernels::pool::{self, Window};
-use scrimp_kernels::{Gate, embedding, layer_norm, optim, softmax};
+use scrimp_kernels::{Gate, concat, embedding, layer_norm, optim, softmax};
 
 fn values(count: usize) -> Vec<f32> {
     let mut state = 1u32;
@@ -61,6 +61,7 @@ fn main() {
     memcpy(&table);
     norms(&table);
     pools(&table);
+    concatenations(&table);
     optimizers(&table);
     activations(&table);
     rows(&table);
@@ -123,6 +124,21 @@ fn norms(table: &Table) {
         backward("relu by bits", 5 * n, Gate::Bits(words), false);
         backward("relu + residual", 8 * n, Gate::Output(out), true);
     }
+}
+
+fn concatenations(table: &Table) {
+    // The branches of a block of InceptionV3.
+    let (rows, lens) = (16 * 35 * 35, [64, 64, 96, 64]);
+    let columns: usize = lens.iter().sum();
+    let parts = lens.map(|len| values(rows * len));
+    let parts: Vec<_> = parts.iter().map(Vec::as_slice).zip(lens).collect();
+    let (mut out, mut part) = (vec![0.0; rows * columns], vec![0.0; rows * 96]);
+    table.row("concat 64, 64, 96, 64, [16, 35, 35, 288]", 2 * rows * columns, || {
+        concat::concat(&parts, &mut out).unwrap();
+    });
+    table.row("96 columns of 288", 2 * rows * 96, || {
+        concat::columns(&out, columns, 128..224, &mut part).unwrap();
+    });
 }
 
 fn pools(table: &Table) {

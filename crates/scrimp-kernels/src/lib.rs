@@ -14,6 +14,7 @@ mod add;
 pub mod attention;
 pub mod batch_norm;
 mod blocks;
+pub mod concat;
 pub mod conv2d;
 mod dispatch;
 pub mod embedding;

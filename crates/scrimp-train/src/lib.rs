@@ -30,6 +30,7 @@ pub mod stepper;
 pub mod tap;
 pub mod telemetry;
 pub mod trainer;
+pub mod weights;
 
 pub use burn;
 pub use engine::{DEVICES, UnknownDevice, device};

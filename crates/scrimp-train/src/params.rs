@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 
 use crate::engine;
 
@@ -71,6 +72,28 @@ pub fn tensors<M: Module>(module: &M) -> Vec<NamedTensor> {
     collect.found
 }
 
+/// Names and shapes of the float parameters and buffers of a network, in the order of its fields.
+pub fn shapes<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
+    struct Collect {
+        path: Path,
+        found: Vec<(String, Vec<usize>)>,
+    }
+    impl ModuleVisitor for Collect {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.exit();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.found.push((self.path.name(), param.base().dims().to_vec()));
+        }
+    }
+    let mut collect = Collect { path: Path::default(), found: Vec::new() };
+    module.visit(&mut collect);
+    collect.found
+}
+
 /// The first value that is not finite, among trained parameters or among all: its tensor's name, its index, and itself.
 pub(crate) fn not_finite<M: Module>(
     module: &M,
@@ -118,7 +141,7 @@ pub struct LoadReport {
 }
 
 /// A tensor of the wrong shape.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("`{name}` has shape {actual:?} in the file and {expected:?} in the network")]
 pub struct ShapeMismatch {
     /// The tensor.

@@ -25,6 +25,7 @@ use crate::plan::{self, Plan, PlanError, PlanRequest, Saved};
 use crate::role::Role;
 use crate::tap::{Problem, Scope, Session, Site};
 use crate::telemetry::TensorReport;
+use crate::weights::{FirstValues, WeightsError, WeightsReport};
 
 /// One training run.
 #[derive(Clone, Debug)]
@@ -47,8 +48,8 @@ pub struct TrainJob<'a> {
     pub label_smoothing: f32,
     /// Random changes to training images.
     pub augment: Augment,
-    /// First values of parameters and buffers, instead of random ones, with the file they came from.
-    pub weights: Option<(PathBuf, Vec<NamedTensor>)>,
+    /// First values of parameters and buffers, instead of random ones.
+    pub weights: Option<FirstValues>,
     /// Where and when to save.
     pub checkpoint: Option<CheckpointJob>,
     /// Compare all tensors with what they are rounded to in the first step and every so many after it.
@@ -157,8 +158,8 @@ pub struct Outcome {
     pub state_bytes: BTreeMap<Role, usize>,
     /// The parameters and buffers.
     pub model: Vec<NamedTensor>,
-    /// What loading the first values did.
-    pub loaded: Option<LoadReport>,
+    /// What became of the file of first values.
+    pub loaded: Option<WeightsReport>,
     /// Median time of a step in seconds, over the steps of this process.
     pub step_seconds: Option<f64>,
     /// Steps done in all.
@@ -182,15 +183,18 @@ pub enum TrainError {
     /// A checkpoint cannot be read, written or used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A tensor of the wrong shape.
+    /// The file of first values does not fit.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A tensor of a checkpoint has the wrong shape.
     #[error("{path}: {mismatch}")]
-    Weights {
+    Shape {
         /// The file.
         path: String,
         /// The tensor.
         mismatch: ShapeMismatch,
     },
-    /// Tensors that the file lacks or has too many.
+    /// Tensors that a checkpoint lacks or has too many.
     #[error(
         "{path} does not fit the network: missing {}; unexpected {}",
         list(missing),
@@ -257,22 +261,11 @@ pub(crate) fn train<N: Network>(
     let first = &all[0].plan;
     first.apply(&sites, &session);
     let mut loaded = None;
-    if let Some((path, tensors)) = &job.weights {
-        let path = path.display().to_string();
-        let (with, report) = params::load(net, tensors.iter().cloned())
-            .map_err(|mismatch| TrainError::Weights { path: path.clone(), mismatch })?;
-        // A counter that PyTorch keeps beside every batch norm has no part in the computation.
-        let unexpected: Vec<String> = report
-            .unexpected
-            .iter()
-            .filter(|k| !k.ends_with("num_batches_tracked"))
-            .cloned()
-            .collect();
-        if !(report.missing.is_empty() && unexpected.is_empty()) {
-            let missing = report.missing;
-            return Err(TrainError::Keys { path, missing, unexpected });
-        }
-        net = with;
+    if let Some(weights) = &job.weights {
+        let (report, tensors) = weights.taken(&params::shapes(&net), N::LEFT_OUT)?;
+        let shape =
+            |mismatch| TrainError::Shape { path: weights.path.display().to_string(), mismatch };
+        net = params::load(net, tensors).map_err(shape)?.0;
         loaded = Some(report);
     }
     let optimizer = Optimizer::planned(job.plan.optimizer.clone(), first, &session);
@@ -294,7 +287,7 @@ pub(crate) fn train<N: Network>(
         let saved = Checkpoint::load(&save.path, &job.identity)?;
         let path = save.path.display().to_string();
         let (with, report) = params::load(net, saved.model)
-            .map_err(|mismatch| TrainError::Weights { path: path.clone(), mismatch })?;
+            .map_err(|mismatch| TrainError::Shape { path: path.clone(), mismatch })?;
         let LoadReport { missing, unexpected, .. } = report;
         if !(missing.is_empty() && unexpected.is_empty()) {
             return Err(TrainError::Keys { path, missing, unexpected });

@@ -14,7 +14,8 @@ use serde_json::json;
 use support::{job, train};
 
 fn digits(train: usize) -> Splits {
-    let request = DataRequest { dir: None, validation: 0.0, seed: 1, limit: Some(train) };
+    let request =
+        DataRequest { dir: None, validation: 0.0, seed: 1, limit: Some(train), images: None };
     data::find("digits").unwrap().load(&request).unwrap()
 }
 

@@ -9,7 +9,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::{Scheme, Stream};
 use scrimp_train::burn;
 use scrimp_train::compute::Compute;
-use scrimp_train::layers::{Gelu, GlobalAverage, LayerNorm, MaxPool, Pool, Relu, SelfAttention};
+use scrimp_train::layers::{
+    AveragePool, Gelu, GlobalAverage, LayerNorm, MaxPool, Pool, Relu, SelfAttention,
+};
 use scrimp_train::optimizers::OptimizerConfig;
 use scrimp_train::plan::{Saved, resolve};
 use scrimp_train::rules::Rule;
@@ -62,6 +64,10 @@ fn cases() -> Vec<Case> {
         }),
         case("pooling", [3, 3, 3, 8], true, |scope, _| {
             let f = MaxPool::of_relu(&scope.at("f"), WINDOW);
+            Box::new(move |x| f.forward(x))
+        }),
+        case("pooling", [3, 3, 3, 8], true, |scope, _| {
+            let f = AveragePool::new(&scope.at("f"), WINDOW);
             Box::new(move |x| f.forward(x))
         }),
         case("pooling", [3, 1, 1, 8], true, |scope, _| {

@@ -1,10 +1,10 @@
-//! What PyTorch gives: taps at all eight points, optimizers, schedules, losses and clipping. The scripts in `tools/` wrote
+//! What PyTorch gives: taps at all eight points, optimizers, schedules, losses, clipping, and a network. The scripts in `tools/` wrote
 //! the files in `golden/`, whose headers name the versions.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::Scheme;
@@ -13,6 +13,7 @@ use scrimp_train::compute::Compute;
 use scrimp_train::gradients::{self, GradientTaps};
 use scrimp_train::layers::{Conv2d, Conv2dOptions, Linear, channels_last};
 use scrimp_train::loss::cross_entropy;
+use scrimp_train::models::{InceptionV3, Network};
 use scrimp_train::optimizers::{Optimizer, OptimizerConfig, Schedule};
 use scrimp_train::params::{self, NamedTensor};
 use scrimp_train::plan::resolve;
@@ -345,4 +346,126 @@ fn clipping_follows_pytorch() {
             }
         }
     }
+}
+
+/// Numbers in [0, 1) that belong to a name; the header of `inception_v3.csv` says which.
+fn uniform(name: &str, count: usize) -> impl Iterator<Item = f64> + use<> {
+    let hash = |h: u64, byte| (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3);
+    let key = name.bytes().fold(0xCBF2_9CE4_8422_2325, hash);
+    (1..=count as u64).map(move |i| {
+        let z = i.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(key);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 40) as f64 / f64::from(1 << 24)
+    })
+}
+
+/// A tensor of the golden network, by the rule in the same header.
+#[expect(clippy::cast_possible_truncation, reason = "the rule rounds to f32")]
+fn first_value(name: &str, shape: Vec<usize>) -> NamedTensor {
+    let count = shape.iter().product();
+    let deviation = (6.0 / shape[1..].iter().product::<usize>() as f64).sqrt();
+    let is_scale = name.ends_with("bn.weight") || name.ends_with("running_var");
+    let value = |u: f64| match (shape.len(), is_scale) {
+        (2.., _) => (2.0 * u - 1.0) * deviation,
+        (_, true) => u + 0.5,
+        (_, false) => (2.0 * u - 1.0) / 10.0,
+    };
+    let values = uniform(name, count).map(|u| value(u) as f32).collect();
+    NamedTensor { name: name.to_owned(), shape, values }
+}
+
+/// The 2-norm of a tensor, and its product with a direction that belongs to its name.
+fn summary(name: &str, values: &[f32]) -> [f64; 2] {
+    let direction = uniform(&format!("{name}.direction"), values.len()).map(|u| 2.0 * u - 1.0);
+    let [squares, product] = values.iter().zip(direction).fold([0.0, 0.0], |[s, p], (v, d)| {
+        let v = f64::from(*v);
+        [s + v * v, p + v * d]
+    });
+    [squares.sqrt(), product]
+}
+
+/// Gradients by the names of their parameters.
+struct Gradients<'a> {
+    path: Vec<String>,
+    all: &'a mut GradientsParams,
+    found: Vec<(String, [f64; 2])>,
+}
+
+impl ModuleVisitor for Gradients<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(gradient) = self.all.remove::<D>(param.id) else { return };
+        let (name, values) = (self.path.join("."), gradient.into_data());
+        let values = summary(&name, &values.try_to_vec::<f32>().unwrap());
+        self.found.push((name, values));
+    }
+}
+
+#[test]
+#[expect(clippy::cast_possible_truncation, reason = "the rule of the images rounds to f32")]
+fn inception_v3_is_that_of_torchvision() {
+    // ReLUs near zero open or close with the order of sums, after which a gradient is another one; PyTorch's own in f32
+    // is up to 4 % apart. A branch in the wrong place changes the whole of it.
+    const GRADIENTS: f64 = 0.1;
+    const SIDE: usize = 139;
+    let device = Device::flex().autodiff();
+    let net = InceptionV3::build(&(), [3, SIDE, SIDE], 10, &Scope::root(0), &device);
+    let values = params::shapes(&net).into_iter().map(|(name, shape)| first_value(&name, shape));
+    let (net, report) = params::load(net, values).unwrap();
+    assert_eq!((report.missing.len(), report.unexpected.len()), (0, 0));
+    let images: Vec<f32> =
+        uniform("images", 2 * 3 * SIDE * SIDE).map(|u| (4.0 * u - 2.0) as f32).collect();
+    let images = |device: &Device| {
+        Tensor::<4>::from_data(TensorData::new(images.clone(), [2, 3, SIDE, SIDE]), device)
+    };
+    let numbers = |logits: Tensor<2>| -> Vec<f64> {
+        logits.into_data().try_to_vec::<f32>().unwrap().into_iter().map(f64::from).collect()
+    };
+
+    let evaluated = numbers(net.valid().forward(images(&device.clone().inner())));
+    let logits = net.forward(images(&device));
+    let trained = numbers(logits.clone().without_autodiff());
+    let loss = cross_entropy(logits, &[3, 7], 0.0);
+    let value = f64::from(loss.clone().into_scalar::<f32>());
+    let mut all = GradientsParams::from_grads(loss.backward(), &net);
+    let mut gradients = Gradients { path: Vec::new(), all: &mut all, found: Vec::new() };
+    net.visit(&mut gradients);
+    let gradients: BTreeMap<String, [f64; 2]> = gradients.found.into_iter().collect();
+    let tensors = params::tensors(&net);
+    let averages: BTreeMap<&str, [f64; 2]> =
+        tensors.iter().map(|t| (t.name.as_str(), summary(&t.name, &t.values))).collect();
+
+    let text = include_str!("golden/inception_v3.csv");
+    let mut worst = BTreeMap::new();
+    let mut parameters = 0;
+    for row in rows(text) {
+        let [what, name, expected, _] = row[..] else { panic!("{row:?}") };
+        let expected = doubles(expected);
+        let (got, within) = match what {
+            "evaluated" => (evaluated.clone(), 1e-5),
+            "trained" => (trained.clone(), 1e-3),
+            "loss" => (vec![value], 1e-4),
+            "gradient" => (gradients[name].to_vec(), GRADIENTS),
+            _ => (averages[name].to_vec(), 1e-4),
+        };
+        parameters += usize::from(what == "gradient");
+        let unit = match name {
+            "" => expected.iter().fold(0.0, |most: f64, v| most.max(v.abs())),
+            _ => expected[0],
+        };
+        assert_eq!(got.len(), expected.len());
+        let apart = got.iter().zip(&expected).map(|(a, b)| (a - b).abs() / unit);
+        let apart = apart.fold(0.0, f64::max);
+        assert!(apart <= within, "{what} {name}: {got:?} and not {expected:?}, {apart} apart");
+        let most: &mut f64 = worst.entry(what).or_default();
+        *most = most.max(apart);
+    }
+    println!("apart by at most {worst:?}");
+    assert_eq!(parameters, gradients.len());
 }

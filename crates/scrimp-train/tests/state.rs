@@ -556,7 +556,8 @@ fn keys_for_what_an_optimizer_does_not_keep_are_errors() {
 // ----- The trainer.
 
 fn digits(train: usize) -> Splits {
-    let request = DataRequest { dir: None, validation: 0.0, seed: 1, limit: Some(train) };
+    let request =
+        DataRequest { validation: 0.0, seed: 1, limit: Some(train), ..DataRequest::default() };
     data::find("digits").unwrap().load(&request).unwrap()
 }
 

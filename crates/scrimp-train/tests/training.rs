@@ -26,6 +26,7 @@ use scrimp_train::reparameterize::round_weights;
 use scrimp_train::rules::{Kinds, Rule};
 use scrimp_train::tap::{Arithmetic, Scope, Session};
 use scrimp_train::trainer::{CheckpointJob, TrainError, TrainJob};
+use scrimp_train::weights::FirstValues;
 
 use support::{StopAfter, train};
 
@@ -653,7 +654,7 @@ fn values_that_were_replaced_are_counted_through_stop_and_resume() {
     // Two weights are NaN; they are stored as they are and never reach a sum.
     let mut weights = train(&TrainJob { epochs: 0, ..job.clone() }, u64::MAX).unwrap().model;
     weights[0].values[3..5].fill(f32::NAN);
-    job.weights = Some(("weights.safetensors".into(), weights));
+    job.weights = Some(FirstValues::new("weights.safetensors", weights));
     let whole = train(&job, u64::MAX).unwrap();
     // 2 epochs of 7 steps, and 4 batches of test images.
     assert_eq!(whole.steps, 14);
@@ -849,7 +850,7 @@ fn the_first_tensor_that_is_not_finite_is_named() {
         let mut weights = healthy.clone();
         let tensor = weights.iter_mut().find(|t| t.name == name).unwrap();
         tensor.values[1] = value;
-        job.weights = Some(("weights.safetensors".into(), weights));
+        job.weights = Some(FirstValues::new("weights.safetensors", weights));
         let error = train(&job, u64::MAX).unwrap_err();
         let TrainError::Diverged { step: 0, what, .. } = &error else { panic!("{error}") };
         assert_eq!(*what, format!("{name}: element 1 is {value}"));
@@ -857,7 +858,7 @@ fn the_first_tensor_that_is_not_finite_is_named() {
     // A large weight overflows in the output of its layer.
     let mut weights = healthy;
     weights[0].values.fill(f32::MAX);
-    job.weights = Some(("weights.safetensors".into(), weights));
+    job.weights = Some(FirstValues::new("weights.safetensors", weights));
     let error = train(&job, u64::MAX).unwrap_err();
     let TrainError::Diverged { step: 0, what, .. } = &error else { panic!("{error}") };
     assert!(what.starts_with("fc1.y: element "), "{what}");
@@ -871,13 +872,17 @@ fn weights_of_another_network_are_refused_by_name_and_shape() {
     let mut refused = |change: &dyn Fn(&mut Vec<NamedTensor>)| {
         let mut weights = fitting.clone();
         change(&mut weights);
-        job.weights = Some(("weights.safetensors".into(), weights));
+        job.weights = Some(FirstValues::new("weights.safetensors", weights));
         train(&job, u64::MAX).unwrap_err().to_string()
     };
     let lacking = refused(&|w| drop(w.remove(1)));
-    assert!(lacking.contains("weights.safetensors") && lacking.contains("missing fc1.bias"));
+    assert!(
+        lacking.contains("weights.safetensors")
+            && lacking.contains("missing in the file: fc1.bias")
+    );
     let unknown = refused(&|w| w[2].name = "fc9.weight".into());
-    assert!(unknown.contains("missing fc2.weight; unexpected fc9.weight"), "{unknown}");
+    let both = "missing in the file: fc2.weight\n  unexpected in the file: fc9.weight";
+    assert!(unknown.contains(both), "{unknown}");
     let shape = refused(&|w| w[1].shape = vec![128, 2]);
-    assert!(shape.contains("`fc1.bias` has shape [128, 2] in the file"), "{shape}");
+    assert!(shape.contains("fc1.bias is [128, 2] in the file and [256] here"), "{shape}");
 }

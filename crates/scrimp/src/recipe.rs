@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use scrimp_train::compute::Compute;
-use scrimp_train::data::{self, Augment};
+use scrimp_train::data::{self, Augment, Form, ImagesConfig};
 use scrimp_train::exchange::ExchangeConfig;
 use scrimp_train::loss_scale::LossScale;
 use scrimp_train::models;
 use scrimp_train::optimizers::{OptimizerConfig, Schedule};
 use scrimp_train::phases;
 use scrimp_train::plan::{Plan, PlanError, PlanRequest, Saved};
-use scrimp_train::rules::Rule;
+use scrimp_train::rules::{Layers, Rule};
 use serde::{Deserialize, Serialize};
 
 use crate::document::{self, Document};
@@ -31,6 +31,9 @@ pub struct Recipe {
     /// The data set.
     #[schemars(schema_with = "data_schema")]
     pub data: String,
+    /// The images of `image-folder`, and the size that they are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ImagesConfig>,
     /// Epochs. With 0 the network is only evaluated, which makes sense with `weights`.
     pub epochs: u64,
     /// Images in a batch.
@@ -43,9 +46,10 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
     /// First values of parameters and buffers: a safetensors file or PyTorch checkpoint with the network's key names (a
-    /// common prefix such as `module.` is dropped). Relative to the data folder, or else to the current one.
+    /// common prefix such as `module.` is dropped). Relative to the data folder, or else to the current one. Every key has
+    /// to fit; `{ file = "...", fresh = "fc.*" }` names those that need not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weights: Option<PathBuf>,
+    pub weights: Option<WeightsConfig>,
     /// The optimizer.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
@@ -132,6 +136,45 @@ impl TelemetryConfig {
                 "give it `every = 100` or `tensorboard = true`, or leave it out",
             ]),
             _ => None,
+        }
+    }
+}
+
+/// The file of first values.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a file, or { file = \"...\", fresh = \"fc.*\" }")]
+pub enum WeightsConfig {
+    /// Every tensor of the network comes from the file.
+    All(PathBuf),
+    /// Some of them do.
+    Some(PartialWeights),
+}
+
+/// A file of first values, of which some are not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PartialWeights {
+    /// The file.
+    pub file: PathBuf,
+    /// By name: tensors of the network that begin with random values, whatever the file holds, and keys of the file that
+    /// the network may lack. A pattern that matches neither is an error.
+    pub fresh: Layers,
+}
+
+impl WeightsConfig {
+    /// The file.
+    pub fn file(&self) -> &Path {
+        match self {
+            Self::All(file) => file,
+            Self::Some(some) => &some.file,
+        }
+    }
+
+    /// Which tensors are not taken from it.
+    pub fn fresh(&self) -> Option<&Layers> {
+        match self {
+            Self::All(_) => None,
+            Self::Some(some) => Some(&some.fresh),
         }
     }
 }
@@ -252,13 +295,7 @@ impl Source {
         if let Err(e) = models::find(&recipe.model) {
             return wrong(&["model"], format!("unknown model `{}`", recipe.model), Some(e.help));
         }
-        let set = match data::find(&recipe.data) {
-            Ok(set) => set,
-            Err(e) => return wrong(&["data"], e.to_string(), None),
-        };
-        if let Err(e) = recipe.augment().check(set.image_shape()) {
-            return wrong(&["augment", "crop"], e.to_string(), None);
-        }
+        self.check_data()?;
         if recipe.batch == 0 {
             return wrong(
                 &["batch"],
@@ -342,6 +379,20 @@ impl Source {
             }
         }
         Ok(())
+    }
+
+    /// The data set, what its images have in common, and whether they can be augmented.
+    fn check_data(&self) -> Result<(), RecipeError> {
+        let recipe = &self.recipe;
+        let set = data::find(&recipe.data).map_err(|e| self.error(&["data"], e.to_string()))?;
+        if let Some((key, why)) = recipe.images.as_ref().and_then(ImagesConfig::complaint) {
+            return Err(self.error(&["images", key], why));
+        }
+        let key = if recipe.images.is_some() { "images" } else { "data" };
+        let form = set.form(recipe.images.as_ref());
+        let Form { image_shape, .. } = form.map_err(|e| self.error(&[key], e.to_string()))?;
+        let fits = recipe.augment().check(image_shape);
+        fits.map_err(|e| self.error(&["augment", "crop"], e.to_string()))
     }
 
     fn check_preset(&self, keys: &[&str], name: Option<&String>) -> Result<(), RecipeError> {
@@ -470,9 +521,11 @@ impl Variant {
 
     pub(crate) fn request(&self, recipe: &Recipe, device: &str) -> PlanRequest {
         let set = data::find(&recipe.data).expect("the data set was checked");
+        let Form { image_shape, classes } =
+            set.form(recipe.images.as_ref()).expect("the images were checked");
         PlanRequest {
-            image: set.image_shape(),
-            classes: set.classes(),
+            image: image_shape,
+            classes,
             batch: recipe.batch,
             rules: self.rules.clone(),
             device: device.to_owned(),

@@ -34,12 +34,13 @@ use scrimp_train::telemetry::TensorReport;
 use scrimp_train::trainer::{
     CheckpointJob, EpochReport, Observer, Outcome, Score, StepReport, TrainError, TrainJob,
 };
+use scrimp_train::weights::{FirstValues, WeightsReport};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::events::{self, EventFile};
 use crate::page::PageError;
-use crate::recipe::{Recipe, RecipeError, Source, TelemetryConfig, Variant};
+use crate::recipe::{Recipe, RecipeError, Source, TelemetryConfig, Variant, WeightsConfig};
 
 /// What to carry out, and where.
 #[derive(Clone, Debug)]
@@ -111,6 +112,8 @@ pub struct Facts {
     pub images: [usize; 3],
     /// Values in the network's parameters and buffers.
     pub parameters: usize,
+    /// What became of the file of first values.
+    pub weights: Option<WeightsReport>,
     /// How many runs there are.
     pub runs: usize,
 }
@@ -212,6 +215,9 @@ pub struct RunResult {
     /// What the loss was multiplied by in the end, and how many steps that skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<ScaleState>,
+    /// What became of the file of first values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<WeightsReport>,
 }
 
 /// Why a run has no result.
@@ -292,6 +298,9 @@ pub struct Report {
     pub model: String,
     /// The data set.
     pub data: String,
+    /// What became of the file of first values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<WeightsReport>,
     /// One row for each variant.
     pub rows: Vec<Row>,
 }
@@ -370,14 +379,11 @@ pub fn run(request: &RunRequest, watch: &mut dyn Watch) -> Result<Report, RunErr
     work.finish(&results)
 }
 
-/// Tensors that networks begin with, and the file that they came from.
-type Weights = (PathBuf, Vec<NamedTensor>);
-
 /// Data sets and first values that were read already, so that recipes which agree on them share them.
 #[derive(Debug, Default)]
 pub struct Inputs {
     splits: Vec<(String, DataRequest, Arc<Splits>)>,
-    weights: Vec<(PathBuf, Arc<Weights>)>,
+    weights: Vec<(WeightsConfig, Arc<FirstValues>)>,
 }
 
 impl Inputs {
@@ -387,6 +393,7 @@ impl Inputs {
             validation: recipe.validation,
             seed: recipe.seed,
             limit: recipe.limit,
+            images: recipe.images.clone(),
         };
         let is_it = |(name, known, _): &&(String, DataRequest, Arc<Splits>)| {
             *name == recipe.data && *known == request
@@ -399,12 +406,16 @@ impl Inputs {
         Ok(splits)
     }
 
-    fn weights(&mut self, path: &Path, dir: Option<&Path>) -> Result<Arc<Weights>, RunError> {
-        if let Some((_, weights)) = self.weights.iter().find(|(known, _)| known == path) {
+    fn weights(
+        &mut self,
+        config: &WeightsConfig,
+        dir: Option<&Path>,
+    ) -> Result<Arc<FirstValues>, RunError> {
+        if let Some((_, weights)) = self.weights.iter().find(|(known, _)| known == config) {
             return Ok(weights.clone());
         }
-        let weights = Arc::new(read_weights(path, dir)?);
-        self.weights.push((path.to_owned(), weights.clone()));
+        let weights = Arc::new(read_weights(config, dir)?);
+        self.weights.push((config.clone(), weights.clone()));
         Ok(weights)
     }
 }
@@ -416,7 +427,9 @@ pub struct Work {
     variants: Vec<Variant>,
     seeds: Vec<u32>,
     splits: Arc<Splits>,
-    weights: Option<Arc<Weights>>,
+    weights: Option<Arc<FirstValues>>,
+    /// What became of every key of that file.
+    loaded: Option<WeightsReport>,
     parameters: usize,
 }
 
@@ -436,11 +449,12 @@ impl Work {
             parameters = tapped + plan.untapped_parameters;
         }
         let dir = request.data_dir.as_deref();
-        let weights = recipe.weights.as_ref().map(|path| inputs.weights(path, dir)).transpose()?;
+        let weights = recipe.weights.as_ref().map(|w| inputs.weights(w, dir)).transpose()?;
+        let loaded = weights.as_ref().map(|w| fit(&request, &variants[0], w)).transpose()?;
         let splits = inputs.splits(recipe, dir)?;
         let seeds = seeds(recipe, request.seeds);
         check_folder(&request, &variants, &seeds)?;
-        Ok(Self { request, variants, seeds, splits, weights, parameters })
+        Ok(Self { request, variants, seeds, splits, weights, loaded, parameters })
     }
 
     /// Makes the run folder, and the folders of all runs, so that a resume which would leave one of them out is found.
@@ -472,6 +486,7 @@ impl Work {
             data_note: note.clone(),
             images: [train.len(), validation.len(), test.len()],
             parameters: self.parameters,
+            weights: self.loaded.clone(),
             runs: self.variants.len() * self.seeds.len(),
         }
     }
@@ -529,7 +544,8 @@ impl Work {
         let recipe = &self.request.source.recipe;
         let rows = self.variants.iter().zip(results.chunks(self.seeds.len()));
         let rows = rows.map(|(variant, results)| row(variant, results)).collect();
-        let report = Report { model: recipe.model.clone(), data: recipe.data.clone(), rows };
+        let (model, data) = (recipe.model.clone(), recipe.data.clone());
+        let report = Report { model, data, weights: self.loaded.clone(), rows };
         write_json(&self.request.folder.join(RESULT), &report)?;
         Ok(report)
     }
@@ -638,24 +654,41 @@ fn difference(before: &Recipe, now: &Recipe) -> Option<(String, String, String)>
     scrimp_train::checkpoint::first_difference(&table(before), &table(now))
 }
 
-fn read_weights(path: &Path, data_dir: Option<&Path>) -> Result<Weights, RunError> {
+/// Which tensors of the network come from the file of first values; the same for every variant.
+fn fit(
+    RunRequest { source, device, .. }: &RunRequest,
+    variant: &Variant,
+    weights: &FirstValues,
+) -> Result<WeightsReport, RunError> {
+    let recipe = &source.recipe;
+    let model = models::find(&recipe.model).expect("the model was checked");
+    (model.fit)(&variant.request(recipe, device), weights).map_err(|e| {
+        let file = recipe.weights.as_ref().map_or(weights.path.as_path(), WeightsConfig::file);
+        let help = match &e {
+            TrainError::Weights(e) => e.help(file),
+            _ => None,
+        };
+        RecipeError { help, ..source.error(&["weights"], e.to_string()) }.into()
+    })
+}
+
+fn read_weights(config: &WeightsConfig, data_dir: Option<&Path>) -> Result<FirstValues, RunError> {
     let from_environment = std::env::var_os(data::FOLDER_VARIABLE).map(PathBuf::from);
     let folder = data_dir.map(Path::to_owned).or(from_environment);
-    let inside = folder.map(|f| f.join(path)).filter(|p| p.exists());
-    let path = inside.unwrap_or_else(|| path.to_owned());
-    let mut reader = scrimp_files::open(&path)?;
-    let prefix = reader.common_prefix().to_owned();
-    if !prefix.is_empty() {
-        reader.strip_prefix(&prefix)?;
+    let inside = folder.map(|f| f.join(config.file())).filter(|p| p.exists());
+    let path = inside.unwrap_or_else(|| config.file().to_owned());
+    let reader = scrimp_files::open(&path)?;
+    let mut weights = FirstValues::new(&path, Vec::new());
+    weights.fresh = config.fresh().cloned();
+    for (place, Entry { name, shape, dtype, .. }) in reader.entries().iter().enumerate() {
+        if dtype.is_float() {
+            let (name, shape, values) = (name.clone(), shape.clone(), reader.read_f32(place)?);
+            weights.tensors.push(NamedTensor { name, shape, values });
+        } else {
+            weights.others.push(name.clone());
+        }
     }
-    let floats = reader.entries().iter().enumerate().filter(|(_, e)| e.dtype.is_float());
-    let tensors = floats
-        .map(|(place, e)| {
-            let values = reader.read_f32(place)?;
-            Ok(NamedTensor { name: e.name.clone(), shape: e.shape.clone(), values })
-        })
-        .collect::<Result<_, FileError>>()?;
-    Ok((path, tensors))
+    Ok(weights)
 }
 
 struct OneRun<'a> {
@@ -663,7 +696,7 @@ struct OneRun<'a> {
     variant: &'a Variant,
     seed: u32,
     splits: &'a Splits,
-    weights: Option<&'a Weights>,
+    weights: Option<&'a FirstValues>,
 }
 
 impl OneRun<'_> {
@@ -819,6 +852,7 @@ impl OneRun<'_> {
                 .len(),
             replaced_values: replaced,
             loss_scale: outcome.loss_scale,
+            weights: outcome.loaded.clone(),
             roles,
         };
         write_json(&folder.join(RESULT), &result)?;

@@ -85,7 +85,7 @@ fn errors_point_at_the_place() {
       ┌─ bad.toml:3:1
     3 │ epoch = 1
       │ ^^^^^
-      help: did you mean `epochs`? There are seed, model, data, epochs, batch, validation, limit, weights, optimizer, schedule, clip_norm, loss_scale, label_smoothing, augment, exchange, compute, saved, checkpoint_steps, telemetry, preset, quantize, variant
+      help: did you mean `epochs`? There are seed, model, data, images, epochs, batch, validation, limit, weights, optimizer, schedule, clip_norm, loss_scale, label_smoothing, augment, exchange, compute, saved, checkpoint_steps, telemetry, preset, quantize, variant
     ");
     let scheme = refused(&rule(r#"w = "int4/groups:32""#));
     assert_snapshot!(scheme, @r#"

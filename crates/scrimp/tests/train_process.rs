@@ -63,6 +63,23 @@ fn write_cifar10(folder: &Path, records: usize) {
     }
 }
 
+/// A folder for each class, all with the same few JPEG and PNG images.
+fn write_images(folder: &Path, classes: &[&str]) {
+    let golden = include_str!("../../scrimp-train/tests/golden/images.csv");
+    let rows = golden.lines().filter(|line| !line.starts_with('#')).skip(1);
+    for row in rows.map(|line| line.split(',').collect::<Vec<_>>()) {
+        let (name, digits) = (row[0], row[3].as_bytes());
+        let digits = digits.chunks(2).map(|two| str::from_utf8(two).unwrap());
+        let file: Vec<u8> = digits.map(|two| u8::from_str_radix(two, 16).unwrap()).collect();
+        for (class, part) in classes.iter().flat_map(|c| ["train", "test"].map(|p| (c, p))) {
+            let path = folder.join(part).join(class);
+            fs::create_dir_all(&path).unwrap();
+            let ending = if name.starts_with("png") { "png" } else { "jpg" };
+            fs::write(path.join(format!("{name}.{ending}")), &file).unwrap();
+        }
+    }
+}
+
 /// A folder with small data sets in `data/` and a recipe in `recipe.toml`.
 fn workplace(recipe: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -567,6 +584,85 @@ fn a_process_refuses_weights_of_another_network() {
     fs::write(folder.join("cut.safetensors"), [0; 9]).unwrap();
     let said = refused(folder, &["--out", "cut", "--set", "weights=cut.safetensors"]);
     contains(&said, &["cut.safetensors"]);
+}
+
+const IMAGES: &str = "model = \"mlp\"\ndata = \"image-folder\"\nepochs = 1\nbatch = 8\n\n\
+                      [images]\nfolder = \"pets\"\nclasses = 2\nsize = 12\nresize = 13\n";
+
+#[test]
+fn a_process_trains_on_a_folder_of_images() {
+    let folder = workplace(IMAGES);
+    let folder = folder.path();
+    write_images(&folder.join("data/pets"), &["cat", "dog"]);
+    let said = trained(folder, &["--out", "run"]);
+    // Of 24 images 2 are for validation.
+    contains(&said, &["image-folder (data/pets, test images of test, 22 train / 2 validation"]);
+    // Another number of threads reads the same images.
+    trained(folder, &["--out", "again", "--threads", "1"]);
+    same(&folder.join("run"), &folder.join("again"));
+
+    let wrong = |set: &str, parts: &[&str]| {
+        let said = refused(folder, &["--out", "none", "--set", set]);
+        contains(&said, parts);
+        assert!(!folder.join("none").exists());
+    };
+    wrong("images.classes=3", &["pets/train: holds folders of 2 classes", "`classes = 3`"]);
+    wrong("images.classes=1000", &["recipe.toml", "1000 classes: between 1 and 256"]);
+    wrong("images.resize=11", &["11 pixels: valid are 12"]);
+    wrong("images.sizes=3", &["unknown key `sizes`", "did you mean `size`?"]);
+    wrong("images.folder=nowhere", &["nowhere: has no folder `train`"]);
+    wrong("data=mnist", &["[images] has no effect: mnist"]);
+    wrong("model=inception-v3", &["`inception-v3` does not take images", "75 x 75"]);
+    fs::write(folder.join("data/pets/train/cat/broken.jpg"), "no image").unwrap();
+    wrong("seed=7", &["train/cat/broken.jpg: is no JPEG or PNG image"]);
+}
+
+#[test]
+fn a_process_begins_with_the_weights_of_a_network_with_other_classes() {
+    let folder = workplace(IMAGES);
+    let folder = folder.path();
+    write_images(&folder.join("data/pets"), &["cat", "dog"]);
+    let said = trained(folder, &["--out", "two"]);
+    assert!(!said.contains("weights"), "{said}");
+    write_images(&folder.join("data/more"), &["cat", "dog", "eel"]);
+    let more = ["--set", "images.folder=more", "--set", "images.classes=3"];
+    let file = "two/f32/seed-7/model.safetensors";
+    let plain = format!("weights={file}");
+    let all = trained(folder, &["--out", "all", "--set", &plain]);
+    contains(&all, &[&format!("weights {file}: all 6 tensors\n")]);
+    let said = refused(folder, &[&more[..], &["--out", "none", "--set", &plain]].concat());
+    let help = format!("weights = {{ file = \"{file}\", fresh = [\"fc3.*\"] }}");
+    contains(
+        &said,
+        &[
+            "does not fit the network",
+            "fc3.weight is [2, 128] in the file and [3, 128] here",
+            "fc3.bias is [2] in the file and [3] here",
+            &format!("weights = \"{file}\""),
+            &help,
+        ],
+    );
+    assert!(!folder.join("none").exists());
+
+    // What the help says, as it is.
+    let recipe = fs::read_to_string(folder.join("recipe.toml")).unwrap();
+    fs::write(folder.join("recipe.toml"), format!("{help}\n{recipe}")).unwrap();
+    let said = trained(folder, &[&more[..], &["--out", "three"]].concat());
+    contains(&said, &["4 of 6 tensors", "random: fc3.weight, fc3.bias"]);
+    for result in ["three/result.json", "three/f32/seed-7/result.json"] {
+        let weights = &json(&folder.join(result))["weights"];
+        assert_eq!(weights["file"], file);
+        assert_eq!((&weights["used"], &weights["missing"]), (&4.into(), &serde_json::json!([])));
+        assert_eq!(weights["reshaped"][1]["name"], "fc3.bias");
+        assert_eq!(weights["unexpected"], serde_json::json!([]));
+    }
+    // A resumed run is the same recipe, and its result is there already.
+    trained(folder, &[&more[..], &["--resume", "three"]].concat());
+    let idle = "weights={ file = \"two/f32/seed-7/model.safetensors\", fresh = \"head.*\" }";
+    let said = refused(folder, &["--out", "none", "--set", idle]);
+    contains(&said, &["`head.*` matches no tensor of the network"]);
+    let odd = "weights={ file = \"a\", freshh = \"head.*\" }";
+    contains(&refused(folder, &["--out", "none", "--set", odd]), &["a file, or { file"]);
 }
 
 // ----- Through the library.

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use scrimp_codec::philox::Stream;
 
-use super::{DIGITS_STREAM, DataError, DataRequest, DataSet, Images, Splits};
+use super::{DIGITS_STREAM, DataError, DataRequest, DataSet, Form, Images, Splits};
 
 /// Handwritten-looking digits of 28 x 28 grey pixels, generated; no file is needed.
 ///
@@ -41,16 +41,12 @@ impl DataSet for Digits {
         "handwriting-like digits, 28 x 28 grey, generated: needs no files"
     }
 
-    fn image_shape(&self) -> [usize; 3] {
-        [1, SIDE, SIDE]
-    }
-
-    fn classes(&self) -> usize {
-        CLASSES
+    fn own_form(&self) -> Option<Form> {
+        Some(Form { image_shape: [1, SIDE, SIDE], classes: CLASSES })
     }
 
     fn load(&self, request: &DataRequest) -> Result<Splits, DataError> {
-        request.check()?;
+        request.check(self)?;
         Ok(Splits {
             train: draw(0, request.limit.unwrap_or(TRAIN).min(TRAIN)),
             validation: draw(TRAIN, VALIDATION),

@@ -10,7 +10,7 @@ use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::cifar10::Cifar10Error;
+use super::cifar::CifarError;
 use super::idx::IdxError;
 
 /// Why a data file was refused.
@@ -23,9 +23,22 @@ pub enum FileError {
     /// It is not a sound IDX file.
     #[error(transparent)]
     Idx(#[from] IdxError),
-    /// It is not a sound file of CIFAR-10 records.
+    /// It is not a sound file of CIFAR records.
     #[error(transparent)]
-    Cifar10(#[from] Cifar10Error),
+    Cifar(#[from] CifarError),
+    /// It is no image.
+    #[error("is no JPEG or PNG image that can be read: {0}")]
+    Image(#[source] image::ImageError),
+    /// The image has no pixels, or one side is so much longer than the other that it cannot be scaled.
+    #[error(
+        "an image of {width} x {height} pixels cannot be scaled: it is empty, or too long and thin"
+    )]
+    Sides {
+        /// Pixels of a row.
+        width: usize,
+        /// Rows.
+        height: usize,
+    },
     /// The IDX file holds an array of another shape.
     #[error("holds an array of shape {found:?}, expected {expected}")]
     Shape {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::{FileError, Found, Hashed, hexadecimal};
 use super::idx::{self, Idx};
-use super::{DataError, DataRequest, DataSet, Images, Names, Splits, split};
+use super::{DataError, DataRequest, DataSet, Form, Images, Names, Splits, split};
 
 /// The MNIST digits: 60,000 training and 10,000 test images of 28 x 28 grey pixels, 10 classes.
 ///
@@ -114,16 +114,12 @@ impl DataSet for Mnist {
         "handwritten digits, 28 x 28 grey, 60,000 + 10,000; IDX files in DIR/mnist or DIR"
     }
 
-    fn image_shape(&self) -> [usize; 3] {
-        [1, SIDE, SIDE]
-    }
-
-    fn classes(&self) -> usize {
-        CLASSES
+    fn own_form(&self) -> Option<Form> {
+        Some(Form { image_shape: [1, SIDE, SIDE], classes: CLASSES })
     }
 
     fn load(&self, request: &DataRequest) -> Result<Splits, DataError> {
-        request.check()?;
+        request.check(self)?;
         let dir = request.folder(self)?;
         let mut folders = vec![dir.join("mnist")];
         if !is_fashion(&dir) {
@@ -153,16 +149,12 @@ impl DataSet for FashionMnist {
         "articles of clothing, 28 x 28 grey, 60,000 + 10,000; IDX files in DIR/fashion-mnist"
     }
 
-    fn image_shape(&self) -> [usize; 3] {
-        [1, SIDE, SIDE]
-    }
-
-    fn classes(&self) -> usize {
-        CLASSES
+    fn own_form(&self) -> Option<Form> {
+        Some(Form { image_shape: [1, SIDE, SIDE], classes: CLASSES })
     }
 
     fn load(&self, request: &DataRequest) -> Result<Splits, DataError> {
-        request.check()?;
+        request.check(self)?;
         let dir = request.folder(self)?;
         let mut folders = vec![dir.join(FASHION_FOLDER)];
         if is_fashion(&dir) {
@@ -228,7 +220,7 @@ fn load_pair(
             labels: label_count,
         });
     }
-    let classes = set.classes();
+    let classes = CLASSES;
     let stray = labels.values.iter().position(|&label| usize::from(label) >= classes);
     if let Some(index) = stray {
         let wrong = FileError::Label { index, label: labels.values[index], classes };

@@ -11,10 +11,13 @@
 //! independent of the tensors' streams and of the number of threads.
 
 mod batch;
-pub mod cifar10;
+mod cifar;
+mod cifar10;
+mod cifar100;
 mod digits;
 mod files;
 pub mod idx;
+mod image_folder;
 mod mnist;
 
 use std::fmt;
@@ -24,8 +27,12 @@ use scrimp_codec::philox::Stream;
 use thiserror::Error;
 
 pub use batch::{Augment, Loader, epoch_order};
+pub use cifar::CifarError;
+pub use cifar10::{Cifar10, Cifar10Jpeg};
+pub use cifar100::{Cifar100, Cifar100Coarse};
 pub use digits::Digits;
 pub use files::{FileError, Packing, unpack};
+pub use image_folder::{FolderError, ImageFolder, ImagesConfig};
 pub use mnist::{FashionMnist, Mnist};
 
 /// Stream id of the permutation that takes the validation images out of a training set.
@@ -41,8 +48,16 @@ pub const DIGITS_STREAM: u32 = 0xDA7A_0004;
 pub const FOLDER_VARIABLE: &str = "SCRIMP_DATA";
 
 /// All data sets; the order is the order in tables, and the first needs no file.
-pub static DATA_SETS: &[&dyn DataSet] =
-    &[&Digits, &Mnist, &FashionMnist, &cifar10::Cifar10, &cifar10::Cifar10Jpeg];
+pub static DATA_SETS: &[&dyn DataSet] = &[
+    &Digits,
+    &Mnist,
+    &FashionMnist,
+    &Cifar10,
+    &Cifar10Jpeg,
+    &Cifar100,
+    &Cifar100Coarse,
+    &ImageFolder,
+];
 
 /// A data set by its key.
 ///
@@ -73,11 +88,9 @@ pub trait DataSet: fmt::Debug + Sync {
     /// One line for lists: what the images show and where they come from.
     fn about(&self) -> &'static str;
 
-    /// `[channels, height, width]` of every image, known without loading.
-    fn image_shape(&self) -> [usize; 3];
-
-    /// Number of classes, known without loading; labels lie in `0..classes`.
-    fn classes(&self) -> usize;
+    /// What all images have in common, known without loading; `None` where a request says it under
+    /// [`DataRequest::images`].
+    fn own_form(&self) -> Option<Form>;
 
     /// Reads or makes the images and splits them.
     ///
@@ -90,6 +103,33 @@ pub trait DataSet: fmt::Debug + Sync {
     /// [`DataError`], naming the file, for a file that is missing or broken and for a request that
     /// leaves nothing to train on.
     fn load(&self, request: &DataRequest) -> Result<Splits, DataError>;
+}
+
+/// What all images of a data set have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// `[channels, height, width]` of every image.
+    pub image_shape: [usize; 3],
+    /// Number of classes; labels lie in `0..classes`.
+    pub classes: usize,
+}
+
+impl dyn DataSet + '_ {
+    /// What all images have in common: that of the data set itself, or what `images` says.
+    ///
+    /// # Errors
+    /// [`DataError`] for `images` that are needed and missing, have no effect, or are not valid.
+    pub fn form(&self, images: Option<&ImagesConfig>) -> Result<Form, DataError> {
+        match (self.own_form(), images) {
+            (Some(form), None) => Ok(form),
+            (Some(_), Some(_)) => Err(DataError::ImagesUnused { set: self.name() }),
+            (None, None) => Err(DataError::NoImages),
+            (None, Some(images)) => match images.complaint() {
+                None => Ok(images.form()),
+                Some((key, reason)) => Err(DataError::Images { key, reason }),
+            },
+        }
+    }
 }
 
 /// What to load and how to split it.
@@ -105,12 +145,14 @@ pub struct DataRequest {
     pub seed: u32,
     /// Most images to train on, at least one; a smaller limit trains on a subset of a larger one.
     pub limit: Option<usize>,
+    /// Which folder and which size, for [`ImageFolder`] alone.
+    pub images: Option<ImagesConfig>,
 }
 
 impl Default for DataRequest {
     /// A tenth of the training set for validation, seed 0, no limit, folder from `SCRIMP_DATA`.
     fn default() -> Self {
-        Self { dir: None, validation: 0.1, seed: 0, limit: None }
+        Self { dir: None, validation: 0.1, seed: 0, limit: None, images: None }
     }
 }
 
@@ -127,8 +169,9 @@ impl DataRequest {
         self.dir.clone().or_else(from_environment).ok_or(DataError::NoFolder { set: set.name() })
     }
 
-    /// Checks the numbers that do not depend on the data.
-    fn check(&self) -> Result<(), DataError> {
+    /// Checks what does not depend on the data.
+    fn check(&self, set: &dyn DataSet) -> Result<(), DataError> {
+        set.form(self.images.as_ref())?;
         if !(0.0..1.0).contains(&self.validation) {
             return Err(DataError::ValidationShare { share: self.validation });
         }
@@ -281,6 +324,48 @@ pub enum DataError {
         /// Labels in it.
         labels: usize,
     },
+    /// A folder of images is not as it should be.
+    #[error("{}: {source}", .path.display())]
+    Folder {
+        /// The folder, or the file in it.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: FolderError,
+    },
+    /// Nothing says which images.
+    #[error("`image-folder` needs a table [images] with at least `classes` and `size`")]
+    NoImages,
+    /// The data set has no images to choose.
+    #[error("[images] has no effect: {set} is a data set of its own, and not `image-folder`")]
+    ImagesUnused {
+        /// Key of the data set.
+        set: &'static str,
+    },
+    /// An option of images is not valid.
+    #[error("`{key}` of [images]: {reason}")]
+    Images {
+        /// Its key.
+        key: &'static str,
+        /// What is wrong, and what would be valid.
+        reason: String,
+    },
+    /// The images take more memory than there is.
+    #[error("no memory for {images} images of {size} x {size}: set a limit or a smaller size")]
+    NoMemory {
+        /// How many.
+        images: usize,
+        /// Their height and width.
+        size: usize,
+    },
+    /// A channel has no deviation to divide by.
+    #[error(
+        "{}: a channel of its images has one value alone: give `mean` and `std` under [images]",
+        .path.display()
+    )]
+    Flat {
+        /// The folder of training images.
+        path: PathBuf,
+    },
     /// The validation share is not a share.
     #[error("validation share {share} is outside [0, 1)")]
     ValidationShare {
@@ -326,7 +411,7 @@ fn shown(folders: &[PathBuf]) -> String {
     shown.join(", ")
 }
 
-/// Takes the validation images out of a training set and limits the rest.
+/// Which of `count` training images are trained on, and which are for validation, both in order.
 ///
 /// The permutation depends on the seed and the number of images alone, validation takes its head
 /// and training what follows, so that neither the limit nor the test set moves an image from one
@@ -334,8 +419,7 @@ fn shown(folders: &[PathBuf]) -> String {
 ///
 /// # Errors
 /// [`DataError::NothingLeft`] where no image is left for training; `request` has been checked.
-fn split(all: Images, request: &DataRequest) -> Result<(Images, Images), DataError> {
-    let count = all.len();
+fn choose(count: usize, request: &DataRequest) -> Result<(Vec<u32>, Vec<u32>), DataError> {
     if count == 0 {
         return Err(DataError::NothingLeft { reason: "the training set is empty" });
     }
@@ -353,15 +437,26 @@ fn split(all: Images, request: &DataRequest) -> Result<(Images, Images), DataErr
         return Err(DataError::NothingLeft { reason: "validation takes every training image" });
     }
     let kept = request.limit.unwrap_or(usize::MAX).min(count - held_out);
-    if held_out == 0 && kept == count {
+    let mut validation = batch::permutation(count, &Stream::new(request.seed, SPLIT_STREAM));
+    let mut train = validation.split_off(held_out);
+    train.truncate(kept);
+    // Sorted parts keep the order of the source and are read in one sweep.
+    validation.sort_unstable();
+    train.sort_unstable();
+    Ok((train, validation))
+}
+
+/// Takes the validation images out of a training set and limits the rest, as [`choose`] says.
+///
+/// # Errors
+/// As [`choose`].
+fn split(all: Images, request: &DataRequest) -> Result<(Images, Images), DataError> {
+    let (train, validation) = choose(all.len(), request)?;
+    if train.len() == all.len() {
         let none = all.select(&[]);
         return Ok((all, none));
     }
-    let mut order = batch::permutation(count, &Stream::new(request.seed, SPLIT_STREAM));
-    // Sorted parts keep the order of the source and are read in one sweep.
-    order[..held_out].sort_unstable();
-    order[held_out..held_out + kept].sort_unstable();
-    Ok((all.select(&order[held_out..held_out + kept]), all.select(&order[..held_out])))
+    Ok((all.select(&train), all.select(&validation)))
 }
 
 #[cfg(test)]
@@ -385,7 +480,7 @@ mod tests {
     }
 
     fn request(validation: f32, seed: u32, limit: Option<usize>) -> DataRequest {
-        DataRequest { dir: None, validation, seed, limit }
+        DataRequest { validation, seed, limit, ..DataRequest::default() }
     }
 
     #[test]
@@ -404,7 +499,8 @@ mod tests {
         assert_eq!(
             error,
             "no data set is called `fashion_mnst`, did you mean `fashion-mnist`?; \
-             there are digits, mnist, fashion-mnist, cifar10, cifar10-jpeg"
+             there are digits, mnist, fashion-mnist, cifar10, cifar10-jpeg, cifar100, \
+             cifar100-coarse, image-folder"
         );
         let error = find("wikitext").unwrap_err().to_string();
         assert!(error.starts_with("no data set is called `wikitext`; there are digits"), "{error}");
@@ -414,14 +510,18 @@ mod tests {
     fn every_data_set_whose_files_are_here_keeps_its_word_with_scrimp_data_set() {
         for set in DATA_SETS {
             let splits = match set.load(&DataRequest::default()) {
-                Err(error @ (DataError::NoFolder { .. } | DataError::FileNotFound { .. })) => {
+                Err(
+                    error @ (DataError::NoFolder { .. }
+                    | DataError::FileNotFound { .. }
+                    | DataError::NoImages),
+                ) => {
                     println!("skipped {}: {error}", set.name());
                     continue;
                 }
                 other => other.unwrap(),
             };
-            let [channels, height, width] = set.image_shape();
-            assert_eq!(splits.classes, set.classes());
+            let Form { image_shape: [channels, height, width], classes } = set.form(None).unwrap();
+            assert_eq!(splits.classes, classes);
             assert_eq!((splits.mean.len(), splits.std.len()), (channels, channels));
             assert!(splits.std.iter().all(|&std| std > 0.0));
             assert!(!splits.note.is_empty());

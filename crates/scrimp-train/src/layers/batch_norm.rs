@@ -25,10 +25,12 @@ pub struct BatchNorm {
     running_mean: RunningState<Tensor<1>>,
     running_var: RunningState<Tensor<1>>,
     #[module(skip)]
+    epsilon: f32,
+    #[module(skip)]
     tap: Tap,
 }
 
-/// Added to variances.
+/// Added to variances, if nothing else is said.
 const EPSILON: f32 = 1e-5;
 /// Share of a batch in the running averages.
 const MOMENTUM: f64 = 0.1;
@@ -41,8 +43,15 @@ impl BatchNorm {
             bias: Param::from_tensor(Tensor::zeros([channels], device)),
             running_mean: RunningState::new(Tensor::zeros([channels], device)),
             running_var: RunningState::new(Tensor::ones([channels], device)),
+            epsilon: EPSILON,
             tap: scope.tap("batch_norm", &[channels], Some(&[channels])),
         }
+    }
+
+    /// The same norm with another number that is added to variances; without it, that is `1e-5`.
+    #[must_use]
+    pub fn with_epsilon(self, epsilon: f32) -> Self {
+        Self { epsilon, ..self }
     }
 
     /// The forward pass. Where gradients are followed, the batch's own statistics are taken and the averages updated.
@@ -78,7 +87,7 @@ impl BatchNorm {
             parameters,
             residual,
             relu,
-            EPSILON,
+            self.epsilon,
             averages,
         );
         if let Some([mean, var]) = batch {
@@ -91,9 +100,16 @@ impl BatchNorm {
         let [weight, bias] = self.parameters();
         if !training {
             let [mean, var] = [self.running_mean.value(), self.running_var.value()];
-            return burn::tensor::module::batch_norm(x, weight, bias, mean, var, EPSILON.into());
+            return burn::tensor::module::batch_norm(
+                x,
+                weight,
+                bias,
+                mean,
+                var,
+                self.epsilon.into(),
+            );
         }
-        let result = burn::tensor::module::batch_norm_train(x, weight, bias, EPSILON.into());
+        let result = burn::tensor::module::batch_norm_train(x, weight, bias, self.epsilon.into());
         self.follow(result.mean.detach(), result.variance.detach());
         result.output
     }

@@ -31,3 +31,14 @@ pub fn features(x: Tensor<4>, arithmetic: Arithmetic) -> Tensor<2> {
 pub fn add<const D: usize>(x: Tensor<D>, added: Tensor<D>) -> Tensor<D> {
     ops::add(x, added)
 }
+
+/// The channels of up to four images of one size as those of one image, in their order.
+///
+/// # Panics
+/// If there is no image, or a fifth.
+pub fn concat(images: Vec<Tensor<4>>, arithmetic: Arithmetic) -> Tensor<4> {
+    match arithmetic {
+        Arithmetic::Kernels => ops::concat(images),
+        Arithmetic::Engine => Tensor::cat(images, 1),
+    }
+}

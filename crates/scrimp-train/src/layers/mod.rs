@@ -19,10 +19,10 @@ pub use attention::SelfAttention;
 pub use batch_norm::BatchNorm;
 pub use conv2d::{Conv2d, Conv2dOptions};
 pub use embedding::{Embedding, Ids};
-pub use functions::{add, channels_last, features};
+pub use functions::{add, channels_last, concat, features};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
-pub use pooling::{GlobalAverage, MaxPool, Pool};
+pub use pooling::{AveragePool, GlobalAverage, MaxPool, Pool};
 
 /// How a weight gets its first values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! Pooling.
 
 use burn::module::Module;
-use burn::tensor::module::max_pool2d;
-use burn::tensor::ops::MaxPoolOptions;
+use burn::tensor::module::{avg_pool2d, max_pool2d};
+use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions};
 use burn::tensor::{Tensor, activation};
 
 pub use scrimp_kernels::pool::Window as Pool;
@@ -46,6 +46,38 @@ impl MaxPool {
                 let x = if *relu { activation::relu(x) } else { x };
                 let options = MaxPoolOptions::new(window.kernel).with_stride(window.stride);
                 tap.output(max_pool2d(x, options.with_padding(window.padding)))
+            }
+        }
+    }
+}
+
+/// The mean of each window, in which zeros of the padding count. Its input and output are tapped, and the gradients of
+/// both.
+///
+/// # Shapes
+/// - `x`: `[batch, height, width, channels]`; with the engine's own arithmetic channels stand on axis 1
+#[derive(Module, Debug)]
+pub struct AveragePool {
+    #[module(skip)]
+    window: Pool,
+    #[module(skip)]
+    tap: Tap,
+}
+
+impl AveragePool {
+    /// The function at this place of a network.
+    pub fn new(scope: &Scope, window: Pool) -> Self {
+        Self { window, tap: scope.tap_function("pooling") }
+    }
+
+    /// The forward pass.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let Self { window, tap } = self;
+        match tap.arithmetic() {
+            Arithmetic::Kernels => ops::average_pool(x, *window, tap),
+            Arithmetic::Engine => {
+                let options = AvgPoolOptions::new(window.kernel).with_stride(window.stride);
+                tap.output(avg_pool2d(tap.input(x), options.with_padding(window.padding)))
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Networks: one file each, one row each in [`MODELS`].
 
 mod cifar_resnet;
+mod inception_v3;
 mod lenet;
 mod mlp;
 mod residual;
@@ -12,21 +13,28 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 pub use cifar_resnet::CifarResNet;
+pub use inception_v3::InceptionV3;
 pub use lenet::LeNet;
 pub use mlp::Mlp;
 pub use resnet::{ResNet, ResNetOptions};
 pub use text_transformer::{TextTransformer, TextTransformerOptions};
 pub use vgg_small::VggSmall;
 
+use crate::engine;
+use crate::params;
 use crate::plan::{self, Plan, PlanError, PlanRequest};
 use crate::stepper::{self, StepJob, Stepper};
 use crate::tap::Scope;
 use crate::trainer::{self, Observer, Outcome, TrainError, TrainJob};
+use crate::weights::{FirstValues, WeightsReport};
 
 /// A network that can be trained on images.
 pub trait Network: Module + 'static {
     /// What differs between networks of this type.
     type Options: Copy + 'static;
+
+    /// Beginnings of keys that usual checkpoints of this network have for parts that are left out here.
+    const LEFT_OUT: &'static [&'static str] = &[];
 
     /// Whether the network takes images of this size, and if not, which it takes.
     ///
@@ -61,6 +69,8 @@ pub struct ModelEntry {
     pub accepts: fn([usize; 3]) -> Result<(), String>,
     /// Resolves rules against the network's layers.
     pub plan: fn(&PlanRequest) -> Result<Plan, PlanError>,
+    /// Says which tensors of the network come from a file.
+    pub fit: fn(&PlanRequest, &FirstValues) -> Result<WeightsReport, TrainError>,
     /// Builds the network to time its training steps.
     pub stepper: fn(&StepJob) -> Result<Box<dyn Stepper>, PlanError>,
     /// Trains, or only evaluates where the job has no epochs.
@@ -84,10 +94,22 @@ macro_rules! model {
             about: $about,
             accepts: <$network as Network>::accepts,
             plan: |request| plan::plan_network(&BLUEPRINT, request),
+            fit: |request, values| fit(&BLUEPRINT, request, values),
             stepper: |job| stepper::stepper(&BLUEPRINT, job),
             train: |job, observer| trainer::train(&BLUEPRINT, job, observer),
         }
     }};
+}
+
+/// Builds the network for its names and shapes alone.
+fn fit<N: Network>(
+    Blueprint { options, .. }: &Blueprint<N>,
+    PlanRequest { image, classes, device, .. }: &PlanRequest,
+    values: &FirstValues,
+) -> Result<WeightsReport, TrainError> {
+    let device = engine::device(device).map_err(PlanError::from)?;
+    let net = N::build(options, *image, *classes, &Scope::root(0), &device);
+    Ok(values.fit(&params::shapes(&net), N::LEFT_OUT)?)
 }
 
 const fn basic(blocks: [usize; 4]) -> ResNetOptions {
@@ -129,6 +151,12 @@ pub static MODELS: &[ModelEntry] = &[
         ResNet,
         deep([3, 4, 6, 3]),
         "ResNet, 50 layers; the stem goes by the image (He 2016)"
+    ),
+    model!(
+        "inception-v3",
+        InceptionV3,
+        (),
+        "Inception v3, without its auxiliary classifier (Szegedy 2016)"
     ),
     model!("vgg-small", VggSmall, (), "VGG for small images, 6 convolutions (Zhang 2018)"),
 ];

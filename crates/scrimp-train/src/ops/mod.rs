@@ -6,6 +6,7 @@
 mod add;
 mod batch_norm;
 mod buffers;
+mod concat;
 mod held;
 mod loss;
 mod pool;
@@ -28,9 +29,10 @@ pub(crate) use add::add;
 pub(crate) use batch_norm::batch_norm;
 pub(crate) use buffers::save_memory;
 use buffers::{done, room};
+pub(crate) use concat::concat;
 pub(crate) use held::Points;
 pub(crate) use loss::cross_entropy;
-pub(crate) use pool::{global_average, max_pool, relu};
+pub(crate) use pool::{average_pool, global_average, max_pool, relu};
 pub(crate) use product::{Geometry, Product, product};
 pub(crate) use text::{attention, embed, gelu, layer_norm};
 

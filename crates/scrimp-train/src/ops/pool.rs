@@ -11,6 +11,8 @@ use crate::tap::Tap;
 
 /// Values of a word of bits.
 const WORD: usize = u32::BITS as usize;
+/// Zeros of the padding count in a mean, as is the default of `PyTorch`.
+const COUNT_PADDING: bool = true;
 const CHECKED: &str = "buffers have the shapes of their tensors";
 
 #[derive(Debug)]
@@ -77,6 +79,38 @@ impl Function<1> for MaxPool {
 }
 
 #[derive(Debug)]
+struct Average {
+    window: Window,
+    points: Points,
+}
+
+impl Function<1> for Average {
+    /// The input's shape.
+    type Saved = [usize; 4];
+
+    fn forward(&self, [x]: [Values; 1], _keep: bool) -> (Values, Option<[usize; 4]>) {
+        let x = rounded(x, self.points.x.as_ref());
+        let shape: [usize; 4] = x.shape().dims();
+        let out = pooled(self.window, shape);
+        let mut y = room(&out);
+        pool::avg_pool2d(slice(&x), shape, self.window, COUNT_PADDING, &mut y).expect(CHECKED);
+        done(x);
+        round(self.points.y.as_ref(), &mut y, &out);
+        (tensor(y, &out), Some(shape))
+    }
+
+    fn backward(&self, dy: Values, shape: [usize; 4], _needs: [bool; 1]) -> [Option<Values>; 1] {
+        let dy = rounded(dy, self.points.dy.as_ref());
+        let mut dx = room(&shape);
+        pool::avg_pool2d_backward(slice(&dy), shape, self.window, COUNT_PADDING, &mut dx)
+            .expect(CHECKED);
+        done(dy);
+        round(self.points.dx.as_ref(), &mut dx, &shape);
+        [Some(tensor(dx, &shape))]
+    }
+}
+
+#[derive(Debug)]
 struct GlobalAverage {
     points: Points,
 }
@@ -106,9 +140,9 @@ impl Function<1> for GlobalAverage {
     }
 }
 
-/// The shape of the maxima.
+/// A shape with a pixel for each window.
 fn pooled(window: Window, shape: [usize; 4]) -> [usize; 4] {
-    window.output(shape).unwrap_or_else(|e| panic!("max_pool: {e}"))
+    window.output(shape).unwrap_or_else(|e| panic!("pooling: {e}"))
 }
 
 pub(crate) fn relu<const D: usize>(x: Tensor<D>, tap: &Tap) -> Tensor<D> {
@@ -120,6 +154,12 @@ pub(crate) fn relu<const D: usize>(x: Tensor<D>, tap: &Tap) -> Tensor<D> {
 pub(crate) fn max_pool(x: Tensor<4>, window: Window, relu: bool, tap: &Tap) -> Tensor<4> {
     let points = tap.points(x.dims(), pooled(window, x.dims()));
     Tensor::from_dispatch(apply(MaxPool { window, relu, points }, [x.into_dispatch()]))
+}
+
+/// Channels stand on the last axis.
+pub(crate) fn average_pool(x: Tensor<4>, window: Window, tap: &Tap) -> Tensor<4> {
+    let points = tap.points(x.dims(), pooled(window, x.dims()));
+    Tensor::from_dispatch(apply(Average { window, points }, [x.into_dispatch()]))
 }
 
 /// `[batch, height, width, channels]` to `[batch, channels]`.

@@ -1,5 +1,6 @@
 //! Runs while they go on, for every command that trains.
 
+use std::fmt::Write as _;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use indicatif::ProgressBar;
 use scrimp::run::{Facts, RunError, RunId, RunResult, Watch};
 use scrimp::train::kernels::Level;
 use scrimp::train::trainer::{EpochReport, StepReport};
+use scrimp::train::weights::WeightsReport;
 
 use crate::interrupt::{self, Interrupted};
 use crate::ui::{self, Ui};
@@ -169,6 +171,10 @@ impl Watch for Live<'_> {
             ui::count(rayon::current_num_threads() as u64, "thread"),
             facts.seed
         );
+        let line = match &facts.weights {
+            Some(weights) => format!("{line}\n{}", loaded(weights)),
+            None => line,
+        };
         if self.announced == line {
             return;
         }
@@ -176,7 +182,8 @@ impl Watch for Live<'_> {
         if self.mode == Mode::Json {
             let facts = serde_json::json!({
                 "type": "begin", "data": facts.data, "model": facts.model, "images": facts.images,
-                "parameters": facts.parameters, "runs": facts.runs, "threads": rayon::current_num_threads(),
+                "parameters": facts.parameters, "weights": facts.weights, "runs": facts.runs,
+                "threads": rayon::current_num_threads(),
             });
             self.ui.json(&facts).ok();
         } else {
@@ -306,6 +313,43 @@ pub fn clock(time: Duration) -> String {
     match hours {
         0 => format!("{minutes}:{seconds:02}"),
         hours => format!("{hours}:{:02}:{seconds:02}", minutes % 60),
+    }
+}
+
+/// What became of the keys of a file of first values, in a line.
+fn loaded(report: &WeightsReport) -> String {
+    let WeightsReport { file, dropped_prefix, used, unexpected, ignored, .. } = report;
+    let of = report.tensors();
+    let mut line = if *used == of {
+        format!("weights {}: all {}", file.display(), ui::count(of as u64, "tensor"))
+    } else {
+        format!("weights {}: {used} of {}", file.display(), ui::count(of as u64, "tensor"))
+    };
+    // Writing to a string cannot fail.
+    if !dropped_prefix.is_empty() {
+        let _ = write!(line, " (without the prefix `{dropped_prefix}`)");
+    }
+    let fresh: Vec<&str> = report.fresh().collect();
+    if !fresh.is_empty() {
+        let _ = write!(line, " · random: {}", names(&fresh));
+    }
+    if !unexpected.is_empty() {
+        let _ = write!(line, " · not of the network: {}", names(unexpected));
+    }
+    if !ignored.is_empty() {
+        let ignored: Vec<String> = ignored.iter().map(|(key, n)| format!("{n} {key}")).collect();
+        let _ = write!(line, " · without a part here: {}", ignored.join(", "));
+    }
+    line
+}
+
+/// The first few names, and how many more there are; `result.json` has all.
+fn names(names: &[impl AsRef<str>]) -> String {
+    const MOST: usize = 10;
+    let shown: Vec<&str> = names.iter().take(MOST).map(AsRef::as_ref).collect();
+    match names.len().saturating_sub(MOST) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 
