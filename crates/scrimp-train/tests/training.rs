@@ -903,7 +903,7 @@ fn weights_of_another_network_are_refused_by_name_and_shape() {
             && lacking.contains("missing in the file: fc1.bias")
     );
     let unknown = refused(&|w| w[2].name = "fc9.weight".into());
-    let both = "missing in the file: fc2.weight\n  unexpected in the file: fc9.weight\n";
+    let both = "missing in the file: fc2.weight\n  unexpected in the file: fc9.weight";
     assert!(unknown.contains(both), "{unknown}");
     let shape = refused(&|w| w[1].shape = vec![128, 2]);
     assert!(shape.contains("fc1.bias is [128, 2] in the file and [256] here"), "{shape}");
