@@ -40,7 +40,7 @@ pub fn concat(parts: &[(&[f32], usize)], out: &mut [f32]) -> Result<(), KernelEr
     Ok(())
 }
 
-/// Writes these columns of all rows of `x`, which is the way back of [`concat`] to one of its parts.
+/// Writes these columns of all rows of `x`, which is the way back of [`concat()`] to one of its parts.
 ///
 /// # Shapes
 /// - `x`: `[rows, columns]`

@@ -1,5 +1,5 @@
-//! What PyTorch gives: taps at all eight points, optimizers, schedules, losses, clipping, and a network. The scripts in `tools/` wrote
-//! the files in `golden/`, whose headers name the versions.
+//! What PyTorch gives: taps at all eight points, optimizers, schedules, losses, clipping, and a network. The scripts in
+//! `tools/` wrote the files in `golden/`, whose headers name the versions.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
