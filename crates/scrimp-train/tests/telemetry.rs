@@ -2,11 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "support/stripes.rs"]
+mod stripes;
 #[expect(dead_code, reason = "other tests stop in between")]
 mod support;
 
 use scrimp_train::Role;
-use scrimp_train::data::{Images, Splits};
+use scrimp_train::data::Splits;
 use scrimp_train::models;
 use scrimp_train::params::NamedTensor;
 use scrimp_train::plan::Saved;
@@ -14,26 +16,6 @@ use scrimp_train::rules::Rule;
 use scrimp_train::telemetry::TensorReport;
 use scrimp_train::trainer::{Observer, Outcome, TrainJob};
 use serde_json::json;
-
-/// Grey images of 4x4 pixels, in which one row out of two is bright.
-fn images(count: usize) -> Images {
-    let pixel = |i: usize, p: usize| if p / 8 == i % 2 { 200 + (i * p % 50) } else { i * p % 90 };
-    let pixels = (0..count).flat_map(|i| (0..16).map(move |p| u8::try_from(pixel(i, p)).unwrap()));
-    let labels = (0..count).map(|i| u8::from(i % 2 == 1));
-    Images { pixels: pixels.collect(), labels: labels.collect(), channels: 1, height: 4, width: 4 }
-}
-
-fn splits() -> Splits {
-    Splits {
-        train: images(50),
-        validation: images(20),
-        test: images(30),
-        classes: 2,
-        mean: vec![0.4],
-        std: vec![0.3],
-        note: "made up".into(),
-    }
-}
 
 fn job<'a>(splits: &'a Splits, rules: &[serde_json::Value], optimizer: &str) -> TrainJob<'a> {
     let rules = rules.iter().map(|r| serde_json::from_value::<Rule>(r.clone()).unwrap());
@@ -72,7 +54,7 @@ fn bits(model: &[NamedTensor]) -> Vec<(&str, Vec<u32>)> {
 
 #[test]
 fn looking_at_steps_changes_no_bit() {
-    let splits = splits();
+    let splits = stripes::splits(20);
     let members = scrimp_codec::FAMILIES.iter().flat_map(|family| family.members());
     let on_all =
         members.map(|s| json!({"layers": "*", "w": s, "x": s, "y": s, "dy": s, "dx": s, "dw": s}));
@@ -95,7 +77,7 @@ fn looking_at_steps_changes_no_bit() {
 
 #[test]
 fn every_tensor_of_the_plan_is_reported_once() {
-    let splits = splits();
+    let splits = stripes::splits(20);
     let rule = json!({"layers": "fc1", "default": "int8", "m": "int8", "v": "int4/group:32", "vb": "int8"});
     let job = TrainJob { telemetry_steps: Some(3), ..job(&splits, &[rule], "adam") };
     let (outcome, seen) = train(&job);
@@ -126,7 +108,7 @@ fn every_tensor_of_the_plan_is_reported_once() {
 
 #[test]
 fn reports_are_those_of_loops_over_the_values() {
-    let splits = splits();
+    let splits = stripes::splits(20);
     let rules = [
         json!({"layers": "fc1", "w": "int4", "x": "fp:e2m1:3:none"}),
         json!({"layers": "fc2", "w": "e2m1fn"}),

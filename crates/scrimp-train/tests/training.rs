@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "support/stripes.rs"]
+mod stripes;
 mod support;
 
 use burn::module::{Module, Param};
@@ -13,7 +15,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use scrimp_codec::{Scheme, Stream, Tally};
 use scrimp_train::burn;
 use scrimp_train::compute::{Compute, Products};
-use scrimp_train::data::{Images, Splits};
+use scrimp_train::data::Splits;
 use scrimp_train::exchange::{ExchangeConfig, LevelConfig};
 use scrimp_train::gradients::{self, GradientTaps};
 use scrimp_train::layers::{Conv2d, Conv2dOptions, Linear, channels_last};
@@ -623,33 +625,13 @@ fn an_own_network_in_an_own_loop_learns_the_exclusive_or() {
 
 // ----- The trainer.
 
-/// Grey images of 4x4 pixels, in which one row out of two is bright.
-fn images(count: usize) -> Images {
-    let pixel = |i: usize, p: usize| if p / 8 == i % 2 { 200 + (i * p % 50) } else { i * p % 90 };
-    let pixels = (0..count).flat_map(|i| (0..16).map(move |p| u8::try_from(pixel(i, p)).unwrap()));
-    let labels = (0..count).map(|i| u8::from(i % 2 == 1));
-    Images { pixels: pixels.collect(), labels: labels.collect(), channels: 1, height: 4, width: 4 }
-}
-
-fn splits() -> Splits {
-    Splits {
-        train: images(50),
-        validation: images(0),
-        test: images(30),
-        classes: 2,
-        mean: vec![0.4],
-        std: vec![0.3],
-        note: "made up".into(),
-    }
-}
-
 fn job(splits: &Splits, rules: Vec<Rule>) -> TrainJob<'_> {
     TrainJob { epochs: 2, ..support::job(splits, 8, rules) }
 }
 
 #[test]
 fn values_that_were_replaced_are_counted_through_stop_and_resume() {
-    let splits = splits();
+    let splits = stripes::splits(0);
     let mut job = job(&splits, vec![rule("fc1", &[("w", "int8/nonfinite:saturate")])]);
     // Two weights are NaN; they are stored as they are and never reach a sum.
     let mut weights = train(&TrainJob { epochs: 0, ..job.clone() }, u64::MAX).unwrap().model;
@@ -679,7 +661,7 @@ fn values_that_were_replaced_are_counted_through_stop_and_resume() {
 
 #[test]
 fn every_member_of_the_registry_trains_on_every_role() {
-    let splits = splits();
+    let splits = stripes::splits(0);
     for member in scrimp_codec::FAMILIES.iter().flat_map(|family| family.members()) {
         let keys = ["w", "x", "y", "dy", "dx", "dw"].map(|role| (role, member.as_str()));
         let job = TrainJob { epochs: 1, ..job(&splits, vec![rule("fc*", &keys)]) };
@@ -709,7 +691,7 @@ fn resumed(job: &TrainJob, case: &str) -> Vec<NamedTensor> {
 
 #[test]
 fn what_schemes_remember_of_gradients_survives_a_resume() {
-    let splits = splits();
+    let splits = stripes::splits(0);
     for (dw, dy) in [("onebit", "flex16+5"), ("top_k:10%/feedback", "cfloat8_1_5_2")] {
         let job = job(&splits, vec![rule("fc*", &[("dw", dw), ("dy", dy)])]);
         resumed(&job, &format!("{dw} {dy}"));
@@ -719,7 +701,7 @@ fn what_schemes_remember_of_gradients_survives_a_resume() {
 /// What is kept for the way back is the bytes of the values that were computed with, for every layer that keeps some.
 #[test]
 fn packed_activations_train_the_same_network() {
-    let splits = splits();
+    let splits = stripes::splits(0);
     for scheme in
         ["smaq:6,8", "int8", "int4/channel", "mxfp4", "e4m3fn", "bf16", "s2fp8", "int8/rans"]
     {
@@ -755,7 +737,7 @@ fn exchange(json: serde_json::Value) -> ExchangeConfig {
 
 #[test]
 fn what_workers_remember_survives_a_resume() {
-    let splits = splits();
+    let splits = stripes::splits(0);
     for config in [
         serde_json::json!({"workers": 4, "up": "int2", "down": "int4", "error_feedback": true}),
         serde_json::json!({"workers": 3, "preset": "onebit-sgd"}),
@@ -825,7 +807,7 @@ fn workers_send_the_rounded_gradients_of_their_samples() {
 
 #[test]
 fn an_exchange_that_does_not_fit_is_an_error() {
-    let splits = splits();
+    let splits = stripes::splits(0);
     let refused = |config: serde_json::Value, rules: Vec<Rule>| {
         let mut job = job(&splits, rules);
         job.plan.exchange = (!config.is_null()).then(|| exchange(config));
@@ -843,7 +825,7 @@ fn an_exchange_that_does_not_fit_is_an_error() {
 
 #[test]
 fn the_first_tensor_that_is_not_finite_is_named() {
-    let splits = splits();
+    let splits = stripes::splits(0);
     let mut job = job(&splits, vec![rule("fc2", &[("x", "int8"), ("dy", "int8")])]);
     let healthy = train(&TrainJob { epochs: 0, ..job.clone() }, u64::MAX).unwrap().model;
     for (name, value) in [("fc1.weight", f32::NAN), ("fc3.bias", f32::INFINITY)] {
@@ -866,7 +848,7 @@ fn the_first_tensor_that_is_not_finite_is_named() {
 
 #[test]
 fn weights_of_another_network_are_refused_by_name_and_shape() {
-    let splits = splits();
+    let splits = stripes::splits(0);
     let mut job = job(&splits, Vec::new());
     let fitting = train(&TrainJob { epochs: 0, ..job.clone() }, u64::MAX).unwrap().model;
     let mut refused = |change: &dyn Fn(&mut Vec<NamedTensor>)| {
