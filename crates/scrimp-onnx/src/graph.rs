@@ -1,0 +1,446 @@
+//! Looking around in a graph, and changing it.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::OnnxError;
+use crate::proto::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, TypeValue,
+    ValueInfoProto,
+};
+
+/// The kinds of attributes that graphs are made with.
+mod attribute_kind {
+    pub const FLOAT: i32 = 1;
+    pub const INT: i32 = 2;
+    pub const STRING: i32 = 3;
+    pub const FLOATS: i32 = 6;
+    pub const INTS: i32 = 7;
+}
+
+/// Calls `visit` for every constant tensor of a model, those of subgraphs and functions among them.
+pub fn visit_tensors(model: &ModelProto, visit: &mut dyn FnMut(&TensorProto)) {
+    fn of_nodes(nodes: &[NodeProto], visit: &mut dyn FnMut(&TensorProto)) {
+        for attribute in nodes.iter().flat_map(|node| &node.attribute) {
+            attribute.t.iter().chain(&attribute.tensors).for_each(&mut *visit);
+            attribute.g.iter().chain(&attribute.graphs).for_each(|g| of_graph(g, visit));
+        }
+    }
+    fn of_graph(graph: &GraphProto, visit: &mut dyn FnMut(&TensorProto)) {
+        graph.initializer.iter().for_each(&mut *visit);
+        for sparse in &graph.sparse_initializer {
+            sparse.values.iter().chain(&sparse.indices).for_each(&mut *visit);
+        }
+        of_nodes(&graph.node, visit);
+    }
+    model.graph.iter().for_each(|graph| of_graph(graph, visit));
+    model.functions.iter().for_each(|function| of_nodes(&function.node, visit));
+}
+
+/// As [`visit_tensors`], with the right to change them.
+pub fn for_each_tensor(model: &mut ModelProto, visit: &mut dyn FnMut(&mut TensorProto)) {
+    fn of_nodes(nodes: &mut [NodeProto], visit: &mut dyn FnMut(&mut TensorProto)) {
+        for attribute in nodes.iter_mut().flat_map(|node| &mut node.attribute) {
+            attribute.t.iter_mut().chain(&mut attribute.tensors).for_each(&mut *visit);
+            attribute.g.iter_mut().chain(&mut attribute.graphs).for_each(|g| of_graph(g, visit));
+        }
+    }
+    fn of_graph(graph: &mut GraphProto, visit: &mut dyn FnMut(&mut TensorProto)) {
+        graph.initializer.iter_mut().for_each(&mut *visit);
+        for sparse in &mut graph.sparse_initializer {
+            sparse.values.iter_mut().chain(&mut sparse.indices).for_each(&mut *visit);
+        }
+        of_nodes(&mut graph.node, visit);
+    }
+    model.graph.iter_mut().for_each(|graph| of_graph(graph, visit));
+    model.functions.iter_mut().for_each(|function| of_nodes(&mut function.node, visit));
+}
+
+impl NodeProto {
+    /// A node of the standard operators.
+    pub fn call(op: &str, name: &str, inputs: &[&str], outputs: &[&str]) -> Self {
+        Self {
+            op_type: Some(op.into()),
+            name: Some(name.into()),
+            input: inputs.iter().map(|&s| s.into()).collect(),
+            output: outputs.iter().map(|&s| s.into()).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The node with an integer attribute set.
+    #[must_use]
+    pub fn with_int(mut self, name: &str, value: i64) -> Self {
+        self.set(AttributeProto {
+            i: Some(value),
+            ..AttributeProto::named(name, attribute_kind::INT)
+        });
+        self
+    }
+
+    /// The node with an attribute of integers set.
+    #[must_use]
+    pub fn with_ints(mut self, name: &str, values: &[i64]) -> Self {
+        self.set(AttributeProto {
+            ints: values.to_vec(),
+            ..AttributeProto::named(name, attribute_kind::INTS)
+        });
+        self
+    }
+
+    /// The node with a float attribute set.
+    #[must_use]
+    pub fn with_float(mut self, name: &str, value: f32) -> Self {
+        self.set(AttributeProto {
+            f: Some(value),
+            ..AttributeProto::named(name, attribute_kind::FLOAT)
+        });
+        self
+    }
+
+    /// The node with a text attribute set.
+    #[must_use]
+    pub fn with_text(mut self, name: &str, value: &str) -> Self {
+        self.set(AttributeProto {
+            s: Some(value.to_owned().into()),
+            ..AttributeProto::named(name, attribute_kind::STRING)
+        });
+        self
+    }
+
+    /// Sets an attribute, in place of one with the same name.
+    pub fn set(&mut self, attribute: AttributeProto) {
+        match self.attribute.iter_mut().find(|a| a.name == attribute.name) {
+            Some(old) => *old = attribute,
+            None => self.attribute.push(attribute),
+        }
+    }
+
+    /// Takes an attribute out.
+    pub fn take(&mut self, name: &str) -> Option<AttributeProto> {
+        let at = self.attribute.iter().position(|a| a.name() == name)?;
+        Some(self.attribute.remove(at))
+    }
+
+    /// An attribute, where the node has it.
+    pub fn get(&self, name: &str) -> Option<&AttributeProto> {
+        self.attribute.iter().find(|a| a.name() == name)
+    }
+
+    /// An integer attribute, or its default.
+    pub fn int(&self, name: &str, default: i64) -> i64 {
+        self.get(name).and_then(|a| a.i).unwrap_or(default)
+    }
+
+    /// A float attribute, or its default.
+    pub fn float(&self, name: &str, default: f32) -> f32 {
+        self.get(name).and_then(|a| a.f).unwrap_or(default)
+    }
+
+    /// An attribute of integers; empty where the node has none.
+    pub fn ints(&self, name: &str) -> &[i64] {
+        self.get(name).map_or(&[], |a| &a.ints)
+    }
+
+    /// A text attribute, or its default.
+    pub fn text<'a>(&'a self, name: &str, default: &'a str) -> &'a str {
+        self.get(name).and_then(|a| std::str::from_utf8(a.s.as_deref()?).ok()).unwrap_or(default)
+    }
+
+    /// Whether this is such an operator of the standard set.
+    pub fn is(&self, op: &str) -> bool {
+        self.op_type() == op && self.is_standard()
+    }
+
+    /// Whether the operator belongs to the standard set.
+    pub fn is_standard(&self) -> bool {
+        matches!(self.domain(), "" | "ai.onnx")
+    }
+
+    /// The name of input `at`; `None` where it is left out.
+    pub fn arg(&self, at: usize) -> Option<&str> {
+        self.input.get(at).map(String::as_str).filter(|name| !name.is_empty())
+    }
+
+    /// What messages call the node: its name, or its first output where it has none.
+    pub fn label(&self) -> &str {
+        if self.name().is_empty() {
+            self.output.first().map_or("", String::as_str)
+        } else {
+            self.name()
+        }
+    }
+
+    /// The graphs among the attributes.
+    pub fn subgraphs(&self) -> impl Iterator<Item = &GraphProto> {
+        self.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
+    }
+
+    /// The graphs among the attributes, to be changed.
+    pub fn subgraphs_mut(&mut self) -> impl Iterator<Item = &mut GraphProto> {
+        self.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs))
+    }
+}
+
+impl AttributeProto {
+    fn named(name: &str, kind: i32) -> Self {
+        Self { name: Some(name.into()), r#type: Some(kind), ..Self::default() }
+    }
+
+    /// An attribute of floats.
+    pub fn of_floats(name: &str, values: Vec<f32>) -> Self {
+        Self { floats: values, ..Self::named(name, attribute_kind::FLOATS) }
+    }
+}
+
+impl GraphProto {
+    /// The constant with this name.
+    pub fn constant(&self, name: &str) -> Option<&TensorProto> {
+        self.initializer.iter().find(|t| t.name() == name)
+    }
+
+    /// The inputs that a caller must give: those that no constant stands for.
+    pub fn required_inputs(&self) -> impl Iterator<Item = &ValueInfoProto> {
+        let constants: HashSet<&str> = self.initializer.iter().map(TensorProto::name).collect();
+        self.input.iter().filter(move |input| !constants.contains(input.name()))
+    }
+
+    /// Replaces a value by another wherever it is read, in subgraphs too, and as an output of this graph.
+    pub fn replace_uses(&mut self, old: &str, new: &str) {
+        for node in &mut self.node {
+            node.replace_uses(old, new);
+        }
+    }
+
+    /// Puts the nodes in an order in which each comes after those whose outputs it reads; nodes keep their order where it
+    /// does not matter.
+    ///
+    /// # Errors
+    /// If nodes need each other's outputs.
+    pub fn sort(&mut self) -> Result<(), OnnxError> {
+        let made: HashMap<&str, usize> = self
+            .node
+            .iter()
+            .enumerate()
+            .flat_map(|(at, node)| node.output.iter().map(move |name| (name.as_str(), at)))
+            .filter(|(name, _)| !name.is_empty())
+            .collect();
+        let mut order = Vec::with_capacity(self.node.len());
+        // 0: not seen, 1: being placed, 2: placed.
+        let mut state = vec![0u8; self.node.len()];
+        for start in 0..self.node.len() {
+            let mut stack = vec![(start, false)];
+            while let Some((at, ready)) = stack.pop() {
+                if ready {
+                    state[at] = 2;
+                    order.push(at);
+                    continue;
+                }
+                match state[at] {
+                    2 => continue,
+                    1 => {
+                        return Err(OnnxError::graph(format!(
+                            "node `{}` needs its own output: the graph has a cycle",
+                            self.node[at].label()
+                        )));
+                    }
+                    _ => {}
+                }
+                state[at] = 1;
+                stack.push((at, true));
+                let mut needs = Vec::new();
+                self.node[at].reads(&mut |name| needs.extend(made.get(name).copied()));
+                for &need in needs.iter().rev() {
+                    match state[need] {
+                        0 => stack.push((need, false)),
+                        1 => {
+                            return Err(OnnxError::graph(format!(
+                                "node `{}` needs its own output: the graph has a cycle",
+                                self.node[need].label()
+                            )));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        if order.iter().enumerate().any(|(place, &at)| place != at) {
+            let mut nodes: Vec<Option<NodeProto>> =
+                std::mem::take(&mut self.node).into_iter().map(Some).collect();
+            self.node = order.iter().filter_map(|&at| nodes[at].take()).collect();
+        }
+        Ok(())
+    }
+
+    /// Drops nodes and constants that no output needs. Nodes with side effects do not exist in ONNX.
+    pub fn drop_dead(&mut self) {
+        loop {
+            let mut live: HashSet<String> =
+                self.output.iter().map(|o| o.name().to_owned()).collect();
+            for node in &self.node {
+                node.reads(&mut |name| {
+                    live.insert(name.to_owned());
+                });
+            }
+            let before = self.node.len();
+            self.node.retain(|node| node.output.iter().any(|name| live.contains(name)));
+            if self.node.len() == before {
+                let inputs: HashSet<String> =
+                    self.input.iter().map(|i| i.name().to_owned()).collect();
+                self.initializer.retain(|t| live.contains(t.name()) || inputs.contains(t.name()));
+                return;
+            }
+        }
+    }
+
+    /// A name that nothing in the graph has, made from `base`.
+    pub fn fresh_name(&self, base: &str) -> String {
+        let mut taken = HashSet::new();
+        self.names(&mut |name| {
+            taken.insert(name.to_owned());
+        });
+        if !taken.contains(base) {
+            return base.to_owned();
+        }
+        (1..).map(|n| format!("{base}_{n}")).find(|name| !taken.contains(name)).expect("some number is free")
+    }
+
+    fn names(&self, visit: &mut dyn FnMut(&str)) {
+        self.input.iter().for_each(|v| visit(v.name()));
+        self.initializer.iter().for_each(|t| visit(t.name()));
+        for node in &self.node {
+            node.input.iter().chain(&node.output).for_each(|name| visit(name));
+            node.subgraphs().for_each(|graph| graph.names(visit));
+        }
+    }
+}
+
+impl NodeProto {
+    /// Calls `visit` for every value that the node reads, those that its subgraphs take from outside among them.
+    pub fn reads(&self, visit: &mut dyn FnMut(&str)) {
+        self.input.iter().filter(|name| !name.is_empty()).for_each(|name| visit(name));
+        for graph in self.subgraphs() {
+            let mut own: HashSet<&str> = graph.input.iter().map(ValueInfoProto::name).collect();
+            own.extend(graph.initializer.iter().map(TensorProto::name));
+            own.extend(graph.node.iter().flat_map(|n| &n.output).map(String::as_str));
+            for node in &graph.node {
+                node.reads(&mut |name| {
+                    if !own.contains(name) {
+                        visit(name);
+                    }
+                });
+            }
+            for output in &graph.output {
+                if !own.contains(output.name()) {
+                    visit(output.name());
+                }
+            }
+        }
+    }
+
+    fn replace_uses(&mut self, old: &str, new: &str) {
+        for name in self.input.iter_mut().filter(|name| *name == old) {
+            new.clone_into(name);
+        }
+        for graph in self.subgraphs_mut() {
+            graph.replace_uses(old, new);
+            for output in graph.output.iter_mut().filter(|o| o.name() == old) {
+                output.name = Some(new.to_owned());
+            }
+        }
+    }
+}
+
+/// Who makes and who reads each value of a graph, subgraphs not entered.
+#[derive(Debug, Default)]
+pub struct Index {
+    makers: HashMap<String, usize>,
+    readers: HashMap<String, Vec<(usize, usize)>>,
+    /// Values that are read inside subgraphs or are outputs of the graph.
+    exposed: HashSet<String>,
+    constants: HashMap<String, usize>,
+}
+
+impl Index {
+    /// The index of a graph as it is now.
+    pub fn of(graph: &GraphProto) -> Self {
+        let mut index = Self::default();
+        for (at, node) in graph.node.iter().enumerate() {
+            for name in node.output.iter().filter(|name| !name.is_empty()) {
+                index.makers.insert(name.clone(), at);
+            }
+            for (slot, name) in node.input.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
+                index.readers.entry(name.clone()).or_default().push((at, slot));
+            }
+            if node.subgraphs().next().is_some() {
+                let direct: HashSet<&String> = node.input.iter().collect();
+                node.reads(&mut |name| {
+                    if !direct.contains(&name.to_owned()) {
+                        index.exposed.insert(name.to_owned());
+                    }
+                });
+            }
+        }
+        index.exposed.extend(graph.output.iter().map(|o| o.name().to_owned()));
+        let constants = graph.initializer.iter().enumerate();
+        index.constants = constants.map(|(at, t)| (t.name().to_owned(), at)).collect();
+        index
+    }
+
+    /// The node that makes a value.
+    pub fn maker(&self, name: &str) -> Option<usize> {
+        self.makers.get(name).copied()
+    }
+
+    /// The nodes that read a value, with the number of the input.
+    pub fn readers(&self, name: &str) -> &[(usize, usize)] {
+        self.readers.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a value is read elsewhere than by nodes of this graph.
+    pub fn is_exposed(&self, name: &str) -> bool {
+        self.exposed.contains(name)
+    }
+
+    /// The place of a constant among the initializers.
+    pub fn constant(&self, name: &str) -> Option<usize> {
+        self.constants.get(name).copied()
+    }
+
+    /// The one node that reads a value, where there is one and nothing else sees the value.
+    pub fn only_reader(&self, name: &str) -> Option<(usize, usize)> {
+        match self.readers(name) {
+            [only] if !self.is_exposed(name) => Some(*only),
+            _ => None,
+        }
+    }
+}
+
+impl ValueInfoProto {
+    /// A value of which only name and element type are known.
+    pub fn of_kind(name: &str, elem_type: i32) -> Self {
+        let tensor = crate::proto::TensorType { elem_type: Some(elem_type), shape: None };
+        Self {
+            name: Some(name.into()),
+            r#type: Some(TypeProto { value: Some(TypeValue::Tensor(tensor)), denotation: None }),
+            ..Self::default()
+        }
+    }
+
+    /// The element type and the sizes that are known, where the value is a dense tensor.
+    pub fn tensor_type(&self) -> Option<(i32, Option<Vec<Option<i64>>>)> {
+        let Some(TypeValue::Tensor(tensor)) = self.r#type.as_ref()?.value.as_ref() else {
+            return None;
+        };
+        let dims = tensor.shape.as_ref().map(|shape| {
+            shape
+                .dim
+                .iter()
+                .map(|d| match d.value {
+                    Some(crate::proto::DimensionValue::Value(size)) => Some(size),
+                    _ => None,
+                })
+                .collect()
+        });
+        Some((tensor.elem_type(), dims))
+    }
+}
