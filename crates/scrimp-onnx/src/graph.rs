@@ -207,7 +207,7 @@ impl GraphProto {
     /// Replaces a value by another wherever it is read, in subgraphs too, and as an output of this graph.
     pub fn replace_uses(&mut self, old: &str, new: &str) {
         for node in &mut self.node {
-            node.replace_uses(old, new);
+            node.replace_reads(old, new);
         }
     }
 
@@ -301,10 +301,14 @@ impl GraphProto {
         if !taken.contains(base) {
             return base.to_owned();
         }
-        (1..).map(|n| format!("{base}_{n}")).find(|name| !taken.contains(name)).expect("some number is free")
+        (1..)
+            .map(|n| format!("{base}_{n}"))
+            .find(|name| !taken.contains(name))
+            .expect("some number is free")
     }
 
-    fn names(&self, visit: &mut dyn FnMut(&str)) {
+    /// Calls `visit` for every name of a value, those of subgraphs among them.
+    pub fn names(&self, visit: &mut dyn FnMut(&str)) {
         self.input.iter().for_each(|v| visit(v.name()));
         self.initializer.iter().for_each(|t| visit(t.name()));
         for node in &self.node {
@@ -337,7 +341,8 @@ impl NodeProto {
         }
     }
 
-    fn replace_uses(&mut self, old: &str, new: &str) {
+    /// Replaces a value by another wherever this node reads it, in its subgraphs too.
+    pub fn replace_reads(&mut self, old: &str, new: &str) {
         for name in self.input.iter_mut().filter(|name| *name == old) {
             new.clone_into(name);
         }

@@ -1,17 +1,36 @@
 //! Post-training quantization of ONNX models: read a float model, calibrate it on data, write one that runtimes load.
 
+pub mod calibration;
+mod config;
+mod data;
+mod element;
 mod engine;
 mod error;
 mod graph;
+mod insert;
 mod model;
+mod plan;
+mod profile;
 pub mod proto;
-mod simplify;
+mod quantize;
+mod rounding;
+pub mod rules;
+pub mod simplify;
 mod tensor;
 mod value;
+mod weights;
 
+pub use config::{Config, Matcher, Mode, NodeRule, Spec, WeightRange, WeightRounding};
+pub use data::Data;
+pub use element::Element;
 pub use engine::{Choice, Engine, EngineError, LoadOptions, Session, open as open_engine};
 pub use error::OnnxError;
 pub use graph::Index;
+pub use insert::Grid;
 pub use model::Model;
+pub use plan::{ActivationPlan, NodePlan, Plan, State, WeightPlan, Why};
+pub use profile::{PROFILES, Profile, find as find_profile};
+pub use quantize::{Progress, QuantizeError, Quantized, Watch, quantize};
 pub use tensor::DataType;
-pub use value::{Data, Value};
+pub use value::{Data as Elements, Value};
+pub use weights::{Layout, Packed, Sharing};

@@ -10,7 +10,9 @@ use prost::bytes::Bytes;
 use scrimp_files::{FileError, write_atomic};
 
 use crate::OnnxError;
-use crate::proto::{GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto};
+use crate::proto::{
+    GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
+};
 
 /// Protobuf allows no message of 2 GiB or more.
 const LARGEST_MESSAGE: usize = (1 << 31) - 1;
@@ -61,7 +63,10 @@ impl Model {
             ir_version: Some(ir_version),
             producer_name: Some("scrimp".into()),
             producer_version: Some(env!("CARGO_PKG_VERSION").into()),
-            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(opset) }],
+            opset_import: vec![OperatorSetIdProto {
+                domain: Some(String::new()),
+                version: Some(opset),
+            }],
             graph: Some(graph),
             ..ModelProto::default()
         };
@@ -102,10 +107,10 @@ impl Model {
             .find(|set| set.domain().is_empty() || set.domain() == "ai.onnx");
         match set {
             Some(set) => set.version = Some(opset),
-            None => self.proto.opset_import.push(OperatorSetIdProto {
-                domain: Some(String::new()),
-                version: Some(opset),
-            }),
+            None => self
+                .proto
+                .opset_import
+                .push(OperatorSetIdProto { domain: Some(String::new()), version: Some(opset) }),
         }
         let ir_version = ir_version_of(opset).max(self.proto.ir_version());
         self.proto.ir_version = Some(ir_version);
@@ -169,13 +174,16 @@ impl Model {
                 if !large && !tensor.is_external() {
                     return;
                 }
-                if tensor.is_external() && let Err(error) = read_external(tensor, self.folder.as_deref()) {
+                if tensor.is_external()
+                    && let Err(error) = read_external(tensor, self.folder.as_deref())
+                {
                     failure = Some(error);
                     return;
                 }
                 let raw = tensor.raw_data.take().unwrap_or_default();
                 let start = at.next_multiple_of(ALIGNMENT);
-                let padding = vec![0u8; usize::try_from(start - at).expect("less than the alignment")];
+                let padding =
+                    vec![0u8; usize::try_from(start - at).expect("less than the alignment")];
                 let wrote = out.write_all(&padding).and_then(|()| out.write_all(&raw));
                 if let Err(source) = wrote {
                     failure = Some(FileError::io("write", &data_path, source).into());
@@ -196,7 +204,9 @@ impl Model {
             });
             match failure {
                 // The error below is replaced by the failure; it only keeps the file from being put in place.
-                Some(_) => Err(FileError::io("write", &data_path, std::io::ErrorKind::Other.into())),
+                Some(_) => {
+                    Err(FileError::io("write", &data_path, std::io::ErrorKind::Other.into()))
+                }
                 None => Ok(at),
             }
         });
@@ -251,7 +261,8 @@ fn read_external(tensor: &mut TensorProto, folder: Option<&Path>) -> Result<(), 
         return Err(OnnxError::tensor(&name, "external data without a location"));
     };
     let relative = Path::new(location);
-    let inside = relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+    let inside =
+        relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
     if !inside {
         return Err(OnnxError::tensor(
             &name,
@@ -259,7 +270,10 @@ fn read_external(tensor: &mut TensorProto, folder: Option<&Path>) -> Result<(), 
         ));
     }
     let Some(folder) = folder else {
-        return Err(OnnxError::tensor(&name, "external data of a model that was not read from a file"));
+        return Err(OnnxError::tensor(
+            &name,
+            "external data of a model that was not read from a file",
+        ));
     };
     let path = folder.join(relative);
     let io_error = |source| OnnxError::Io { path: path.clone(), source };
@@ -279,7 +293,9 @@ fn read_external(tensor: &mut TensorProto, folder: Option<&Path>) -> Result<(), 
     if offset.checked_add(length).is_none_or(|end| end > size) {
         return Err(OnnxError::tensor(
             &name,
-            format!("external data `{location}` has {size} bytes; {length} from {offset} are asked for"),
+            format!(
+                "external data `{location}` has {size} bytes; {length} from {offset} are asked for"
+            ),
         ));
     }
     let expected = tensor

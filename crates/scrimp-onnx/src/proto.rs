@@ -438,4 +438,3 @@ pub struct FunctionProto {
     #[prost(message, repeated, tag = "14")]
     pub metadata_props: Vec<StringStringEntryProto>,
 }
-

@@ -179,11 +179,9 @@ impl TensorProto {
     /// # Errors
     /// If a size is negative.
     pub fn shape(&self) -> Result<Vec<usize>, OnnxError> {
-        self.dims
-            .iter()
-            .map(|&d| usize::try_from(d))
-            .collect::<Result<_, _>>()
-            .map_err(|_| OnnxError::tensor(self.name(), format!("impossible shape {:?}", self.dims)))
+        self.dims.iter().map(|&d| usize::try_from(d)).collect::<Result<_, _>>().map_err(|_| {
+            OnnxError::tensor(self.name(), format!("impossible shape {:?}", self.dims))
+        })
     }
 
     /// Whether the values lie in another file.
@@ -195,7 +193,10 @@ impl TensorProto {
     ///
     /// # Errors
     /// If the type is another, the values lie in another file, or there are too few or too many of them.
-    #[expect(clippy::cast_possible_truncation, reason = "f64 constants become what an f32 engine sees")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "f64 constants become what an f32 engine sees"
+    )]
     pub fn to_f32(&self) -> Result<Vec<f32>, OnnxError> {
         let kind = self.kind();
         let raw = self.raw(kind.and_then(DataType::bits).unwrap_or(8) / 8)?;
@@ -246,10 +247,9 @@ impl TensorProto {
             (Some(DataType::Uint8 | DataType::Bool), Some(raw)) => {
                 raw.iter().map(|&b| i64::from(b)).collect()
             }
-            (
-                Some(DataType::Int32 | DataType::Int8 | DataType::Uint8 | DataType::Bool),
-                None,
-            ) => self.int32_data.iter().map(|&v| i64::from(v)).collect(),
+            (Some(DataType::Int32 | DataType::Int8 | DataType::Uint8 | DataType::Bool), None) => {
+                self.int32_data.iter().map(|&v| i64::from(v)).collect()
+            }
             _ => return Err(self.wrong_type("an integer")),
         };
         self.counted(values)
@@ -257,7 +257,10 @@ impl TensorProto {
 
     fn raw(&self, width: usize) -> Result<Option<&[u8]>, OnnxError> {
         if self.is_external() {
-            return Err(OnnxError::tensor(self.name(), "its values lie in another file and were not read"));
+            return Err(OnnxError::tensor(
+                self.name(),
+                "its values lie in another file and were not read",
+            ));
         }
         match &self.raw_data {
             Some(raw) if width > 0 && raw.len() % width != 0 => Err(OnnxError::tensor(

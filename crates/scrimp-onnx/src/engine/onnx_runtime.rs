@@ -151,14 +151,17 @@ impl Session for OrtSession {
         let given = inputs
             .iter()
             .map(|(name, value)| {
-                let value = to_theirs(value).map_err(|error| failed(format!("input `{name}`: {error}")))?;
+                let value =
+                    to_theirs(value).map_err(|error| failed(format!("input `{name}`: {error}")))?;
                 Ok(((*name).to_owned(), value))
             })
             .collect::<Result<Vec<(String, ort::session::SessionInputValue<'_>)>, EngineError>>()?;
         let results = self.loaded.run(given).map_err(|error| failed(error.to_string()))?;
         results
             .iter()
-            .map(|(name, value)| from_theirs(&value).map_err(|error| failed(format!("output `{name}`: {error}"))))
+            .map(|(name, value)| {
+                from_theirs(&value).map_err(|error| failed(format!("output `{name}`: {error}")))
+            })
             .collect()
     }
 }

@@ -1,7 +1,7 @@
 //! rten, an engine in Rust.
 
-use rten::{Model as Loaded, ModelOptions, NodeId, RunOptions, ValueOrView, ValueView};
 use rten::Value as Theirs;
+use rten::{Model as Loaded, ModelOptions, NodeId, RunOptions, ValueOrView, ValueView};
 use rten_tensor::Layout;
 
 use super::{Engine, EngineError, LoadOptions, Session};
@@ -113,10 +113,16 @@ fn to_theirs(value: &Value) -> Result<ValueOrView<'_>, String> {
 
 fn from_theirs(value: Theirs) -> Result<Value, String> {
     Ok(match value {
-        Theirs::FloatTensor(t) => Value { shape: t.shape().to_vec(), data: Data::F32(t.into_data()) },
-        Theirs::Int32Tensor(t) => Value { shape: t.shape().to_vec(), data: Data::I32(t.into_data()) },
+        Theirs::FloatTensor(t) => {
+            Value { shape: t.shape().to_vec(), data: Data::F32(t.into_data()) }
+        }
+        Theirs::Int32Tensor(t) => {
+            Value { shape: t.shape().to_vec(), data: Data::I32(t.into_data()) }
+        }
         Theirs::Int8Tensor(t) => Value { shape: t.shape().to_vec(), data: Data::I8(t.into_data()) },
-        Theirs::UInt8Tensor(t) => Value { shape: t.shape().to_vec(), data: Data::U8(t.into_data()) },
+        Theirs::UInt8Tensor(t) => {
+            Value { shape: t.shape().to_vec(), data: Data::U8(t.into_data()) }
+        }
         _ => return Err("an output is not a tensor".into()),
     })
 }

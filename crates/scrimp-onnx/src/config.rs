@@ -1,0 +1,199 @@
+//! What is asked of a quantization.
+
+use globset::{Glob, GlobMatcher};
+use regex::Regex;
+use scrimp_codec::{Granularity, Scheme};
+
+use crate::element::Element;
+use crate::profile::Profile;
+use crate::proto::NodeProto;
+use crate::weights::{Layout, Sharing};
+
+/// How activations are treated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Scales of activations are fixed from calibration data.
+    #[default]
+    Static,
+    /// Scales of activations are found while the model runs.
+    Dynamic,
+    /// Activations stay float.
+    Weights,
+}
+
+/// How a tensor becomes codes.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// The scheme as it was written.
+    pub text: String,
+    /// The element.
+    pub element: Element,
+    /// Which elements share a scale, by the words of the scheme.
+    pub granularity: Granularity,
+}
+
+impl Spec {
+    /// The spec of a scheme string.
+    ///
+    /// # Errors
+    /// A sentence that names what ONNX has, where the scheme is none or ONNX cannot say it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let scheme: Scheme =
+            text.parse().map_err(|error: scrimp_codec::SchemeError| error.to_string())?;
+        let names = || Element::names().collect::<Vec<_>>().join(", ");
+        let element =
+            scheme.format().and_then(|format| Element::named(&format.name())).ok_or_else(|| {
+                format!("`{text}` has no element type in ONNX, which has {}", names())
+            })?;
+        let granularity = scheme.granularity().unwrap_or(Granularity::Tensor);
+        let plain = match granularity {
+            Granularity::Tensor => element.name.to_owned(),
+            other => format!("{}/{other}", element.name),
+        };
+        // Words that choose rounding or how scales are stored have no place in a DequantizeLinear.
+        if plain.parse::<Scheme>().ok().map(|s| s.to_string()) != Some(scheme.to_string()) {
+            return Err(format!(
+                "`{text}`: ONNX stores scales as f32 and knows no other words; `{plain}` fits"
+            ));
+        }
+        Ok(Self { text: scheme.to_string(), element, granularity })
+    }
+
+    /// Which elements of a weight share a scale.
+    ///
+    /// # Errors
+    /// A sentence, where `DequantizeLinear` cannot say it.
+    pub fn sharing(&self, layout: &Layout) -> Result<Sharing, String> {
+        match self.granularity {
+            Granularity::Tensor => Ok(Sharing::Tensor),
+            Granularity::Channel | Granularity::Row => Ok(Sharing::Axis(layout.axis)),
+            Granularity::Axis(axis) if axis < layout.shape.len() => Ok(Sharing::Axis(axis)),
+            // Runs along the first axis that is summed over.
+            Granularity::Group(len) => {
+                let axis = usize::from(layout.axis == 0);
+                Ok(Sharing::Blocks { axis, len })
+            }
+            other => {
+                Err(format!("ONNX has no scales for `{other}`; it has tensor, channel and group:N"))
+            }
+        }
+    }
+}
+
+/// Which nodes a rule speaks of.
+#[derive(Clone, Debug)]
+pub enum Matcher {
+    /// Names that fit a glob.
+    Glob(GlobMatcher),
+    /// Names that fit a regular expression.
+    Regex(Regex),
+}
+
+/// What a rule does.
+#[derive(Clone, Debug, Default)]
+pub struct NodeRule {
+    /// The names of the nodes; all where it is `None`.
+    pub nodes: Option<Matcher>,
+    /// The operators; all where it is empty.
+    pub ops: Vec<String>,
+    /// Whether the nodes stay float.
+    pub float: bool,
+    /// The scheme of their weights.
+    pub weights: Option<Spec>,
+    /// The scheme of what they read.
+    pub activations: Option<Spec>,
+}
+
+impl NodeRule {
+    /// A rule that keeps nodes with such names float. A text between slashes is a regular expression, others are globs.
+    ///
+    /// # Errors
+    /// A sentence, where the pattern is none.
+    pub fn matcher(pattern: &str) -> Result<Matcher, String> {
+        if let Some(inner) = pattern.strip_prefix('/').and_then(|rest| rest.strip_suffix('/'))
+            && !inner.is_empty()
+        {
+            return Regex::new(inner).map(Matcher::Regex).map_err(|error| error.to_string());
+        }
+        Glob::new(pattern)
+            .map(|glob| Matcher::Glob(glob.compile_matcher()))
+            .map_err(|e| e.to_string())
+    }
+
+    /// Whether the rule speaks of this node.
+    pub fn speaks_of(&self, node: &NodeProto) -> bool {
+        let named = match &self.nodes {
+            None => true,
+            Some(Matcher::Glob(glob)) => glob.is_match(node.label()),
+            Some(Matcher::Regex(regex)) => regex.is_match(node.label()),
+        };
+        named && (self.ops.is_empty() || self.ops.iter().any(|op| op == node.op_type()))
+    }
+}
+
+/// How the scales of weights are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightRange {
+    /// From the largest magnitude.
+    #[default]
+    Max,
+    /// The share of it with the least squared error.
+    Mse,
+}
+
+/// How weights become codes, once scales are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightRounding {
+    /// Each to the nearest.
+    #[default]
+    Nearest,
+    /// One after the other, the rest making up for what each loses on the calibration data (GPTQ).
+    Gptq,
+}
+
+/// What is asked of a quantization.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The runtime that the model is made for.
+    pub profile: &'static Profile,
+    /// How activations are treated.
+    pub mode: Mode,
+    /// The scheme of weights.
+    pub weights: Spec,
+    /// The scheme of activations.
+    pub activations: Spec,
+    /// The name of the calibration method of activations.
+    pub calibration: String,
+    /// How scales of weights are chosen.
+    pub weight_range: WeightRange,
+    /// How weights are rounded.
+    pub weight_rounding: WeightRounding,
+    /// Whether biases make up for the mean error that rounding brings to each channel.
+    pub correct_bias: bool,
+    /// Whether the mean and spread of each channel are brought back to those of the float model.
+    pub match_statistics: bool,
+    /// What is said of single nodes; the last rule that speaks of a node wins.
+    pub rules: Vec<NodeRule>,
+}
+
+impl Config {
+    /// What is done for a runtime when nothing else is asked for: int8 weights by channel.
+    ///
+    /// # Panics
+    /// Never: the schemes of profiles are valid.
+    pub fn of(profile: &'static Profile) -> Self {
+        let spec = |text| Spec::parse(text).expect("the schemes of profiles are valid");
+        Self {
+            profile,
+            mode: Mode::Static,
+            weights: spec("int8/channel"),
+            activations: spec(profile.activations),
+            calibration: "mse".into(),
+            weight_range: WeightRange::default(),
+            weight_rounding: WeightRounding::default(),
+            correct_bias: false,
+            match_statistics: false,
+            rules: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Writing a plan into a graph: codes in place of constants, pairs of `QuantizeLinear` and `DequantizeLinear` on activations.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::OnnxError;
+use crate::graph::Index;
+use crate::plan::{ActivationPlan, Plan, State};
+use crate::proto::{GraphProto, NodeProto, TensorProto};
+use crate::rules;
+use crate::weights::{Packed, Sharing};
+
+/// Scale and zero point of a group of activations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Grid {
+    /// The scale.
+    pub scale: f32,
+    /// The zero point.
+    pub zero: i32,
+}
+
+/// Stores each weight as its codes. Readers that stay float keep the float constant.
+pub fn weights(graph: &mut GraphProto, plan: &Plan, packed: &[Packed]) {
+    let floats: HashSet<String> = plan
+        .nodes
+        .iter()
+        .filter(|node| matches!(node.state, State::Float(_)))
+        .map(|node| node.name.clone())
+        .collect();
+    for (weight, packed) in plan.weights.iter().zip(packed) {
+        let name = &weight.tensor;
+        let output = graph.fresh_name(&format!("{name}/dq"));
+        let names = ["/c", "/s", "/z"].map(|end| graph.fresh_name(&format!("{name}{end}")));
+        let (node, constants) = packed.write(&output, names.each_ref().map(String::as_str));
+        for reader in graph.node.iter_mut().filter(|node| !floats.contains(node.label())) {
+            reader.replace_reads(name, &output);
+        }
+        graph.node.push(node);
+        graph.initializer.extend(constants);
+    }
+}
+
+/// Puts a pair on every activation of the plan.
+///
+/// # Errors
+/// If a constant among them is no float tensor.
+pub fn activations(
+    graph: &mut GraphProto,
+    plan: &Plan,
+    grids: &[Grid],
+    pair_per_reader: bool,
+) -> Result<(), OnnxError> {
+    let states: HashMap<String, State> =
+        plan.nodes.iter().map(|node| (node.name.clone(), node.state)).collect();
+    for (group, &grid) in plan.activations.iter().zip(grids) {
+        let first = &group.tensors[0];
+        let scale = graph.fresh_name(&format!("{first}/s"));
+        let zero = graph.fresh_name(&format!("{first}/z"));
+        graph.initializer.push(TensorProto::from_f32(&scale, &[], &[grid.scale]));
+        let codes = group.spec.element.pack(&[grid.zero]);
+        graph.initializer.push(TensorProto::from_raw(&zero, group.spec.element.kind, &[], codes));
+        for tensor in &group.tensors {
+            if graph.constant(tensor).is_some() {
+                constant(graph, tensor, group, grid, [&scale, &zero])?;
+            } else {
+                pair(graph, tensor, [&scale, &zero], &states, pair_per_reader);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A constant among the activations: its codes are computed here.
+fn constant(
+    graph: &mut GraphProto,
+    name: &str,
+    group: &ActivationPlan,
+    grid: Grid,
+    [scale, zero]: [&str; 2],
+) -> Result<(), OnnxError> {
+    let Some(tensor) = graph.constant(name) else { return Ok(()) };
+    let values = tensor.to_f32()?;
+    let element = &group.spec.element;
+    let packed = Packed {
+        element: element.clone(),
+        shape: tensor.shape()?,
+        sharing: Sharing::Tensor,
+        scales: vec![grid.scale],
+        zeros: vec![grid.zero],
+        codes: values.iter().map(|&v| element.encode(v, grid.scale, grid.zero)).collect(),
+    };
+    let output = graph.fresh_name(&format!("{name}/dq"));
+    let code_name = graph.fresh_name(&format!("{name}/c"));
+    let (node, mut constants) = packed.write(&output, [&code_name, scale, zero]);
+    constants.truncate(1);
+    graph.replace_uses(name, &output);
+    graph.node.push(node);
+    graph.initializer.extend(constants);
+    Ok(())
+}
+
+/// A pair on a value that is computed.
+fn pair(
+    graph: &mut GraphProto,
+    name: &str,
+    [scale, zero]: [&str; 2],
+    states: &HashMap<String, State>,
+    pair_per_reader: bool,
+) {
+    let index = Index::of(graph);
+    // Where the operator itself is computed in integers, every reader sees its codes: a second reader of the float value
+    // would keep runtimes from joining the operator and its QuantizeLinear.
+    let coded_maker = index.maker(name).is_some_and(|at| {
+        let node = &graph.node[at];
+        let maker = if rules::is_cut(node) {
+            node.arg(0).and_then(|input| index.maker(input)).map_or(node, |at| &graph.node[at])
+        } else {
+            node
+        };
+        matches!(states.get(maker.label()), Some(State::Quantized | State::Passing))
+    });
+    let output = coded_maker && graph.output.iter().any(|o| o.name() == name);
+    let readers: Vec<(usize, usize)> = index
+        .readers(name)
+        .iter()
+        .copied()
+        .filter(|&(at, slot)| {
+            let node = &graph.node[at];
+            let reads_codes =
+                matches!(states.get(node.label()), Some(State::Quantized | State::Passing))
+                    && rules::find(node).is_some_and(|rule| rule.activations(node).contains(&slot));
+            coded_maker || reads_codes
+        })
+        .collect();
+    let source = if output {
+        // The name of the output goes to the value that the codes stand for.
+        let inner = graph.fresh_name(&format!("{name}/f"));
+        for node in &mut graph.node {
+            for made in node.output.iter_mut().filter(|made| *made == name) {
+                made.clone_from(&inner);
+            }
+        }
+        inner
+    } else {
+        name.to_owned()
+    };
+    let quantized = graph.fresh_name(&format!("{name}/q"));
+    let value = if output { name.to_owned() } else { graph.fresh_name(&format!("{name}/dq")) };
+    graph.node.push(NodeProto::call(
+        "QuantizeLinear",
+        &format!("{name}/q"),
+        &[&source, scale, zero],
+        &[&quantized],
+    ));
+    graph.node.push(NodeProto::call(
+        "DequantizeLinear",
+        &format!("{name}/dq"),
+        &[&quantized, scale, zero],
+        &[&value],
+    ));
+    for (at, (reader, slot)) in readers.into_iter().enumerate() {
+        let read = if pair_per_reader && at > 0 {
+            let quantized = graph.fresh_name(&format!("{name}/q"));
+            let value = graph.fresh_name(&format!("{name}/dq"));
+            let inputs = [source.as_str(), scale, zero];
+            graph.node.push(NodeProto::call("QuantizeLinear", &quantized, &inputs, &[&quantized]));
+            let inputs = [quantized.as_str(), scale, zero];
+            graph.node.push(NodeProto::call("DequantizeLinear", &value, &inputs, &[&value]));
+            value
+        } else {
+            value.clone()
+        };
+        graph.node[reader].input[slot] = read;
+    }
+    if coded_maker {
+        let nodes = graph.node.iter_mut();
+        for sub in nodes.flat_map(NodeProto::subgraphs_mut) {
+            sub.replace_uses(&source, &value);
+        }
+    }
+}

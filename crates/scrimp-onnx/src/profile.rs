@@ -1,0 +1,83 @@
+//! What each runtime computes in integers, and in which form it wants to be told.
+
+/// A runtime that a model is made for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// The name in configurations.
+    pub name: &'static str,
+    /// One sentence.
+    pub about: &'static str,
+    /// The element of activations.
+    pub activations: &'static str,
+    /// Whether the zero point of activations must be 0.
+    pub symmetric: bool,
+    /// Whether every reader of a tensor gets a pair of `QuantizeLinear` and `DequantizeLinear` of its own.
+    pub pair_per_reader: bool,
+    /// Operators with rules that this runtime computes in floats whatever is said to it.
+    pub float_ops: &'static [&'static str],
+    /// The elements that it runs.
+    pub elements: &'static [&'static str],
+}
+
+/// Every profile; the first is the default.
+pub static PROFILES: &[Profile] = &[
+    Profile {
+        name: "ort-x86",
+        about: "ONNX Runtime on x86: unsigned activations, without which convolutions stay float",
+        activations: "uint8",
+        symmetric: false,
+        pair_per_reader: false,
+        float_ops: &["ConvTranspose"],
+        elements: &[
+            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2", "e4m3fn", "e5m2",
+        ],
+    },
+    Profile {
+        name: "ort-arm",
+        about: "ONNX Runtime on ARM: signed activations, for which its kernels are made",
+        activations: "int8",
+        symmetric: false,
+        pair_per_reader: false,
+        float_ops: &["ConvTranspose"],
+        elements: &[
+            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2", "e4m3fn", "e5m2",
+        ],
+    },
+    Profile {
+        name: "openvino",
+        about: "OpenVINO on the CPU: signed and unsigned alike, and every small float",
+        activations: "uint8",
+        symmetric: false,
+        pair_per_reader: false,
+        float_ops: &[],
+        elements: &[
+            "int8", "uint8", "int16", "uint16", "int4", "uint4", "e4m3fn", "e5m2", "e2m1fn",
+        ],
+    },
+    Profile {
+        name: "tensorrt",
+        about: "TensorRT: signed and symmetric, a pair of quantizers for each reader",
+        activations: "int8",
+        symmetric: true,
+        pair_per_reader: true,
+        float_ops: &[],
+        elements: &["int8", "int4", "e4m3fn", "e2m1fn"],
+    },
+];
+
+/// The profile with this name.
+///
+/// # Errors
+/// A sentence that names what would be valid.
+pub fn find(name: &str) -> Result<&'static Profile, String> {
+    PROFILES.iter().find(|profile| profile.name == name).ok_or_else(|| {
+        let names: Vec<&str> = PROFILES.iter().map(|profile| profile.name).collect();
+        let near = scrimp_codec::nearest(name, names.iter().copied())
+            .map(|near| format!(", did you mean `{near}`?"));
+        format!(
+            "unknown target `{name}`{}; there are {}",
+            near.unwrap_or_default(),
+            names.join(", ")
+        )
+    })
+}

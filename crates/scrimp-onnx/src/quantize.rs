@@ -1,0 +1,394 @@
+//! A float model in, a quantized one out.
+
+use std::collections::{HashMap, HashSet};
+
+use rayon::prelude::*;
+
+use crate::calibration::{self, Stats};
+use crate::config::{Config, Mode};
+use crate::data::Data;
+use crate::engine::{Engine, EngineError, LoadOptions, Session};
+use crate::insert::{self, Grid};
+use crate::plan::{self, Plan, State};
+use crate::proto::TensorProto;
+use crate::rounding;
+use crate::simplify::{self, Simplified};
+use crate::weights::Packed;
+use crate::{DataType, Model, OnnxError, Value};
+
+/// Why a model could not be quantized.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuantizeError {
+    /// The model itself is wrong.
+    #[error(transparent)]
+    Model(#[from] OnnxError),
+    /// The engine would not run it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The configuration does not fit the model.
+    #[error("{0}")]
+    Config(String),
+    /// The data does not fit the model.
+    #[error("calibration data: {0}")]
+    Data(String),
+    /// The model has codes already.
+    #[error("the model is quantized already: node `{node}` is a {op}; start from the float model")]
+    Quantized {
+        /// The first such node.
+        node: String,
+        /// Its operator.
+        op: String,
+    },
+    /// A value is not a number.
+    #[error(
+        "tensor `{tensor}` has {nans} NaN and {infinities} infinite values on the calibration data"
+    )]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// How many are NaN.
+        nans: u64,
+        /// How many are infinite.
+        infinities: u64,
+    },
+    /// There is nothing to do.
+    #[error("no node of the model can be quantized; {reason}")]
+    Nothing {
+        /// What was found.
+        reason: String,
+    },
+    /// The caller asked to stop.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// What is going on, for a progress bar: done and total of the unit in which it is counted.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress {
+    /// Samples whose activations were looked at.
+    Calibration {
+        /// Samples done.
+        done: usize,
+        /// Samples in all.
+        total: usize,
+    },
+    /// Weights that were rounded.
+    Weights {
+        /// Weights done.
+        done: usize,
+        /// Weights in all.
+        total: usize,
+    },
+}
+
+/// Told of progress; answers whether to go on.
+pub type Watch<'a> = &'a mut dyn FnMut(Progress) -> bool;
+
+/// A quantized model, and what was done to it.
+#[derive(Debug)]
+pub struct Quantized {
+    /// The model.
+    pub model: Model,
+    /// The float model as it was before rounding: batch norms folded, constants computed.
+    pub float: Model,
+    /// What was simplified before.
+    pub simplified: Simplified,
+    /// What became of each tensor.
+    pub plan: Plan,
+    /// Codes of each weight of the plan.
+    pub weights: Vec<Packed>,
+    /// Scale and zero point of each group of activations of the plan.
+    pub grids: Vec<Grid>,
+    /// Samples that calibration saw.
+    pub samples: usize,
+}
+
+/// Quantizes a model.
+///
+/// # Errors
+/// See [`QuantizeError`].
+pub fn quantize(
+    model: &Model,
+    config: &Config,
+    data: &dyn Data,
+    engine: &dyn Engine,
+    watch: Watch<'_>,
+) -> Result<Quantized, QuantizeError> {
+    refuse_quantized(model)?;
+    let mut float = model.clone();
+    float.load_external()?;
+    let opset = needed_opset(&float, config);
+    if float.opset() < opset {
+        float.set_opset(opset);
+    }
+    let simplified = simplify::simplify(&mut float)?;
+
+    let kinds = probe(&float, config, data, engine)?;
+    let plan = plan::plan(float.graph(), config, &|name| kinds.get(name) == Some(&DataType::Float))
+        .map_err(QuantizeError::Config)?;
+    if plan.weights.is_empty() && plan.activations.is_empty() {
+        return Err(QuantizeError::Nothing { reason: why_nothing(&plan) });
+    }
+
+    let mut working = float.clone();
+    let weights = round_weights(&mut working, &plan, config, watch)?;
+    let (grids, samples) = if plan.activations.is_empty() {
+        (Vec::new(), 0)
+    } else {
+        calibrate(&working, &plan, config, data, engine, watch)?
+    };
+
+    let mut quantized = float.clone();
+    let graph = quantized.graph_mut();
+    insert::weights(graph, &plan, &weights);
+    insert::activations(graph, &plan, &grids, config.profile.pair_per_reader)?;
+    graph.sort()?;
+    graph.drop_dead();
+    quantized.proto.producer_name = Some("scrimp".into());
+    quantized.proto.producer_version = Some(env!("CARGO_PKG_VERSION").into());
+    Ok(Quantized { model: quantized, float, simplified, plan, weights, grids, samples })
+}
+
+fn refuse_quantized(model: &Model) -> Result<(), QuantizeError> {
+    const OPS: [&str; 6] = [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "MatMulInteger",
+    ];
+    match model.graph().node.iter().find(|node| OPS.contains(&node.op_type())) {
+        Some(node) => {
+            Err(QuantizeError::Quantized { node: node.label().into(), op: node.op_type().into() })
+        }
+        None => Ok(()),
+    }
+}
+
+/// The first version of the operators that has all that the configuration asks for.
+fn needed_opset(model: &Model, config: &Config) -> i64 {
+    let rules = config.rules.iter().flat_map(|rule| [&rule.weights, &rule.activations]).flatten();
+    let mut needed = 13;
+    let mut specs: Vec<&crate::config::Spec> = vec![&config.weights];
+    if config.mode == Mode::Static {
+        specs.push(&config.activations);
+    }
+    for spec in specs.into_iter().chain(rules) {
+        let blocks = matches!(spec.granularity, scrimp_codec::Granularity::Group(_));
+        needed = needed.max(spec.element.opset).max(if blocks { 21 } else { 13 });
+    }
+    needed.max(model.opset())
+}
+
+fn why_nothing(plan: &Plan) -> String {
+    let mut counts: Vec<(String, usize)> = Vec::new();
+    for node in &plan.nodes {
+        let State::Float(why) = node.state else { continue };
+        let text = format!("{} ({})", node.op, why.text());
+        match counts.iter_mut().find(|(known, _)| *known == text) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((text, 1)),
+        }
+    }
+    counts.iter().map(|(text, count)| format!("{count} {text}")).collect::<Vec<_>>().join(", ")
+}
+
+/// The names of the inputs that a caller gives, checked against the data: `batch` samples of each.
+fn batch_size(model: &Model, data: &dyn Data) -> Result<usize, QuantizeError> {
+    let sample = data.batch(0, 1).map_err(QuantizeError::Data)?;
+    let given: HashSet<&str> = sample.iter().map(|(name, _)| name.as_str()).collect();
+    let mut batch = usize::MAX;
+    for input in model.graph().required_inputs() {
+        let name = input.name();
+        let Some((_, value)) = sample.iter().find(|(given, _)| given == name) else {
+            return Err(QuantizeError::Data(format!(
+                "no input `{name}`; the data has {}, and the model wants {}",
+                names(given.iter().copied()),
+                names(model.graph().required_inputs().map(|input| input.name())),
+            )));
+        };
+        let Some((kind, dims)) = input.tensor_type() else { continue };
+        if kind != value.kind() as i32 {
+            let wanted = DataType::from_number(kind).map_or("another type", DataType::name);
+            return Err(QuantizeError::Data(format!(
+                "input `{name}` is {} in the data, and the model wants {wanted}",
+                value.kind().name()
+            )));
+        }
+        let Some(dims) = dims else { continue };
+        let fits = dims.len() == value.shape.len()
+            && dims
+                .iter()
+                .zip(&value.shape)
+                .skip(1)
+                .all(|(dim, &size)| dim.is_none_or(|dim| usize::try_from(dim) == Ok(size)));
+        if !fits {
+            let wanted: Vec<String> =
+                dims.iter().map(|d| d.map_or("?".into(), |d| d.to_string())).collect();
+            return Err(QuantizeError::Data(format!(
+                "input `{name}` has shape {:?} in the data, and the model wants [{}]",
+                value.shape,
+                wanted.join(", ")
+            )));
+        }
+        if let Some(Some(first)) = dims.first() {
+            batch = batch.min(usize::try_from(*first).unwrap_or(1).max(1));
+        }
+    }
+    Ok(batch.min(16).min(data.len()))
+}
+
+fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+    names.sort();
+    names.join(", ")
+}
+
+/// The element type of every value that may get codes, found by running one sample.
+fn probe(
+    model: &Model,
+    config: &Config,
+    data: &dyn Data,
+    engine: &dyn Engine,
+) -> Result<HashMap<String, DataType>, QuantizeError> {
+    if config.mode == Mode::Weights {
+        return Ok(HashMap::new());
+    }
+    if data.is_empty() {
+        return Err(QuantizeError::Data("no samples".into()));
+    }
+    // What a plan could touch if every value were float.
+    let widest = plan::plan(model.graph(), config, &|_| true).map_err(QuantizeError::Config)?;
+    let outputs = computed(widest.activations.iter().flat_map(|group| &group.tensors), model);
+    let mut kinds: HashMap<String, DataType> = model
+        .graph()
+        .input
+        .iter()
+        .filter_map(|input| {
+            Some((input.name().to_owned(), DataType::from_number(input.tensor_type()?.0)?))
+        })
+        .collect();
+    if outputs.is_empty() {
+        return Ok(kinds);
+    }
+    let batch = batch_size(model, data)?;
+    let mut session = engine.load(model, &outputs, LoadOptions::default())?;
+    let values = run(&mut *session, &data.batch(0, batch).map_err(QuantizeError::Data)?)?;
+    kinds.extend(outputs.into_iter().zip(values.iter().map(Value::kind)));
+    Ok(kinds)
+}
+
+/// Those of the tensors that nodes compute.
+fn computed<'a>(tensors: impl Iterator<Item = &'a String>, model: &Model) -> Vec<String> {
+    let inputs: HashSet<&str> = model.graph().input.iter().map(|v| v.name()).collect();
+    tensors
+        .filter(|name| !inputs.contains(name.as_str()) && model.graph().constant(name).is_none())
+        .cloned()
+        .collect()
+}
+
+fn run(session: &mut dyn Session, inputs: &[(String, Value)]) -> Result<Vec<Value>, EngineError> {
+    let inputs: Vec<(&str, &Value)> = inputs.iter().map(|(name, v)| (name.as_str(), v)).collect();
+    session.run(&inputs)
+}
+
+/// Rounds every weight, and puts what its codes stand for into the working model.
+fn round_weights(
+    working: &mut Model,
+    plan: &Plan,
+    config: &Config,
+    watch: Watch<'_>,
+) -> Result<Vec<Packed>, QuantizeError> {
+    let total = plan.weights.len();
+    let mut all = Vec::with_capacity(total);
+    for (done, weight) in plan.weights.iter().enumerate() {
+        if !watch(Progress::Weights { done, total }) {
+            return Err(QuantizeError::Stopped);
+        }
+        let graph = working.graph_mut();
+        let tensor =
+            graph.initializer.iter_mut().find(|t| t.name() == weight.tensor).ok_or_else(|| {
+                OnnxError::graph(format!("`{}` is not a constant", weight.tensor))
+            })?;
+        let values = tensor.to_f32()?;
+        let packed = rounding::nearest(&values, &weight.layout, &weight.spec, config.weight_range)
+            .map_err(|reason| OnnxError::tensor(&weight.tensor, reason))?;
+        *tensor = TensorProto::from_f32(&weight.tensor, &weight.layout.shape, &packed.values());
+        all.push(packed);
+    }
+    watch(Progress::Weights { done: total, total });
+    Ok(all)
+}
+
+/// Scale and zero point of each group of activations, and the number of samples seen.
+fn calibrate(
+    working: &Model,
+    plan: &Plan,
+    config: &Config,
+    data: &dyn Data,
+    engine: &dyn Engine,
+    watch: Watch<'_>,
+) -> Result<(Vec<Grid>, usize), QuantizeError> {
+    let method = calibration::find(&config.calibration).map_err(QuantizeError::Config)?;
+    let outputs = computed(plan.activations.iter().flat_map(|group| &group.sources), working);
+    let batch = batch_size(working, data)?;
+    let mut session = engine.load(working, &outputs, LoadOptions::default())?;
+    let mut stats: HashMap<&str, Stats> = plan
+        .activations
+        .iter()
+        .flat_map(|group| &group.sources)
+        .map(|name| (name.as_str(), Stats::default()))
+        .collect();
+    let total = data.len() / batch * batch;
+    for start in (0..total).step_by(batch) {
+        if !watch(Progress::Calibration { done: start, total }) {
+            return Err(QuantizeError::Stopped);
+        }
+        let inputs = data.batch(start, start + batch).map_err(QuantizeError::Data)?;
+        let values = run(&mut *session, &inputs)?;
+        let seen: HashMap<&str, &Value> = outputs
+            .iter()
+            .map(String::as_str)
+            .zip(&values)
+            .chain(inputs.iter().map(|(name, value)| (name.as_str(), value)))
+            .collect();
+        stats.par_iter_mut().for_each(|(name, stats)| {
+            if let Some(values) = seen.get(name).and_then(|value| value.as_f32()) {
+                stats.add(values);
+            }
+        });
+    }
+    watch(Progress::Calibration { done: total, total });
+    let grids = plan
+        .activations
+        .par_iter()
+        .map(|group| {
+            let mut all = Stats::default();
+            for name in &group.sources {
+                match working.graph().constant(name) {
+                    Some(constant) => all.add(&constant.to_f32()?),
+                    None => all.merge(&stats[name.as_str()]),
+                }
+            }
+            if all.nans + all.infinities > 0 {
+                return Err(QuantizeError::NotFinite {
+                    tensor: group.sources[0].clone(),
+                    nans: all.nans,
+                    infinities: all.infinities,
+                });
+            }
+            let element = &group.spec.element;
+            let symmetric = config.profile.symmetric;
+            let (scale, zero) = if all.count == 0 {
+                (1.0, 0)
+            } else {
+                let range = method.range(&all, element, symmetric);
+                element.fit(range.min, range.max, symmetric)
+            };
+            Ok(Grid { scale, zero })
+        })
+        .collect::<Result<_, QuantizeError>>()?;
+    Ok((grids, total))
+}

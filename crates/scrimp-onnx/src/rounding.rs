@@ -1,0 +1,91 @@
+//! From the values of a weight to its codes.
+
+use crate::config::{Spec, WeightRange};
+use crate::weights::{Layout, Packed, Sharing};
+
+/// Shares of the largest magnitude that are tried: from 0.4 to 1 in steps of 0.0125.
+const SHARES: usize = 49;
+
+/// Scales for a weight, its codes rounded to the nearest.
+///
+/// # Errors
+/// A sentence, where the scheme does not fit or a value is not finite.
+pub fn nearest(
+    values: &[f32],
+    layout: &Layout,
+    spec: &Spec,
+    range: WeightRange,
+) -> Result<Packed, String> {
+    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+        return Err(format!("value {at} is {}", values[at]));
+    }
+    let sharing = spec.sharing(layout)?;
+    let (scales, zeros) = scales(values, layout, spec, sharing, range);
+    let mut packed = Packed {
+        element: spec.element.clone(),
+        shape: layout.shape.clone(),
+        sharing,
+        scales,
+        zeros,
+        codes: Vec::new(),
+    };
+    let group = sharing.groups(&layout.shape);
+    packed.codes = values
+        .iter()
+        .enumerate()
+        .map(|(at, &v)| {
+            let group = group(at);
+            let zero = packed.zeros.get(group).copied().unwrap_or(0);
+            spec.element.encode(v, packed.scales[group], zero)
+        })
+        .collect();
+    if packed.zeros.iter().all(|&zero| zero == 0) {
+        packed.zeros.clear();
+    }
+    Ok(packed)
+}
+
+fn scales(
+    values: &[f32],
+    layout: &Layout,
+    spec: &Spec,
+    sharing: Sharing,
+    range: WeightRange,
+) -> (Vec<f32>, Vec<i32>) {
+    let element = &spec.element;
+    let count: usize = sharing.scale_shape(&layout.shape).iter().product();
+    let group = sharing.groups(&layout.shape);
+    let mut ranges = vec![(0f32, 0f32); count];
+    for (at, &v) in values.iter().enumerate() {
+        let (low, high) = &mut ranges[group(at)];
+        *low = low.min(v);
+        *high = high.max(v);
+    }
+    let symmetric = element.is_signed();
+    let fit = |(low, high): (f32, f32)| element.fit(low, high, symmetric);
+    let mut grids: Vec<(f32, i32)> = ranges.iter().copied().map(fit).collect();
+    if range == WeightRange::Mse {
+        let mut members = vec![Vec::new(); count];
+        for (at, &v) in values.iter().enumerate() {
+            members[group(at)].push(v);
+        }
+        for ((grid, &(low, high)), members) in grids.iter_mut().zip(&ranges).zip(&members) {
+            let error = |&(scale, zero): &(f32, i32)| -> f64 {
+                let lost = |&v: &f32| {
+                    let rounded = element.decode(element.encode(v, scale, zero), scale, zero);
+                    f64::from(v - rounded).powi(2)
+                };
+                members.iter().map(lost).sum()
+            };
+            let tried = (0..SHARES).map(|at| {
+                let share = 1.0 - 0.0125 * at as f32;
+                fit((low * share, high * share))
+            });
+            let best = tried.map(|grid| (error(&grid), grid)).min_by(|a, b| a.0.total_cmp(&b.0));
+            if let Some((_, best)) = best {
+                *grid = best;
+            }
+        }
+    }
+    grids.into_iter().unzip()
+}

@@ -1,0 +1,42 @@
+//! Changes that keep what a model computes, so that a quantizer meets few forms of the same thing.
+
+mod attributes;
+mod biases;
+mod constants;
+mod dequantize;
+mod norms;
+
+pub use attributes::explicit_attributes;
+pub use dequantize::fold_weights;
+
+use crate::{Model, OnnxError};
+
+/// What was changed, for the plan that a user reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Simplified {
+    /// Nodes whose values do not depend on the input, now constants.
+    pub constants: usize,
+    /// Batch norms that became part of the layer before them.
+    pub norms: usize,
+    /// Additions of a constant that became the bias of the layer before them.
+    pub biases: usize,
+}
+
+/// Computes constants, folds batch norms and biases into the layers before them, and drops what nothing reads.
+///
+/// Tied weights stay tied: a layer whose weight another node reads keeps its batch norm.
+///
+/// # Errors
+/// If a constant contradicts its shape or the graph has a cycle.
+pub fn simplify(model: &mut Model) -> Result<Simplified, OnnxError> {
+    let graph = model.graph_mut();
+    graph.sort()?;
+    let constants = constants::fold(graph)?;
+    constants::hoist(graph);
+    let norms = norms::fold(graph)?;
+    let biases = biases::fold(graph)?;
+    graph.drop_dead();
+    // Shapes and types of intermediate values are no longer those of the file.
+    graph.value_info.clear();
+    Ok(Simplified { constants, norms, biases })
+}

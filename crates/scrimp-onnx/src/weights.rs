@@ -1,0 +1,276 @@
+//! Constant tensors that layers multiply by: along which axis they have rows, and how their codes are stored.
+
+use std::collections::HashMap;
+
+use crate::OnnxError;
+use crate::element::Element;
+use crate::proto::{GraphProto, NodeProto, TensorProto};
+use crate::tensor::DataType;
+
+/// A weight as rows: one for each output of the layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The shape of the tensor.
+    pub shape: Vec<usize>,
+    /// The axis that counts the rows.
+    pub axis: usize,
+}
+
+impl Layout {
+    /// The layout of input 1 of a layer; `None` where that is no constant or the operator has no such weight.
+    pub fn of(node: &NodeProto, graph: &GraphProto) -> Option<Self> {
+        let tensor = graph.constant(node.arg(1)?)?;
+        let shape = tensor.shape().ok()?;
+        let rank = shape.len();
+        let axis = match node.op_type() {
+            "Conv" if rank > 2 => 0,
+            "ConvTranspose" if rank > 2 && node.int("group", 1) == 1 => 1,
+            "Gemm" if rank == 2 => usize::from(node.int("transB", 0) == 0),
+            "MatMul" if rank >= 2 => rank - 1,
+            _ => return None,
+        };
+        node.is_standard().then_some(Self { shape, axis })
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.shape[self.axis]
+    }
+
+    /// The number of rows, as shapes of a file have it.
+    pub(crate) fn rows_i64(&self) -> i64 {
+        i64::try_from(self.rows()).unwrap_or(i64::MAX)
+    }
+
+    /// Elements of one row.
+    pub fn row_len(&self) -> usize {
+        self.shape.iter().product::<usize>() / self.rows().max(1)
+    }
+
+    fn inner(&self) -> usize {
+        self.shape[self.axis + 1..].iter().product()
+    }
+
+    /// Calls `change` with each element and the number of its row, in storage order.
+    pub fn for_each_mut(&self, values: &mut [f32], mut change: impl FnMut(usize, &mut f32)) {
+        let (rows, inner) = (self.rows(), self.inner());
+        for (at, value) in values.iter_mut().enumerate() {
+            change(at / inner % rows, value);
+        }
+    }
+
+    /// The elements row after row: `[rows, row_len]`.
+    pub fn to_rows<T: Copy>(&self, values: &[T]) -> Vec<T> {
+        if self.axis == 0 {
+            return values.to_vec();
+        }
+        let (rows, inner) = (self.rows(), self.inner());
+        let block = rows * inner;
+        let mut out = Vec::with_capacity(values.len());
+        for row in 0..rows {
+            for outer in values.chunks_exact(block) {
+                out.extend_from_slice(&outer[row * inner..(row + 1) * inner]);
+            }
+        }
+        out
+    }
+
+    /// The inverse of [`to_rows`](Self::to_rows).
+    pub fn from_rows<T: Copy + Default>(&self, rows: &[T]) -> Vec<T> {
+        if self.axis == 0 {
+            return rows.to_vec();
+        }
+        let (count, inner) = (self.rows(), self.inner());
+        let outers = self.row_len() / inner.max(1);
+        let mut out = vec![T::default(); rows.len()];
+        for (row, values) in rows.chunks_exact(self.row_len()).enumerate() {
+            for (outer, part) in values.chunks_exact(inner).enumerate().take(outers) {
+                let at = (outer * count + row) * inner;
+                out[at..at + inner].copy_from_slice(part);
+            }
+        }
+        out
+    }
+}
+
+/// Which elements of a tensor share a scale, as `DequantizeLinear` can say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// All of them.
+    Tensor,
+    /// Those with the same index along an axis.
+    Axis(usize),
+    /// Runs of so many along an axis.
+    Blocks {
+        /// The axis that is cut.
+        axis: usize,
+        /// The length of a run.
+        len: usize,
+    },
+}
+
+impl Sharing {
+    /// The shape of the scales for a tensor of this shape.
+    pub fn scale_shape(self, shape: &[usize]) -> Vec<usize> {
+        match self {
+            Self::Tensor => Vec::new(),
+            Self::Axis(axis) => vec![shape[axis]],
+            Self::Blocks { axis, len } => {
+                let mut scales = shape.to_vec();
+                scales[axis] = scales[axis].div_ceil(len);
+                scales
+            }
+        }
+    }
+
+    /// The number of the scale of each element, in storage order.
+    pub fn groups(self, shape: &[usize]) -> impl Fn(usize) -> usize + use<> {
+        let (axis, len) = match self {
+            Self::Tensor => (0, 0),
+            Self::Axis(axis) => (axis, 0),
+            Self::Blocks { axis, len } => (axis, len),
+        };
+        let inner: usize = shape.iter().skip(axis + 1).product();
+        let size = shape.get(axis).copied().unwrap_or(1);
+        move |at: usize| match self {
+            Self::Tensor => 0,
+            Self::Axis(_) => at / inner % size,
+            Self::Blocks { .. } => {
+                let (outer, place) = (at / (inner * size), at / inner % size);
+                (outer * size.div_ceil(len) + place / len) * inner + at % inner
+            }
+        }
+    }
+}
+
+/// A constant as codes and scales.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// What the codes mean.
+    pub element: Element,
+    /// The shape of the tensor.
+    pub shape: Vec<usize>,
+    /// Which elements share a scale.
+    pub sharing: Sharing,
+    /// The scales.
+    pub scales: Vec<f32>,
+    /// The zero points; empty where all are 0.
+    pub zeros: Vec<i32>,
+    /// The codes, in storage order.
+    pub codes: Vec<i32>,
+}
+
+impl Packed {
+    /// The values that the codes stand for.
+    pub fn values(&self) -> Vec<f32> {
+        let group = self.sharing.groups(&self.shape);
+        self.codes
+            .iter()
+            .enumerate()
+            .map(|(at, &code)| {
+                let group = group(at);
+                let zero = self.zeros.get(group).copied().unwrap_or(0);
+                self.element.decode(code, self.scales[group], zero)
+            })
+            .collect()
+    }
+
+    /// Bytes of codes, scales and zero points.
+    pub fn bytes(&self) -> usize {
+        let packed = |count| self.element.kind.bytes(count).unwrap_or(0);
+        packed(self.codes.len()) + 4 * self.scales.len() + packed(self.zeros.len())
+    }
+
+    /// The node that gives the values, and the constants it reads: codes, scales, and zero points where there are any.
+    pub fn write(&self, output: &str, names: [&str; 3]) -> (NodeProto, Vec<TensorProto>) {
+        let [code_name, scale_name, zero_name] = names;
+        let scale_shape = self.sharing.scale_shape(&self.shape);
+        let packed = self.element.pack(&self.codes);
+        let mut constants = vec![
+            TensorProto::from_raw(code_name, self.element.kind, &self.shape, packed),
+            TensorProto::from_f32(scale_name, &scale_shape, &self.scales),
+        ];
+        let mut inputs = vec![code_name, scale_name];
+        if !self.zeros.is_empty() {
+            let packed = self.element.pack(&self.zeros);
+            constants.push(TensorProto::from_raw(
+                zero_name,
+                self.element.kind,
+                &scale_shape,
+                packed,
+            ));
+            inputs.push(zero_name);
+        }
+        let node = NodeProto::call("DequantizeLinear", &format!("{output}/dq"), &inputs, &[output]);
+        let node = match self.sharing {
+            Sharing::Tensor => node,
+            Sharing::Axis(axis) => node.with_int("axis", as_i64(axis)),
+            Sharing::Blocks { axis, len } => {
+                node.with_int("axis", as_i64(axis)).with_int("block_size", as_i64(len))
+            }
+        };
+        (node, constants)
+    }
+
+    /// What a `DequantizeLinear` of constants reads; `None` where it reads something else.
+    ///
+    /// # Errors
+    /// If codes, scales and shape contradict each other.
+    pub fn read(
+        node: &NodeProto,
+        known: &HashMap<String, TensorProto>,
+    ) -> Result<Option<Self>, OnnxError> {
+        let constant = |at: usize| node.arg(at).and_then(|name| known.get(name));
+        let (Some(codes), Some(scales)) = (constant(0), constant(1)) else { return Ok(None) };
+        let Some(element) = codes.kind().and_then(Element::of) else { return Ok(None) };
+        if scales.kind() != Some(DataType::Float)
+            || (node.arg(2).is_some() && constant(2).is_none())
+        {
+            return Ok(None);
+        }
+        let shape = codes.shape()?;
+        let scale_values = scales.to_f32()?;
+        let axis = node.int("axis", 1);
+        let axis = if axis < 0 { axis + as_i64(shape.len()) } else { axis };
+        let axis = usize::try_from(axis).unwrap_or(usize::MAX);
+        let block = usize::try_from(node.int("block_size", 0)).unwrap_or(0);
+        let sharing = if block > 0 {
+            Sharing::Blocks { axis, len: block }
+        } else if scale_values.len() == 1 {
+            Sharing::Tensor
+        } else {
+            Sharing::Axis(axis)
+        };
+        let contradicts = |what: &str| {
+            OnnxError::tensor(codes.name(), format!("{what} do not fit the shape {shape:?}"))
+        };
+        if sharing != Sharing::Tensor && axis >= shape.len() {
+            return Err(contradicts("the axis of its scales does"));
+        }
+        let wanted: usize = sharing.scale_shape(&shape).iter().product();
+        if scale_values.len() != wanted {
+            return Err(contradicts("its scales"));
+        }
+        let read = |tensor: &TensorProto, what: &str| -> Result<Vec<i32>, OnnxError> {
+            let count = crate::tensor::elems(&tensor.dims).ok_or_else(|| contradicts(what))?;
+            match &tensor.raw_data {
+                Some(raw) => element.unpack(raw, count).ok_or_else(|| contradicts(what)),
+                None if element.bits() >= 8 && tensor.int32_data.len() == count => {
+                    Ok(tensor.int32_data.clone())
+                }
+                None => Err(contradicts(what)),
+            }
+        };
+        let zeros = constant(2).map(|tensor| read(tensor, "its zero points")).transpose()?;
+        let zeros = zeros.unwrap_or_default();
+        if !zeros.is_empty() && zeros.len() != wanted {
+            return Err(contradicts("its zero points"));
+        }
+        let values = read(codes, "its codes")?;
+        Ok(Some(Self { element, shape, sharing, scales: scale_values, zeros, codes: values }))
+    }
+}
+
+pub(crate) fn as_i64(size: usize) -> i64 {
+    i64::try_from(size).expect("a size in memory")
+}
