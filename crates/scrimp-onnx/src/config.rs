@@ -151,6 +151,19 @@ pub enum WeightRounding {
     Gptq,
 }
 
+/// What is brought back to the float model in each output of a layer whose weights were rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Statistics {
+    /// Nothing.
+    #[default]
+    Keep,
+    /// The mean, by the bias (Nagel et al. 2019, arXiv:1906.04721, section 4.2, on data).
+    Mean,
+    /// Mean and spread, by the bias and the scales of the weight: what matching the statistics of a batch norm does, whether
+    /// or not there is one.
+    MeanAndSpread,
+}
+
 /// What is asked of a quantization.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -168,10 +181,8 @@ pub struct Config {
     pub weight_range: WeightRange,
     /// How weights are rounded.
     pub weight_rounding: WeightRounding,
-    /// Whether biases make up for the mean error that rounding brings to each channel.
-    pub correct_bias: bool,
-    /// Whether the mean and spread of each channel are brought back to those of the float model.
-    pub match_statistics: bool,
+    /// What is brought back to the float model in each output of a layer whose weights were rounded.
+    pub statistics: Statistics,
     /// What is said of single nodes; the last rule that speaks of a node wins.
     pub rules: Vec<NodeRule>,
 }
@@ -191,8 +202,7 @@ impl Config {
             calibration: "mse".into(),
             weight_range: WeightRange::default(),
             weight_rounding: WeightRounding::default(),
-            correct_bias: false,
-            match_statistics: false,
+            statistics: Statistics::default(),
             rules: Vec::new(),
         }
     }

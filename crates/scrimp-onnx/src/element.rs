@@ -24,13 +24,15 @@ enum Coding {
 }
 
 /// Every integer type: name, type, version, smallest and largest code.
-const INTEGERS: [(&str, DataType, i64, i32, i32); 8] = [
+const INTEGERS: [(&str, DataType, i64, i32, i32); 9] = [
     ("int8", DataType::Int8, 13, -128, 127),
     ("uint8", DataType::Uint8, 13, 0, 255),
     ("int16", DataType::Int16, 21, -32768, 32767),
     ("uint16", DataType::Uint16, 21, 0, 65535),
     ("int4", DataType::Int4, 21, -8, 7),
     ("uint4", DataType::Uint4, 21, 0, 15),
+    // ONNX has no three bits; they take four in a file.
+    ("int3", DataType::Int4, 21, -4, 3),
     ("int2", DataType::Int2, 25, -2, 1),
     ("uint2", DataType::Uint2, 25, 0, 3),
 ];
@@ -88,7 +90,12 @@ impl Element {
         self.codes().is_none_or(|(low, _)| low < 0)
     }
 
-    /// Bits of one code.
+    /// How many values it has.
+    pub fn levels(&self) -> usize {
+        self.codes().map_or(1 << self.bits(), |(low, high)| high.abs_diff(low) as usize + 1)
+    }
+
+    /// Bits that a code takes in a file.
     ///
     /// # Panics
     /// Never: every quantized type has a width.

@@ -9,9 +9,8 @@ use crate::config::{Config, Mode};
 use crate::data::Data;
 use crate::engine::{Engine, EngineError, LoadOptions, Session};
 use crate::insert::{self, Grid};
+use crate::layers;
 use crate::plan::{self, Plan, State};
-use crate::proto::TensorProto;
-use crate::rounding;
 use crate::simplify::{self, Simplified};
 use crate::weights::Packed;
 use crate::{DataType, Model, OnnxError, Value};
@@ -132,19 +131,27 @@ pub fn quantize(
     }
 
     let mut working = float.clone();
-    let weights = round_weights(&mut working, &plan, config, watch)?;
+    let weights = layers::round(&mut working, &plan, config, data, engine, watch)?;
     let (grids, samples) = if plan.activations.is_empty() {
         (Vec::new(), 0)
     } else {
         calibrate(&working, &plan, config, data, engine, watch)?
     };
 
-    let mut quantized = float.clone();
+    // The working model has the biases that were corrected.
+    let mut quantized = working;
     let graph = quantized.graph_mut();
     insert::weights(graph, &plan, &weights);
     insert::activations(graph, &plan, &grids, config.profile.pair_per_reader)?;
     graph.sort()?;
     graph.drop_dead();
+    // A constant that a float node reads too is there beside its codes, as it was.
+    for weight in &plan.weights {
+        let kept = graph.initializer.iter_mut().find(|t| t.name() == weight.tensor);
+        if let (Some(kept), Some(original)) = (kept, float.graph().constant(&weight.tensor)) {
+            kept.clone_from(original);
+        }
+    }
     quantized.proto.producer_name = Some("scrimp".into());
     quantized.proto.producer_version = Some(env!("CARGO_PKG_VERSION").into());
     Ok(Quantized { model: quantized, float, simplified, plan, weights, grids, samples })
@@ -196,7 +203,7 @@ fn why_nothing(plan: &Plan) -> String {
 }
 
 /// The names of the inputs that a caller gives, checked against the data: `batch` samples of each.
-fn batch_size(model: &Model, data: &dyn Data) -> Result<usize, QuantizeError> {
+pub(crate) fn batch_size(model: &Model, data: &dyn Data) -> Result<usize, QuantizeError> {
     let sample = data.batch(0, 1).map_err(QuantizeError::Data)?;
     let given: HashSet<&str> = sample.iter().map(|(name, _)| name.as_str()).collect();
     let mut batch = usize::MAX;
@@ -289,37 +296,12 @@ fn computed<'a>(tensors: impl Iterator<Item = &'a String>, model: &Model) -> Vec
         .collect()
 }
 
-fn run(session: &mut dyn Session, inputs: &[(String, Value)]) -> Result<Vec<Value>, EngineError> {
+pub(crate) fn run(
+    session: &mut dyn Session,
+    inputs: &[(String, Value)],
+) -> Result<Vec<Value>, EngineError> {
     let inputs: Vec<(&str, &Value)> = inputs.iter().map(|(name, v)| (name.as_str(), v)).collect();
     session.run(&inputs)
-}
-
-/// Rounds every weight, and puts what its codes stand for into the working model.
-fn round_weights(
-    working: &mut Model,
-    plan: &Plan,
-    config: &Config,
-    watch: Watch<'_>,
-) -> Result<Vec<Packed>, QuantizeError> {
-    let total = plan.weights.len();
-    let mut all = Vec::with_capacity(total);
-    for (done, weight) in plan.weights.iter().enumerate() {
-        if !watch(Progress::Weights { done, total }) {
-            return Err(QuantizeError::Stopped);
-        }
-        let graph = working.graph_mut();
-        let tensor =
-            graph.initializer.iter_mut().find(|t| t.name() == weight.tensor).ok_or_else(|| {
-                OnnxError::graph(format!("`{}` is not a constant", weight.tensor))
-            })?;
-        let values = tensor.to_f32()?;
-        let packed = rounding::nearest(&values, &weight.layout, &weight.spec, config.weight_range)
-            .map_err(|reason| OnnxError::tensor(&weight.tensor, reason))?;
-        *tensor = TensorProto::from_f32(&weight.tensor, &weight.layout.shape, &packed.values());
-        all.push(packed);
-    }
-    watch(Progress::Weights { done: total, total });
-    Ok(all)
 }
 
 /// Scale and zero point of each group of activations, and the number of samples seen.

@@ -8,6 +8,9 @@ const SHARES: usize = 49;
 
 /// Scales for a weight, its codes rounded to the nearest.
 ///
+/// `importance` has the mean square of the input that each element of a row is multiplied by, for one group of rows after
+/// the other; without it every element counts the same when scales are searched.
+///
 /// # Errors
 /// A sentence, where the scheme does not fit or a value is not finite.
 pub fn nearest(
@@ -15,12 +18,13 @@ pub fn nearest(
     layout: &Layout,
     spec: &Spec,
     range: WeightRange,
+    importance: Option<&[Vec<f32>]>,
 ) -> Result<Packed, String> {
     if let Some(at) = values.iter().position(|v| !v.is_finite()) {
         return Err(format!("value {at} is {}", values[at]));
     }
     let sharing = spec.sharing(layout)?;
-    let (scales, zeros) = scales(values, layout, spec, sharing, range);
+    let (scales, zeros) = scales(values, layout, spec, sharing, range, importance);
     let mut packed = Packed {
         element: spec.element.clone(),
         shape: layout.shape.clone(),
@@ -51,6 +55,7 @@ fn scales(
     spec: &Spec,
     sharing: Sharing,
     range: WeightRange,
+    importance: Option<&[Vec<f32>]>,
 ) -> (Vec<f32>, Vec<i32>) {
     let element = &spec.element;
     let count: usize = sharing.scale_shape(&layout.shape).iter().product();
@@ -65,15 +70,21 @@ fn scales(
     let fit = |(low, high): (f32, f32)| element.fit(low, high, symmetric);
     let mut grids: Vec<(f32, i32)> = ranges.iter().copied().map(fit).collect();
     if range == WeightRange::Mse {
+        let counts = importance.map(|groups| {
+            let per_group = layout.rows() / groups.len();
+            let rows = (0..layout.rows()).flat_map(|row| groups[row / per_group].iter().copied());
+            layout.from_rows(&rows.collect::<Vec<f32>>())
+        });
         let mut members = vec![Vec::new(); count];
         for (at, &v) in values.iter().enumerate() {
-            members[group(at)].push(v);
+            let count = counts.as_ref().map_or(1.0, |counts| f64::from(counts[at]));
+            members[group(at)].push((v, count));
         }
         for ((grid, &(low, high)), members) in grids.iter_mut().zip(&ranges).zip(&members) {
             let error = |&(scale, zero): &(f32, i32)| -> f64 {
-                let lost = |&v: &f32| {
+                let lost = |&(v, count): &(f32, f64)| {
                     let rounded = element.decode(element.encode(v, scale, zero), scale, zero);
-                    f64::from(v - rounded).powi(2)
+                    f64::from(v - rounded).powi(2) * count
                 };
                 members.iter().map(lost).sum()
             };

@@ -175,6 +175,11 @@ impl Packed {
             .collect()
     }
 
+    /// Whether there is one scale for each row.
+    pub fn scales_by_row(&self) -> bool {
+        matches!(self.sharing, Sharing::Axis(_))
+    }
+
     /// Bytes of codes, scales and zero points.
     pub fn bytes(&self) -> usize {
         let packed = |count| self.element.kind.bytes(count).unwrap_or(0);

@@ -26,7 +26,7 @@ impl Calibration for Aciq {
     }
 
     fn range(&self, stats: &Stats, element: &Element, _symmetric: bool) -> Range {
-        let bits = element.bits() as f64;
+        let bits = (element.levels() as f64).log2();
         if bits > 8.0 {
             return stats.range;
         }

@@ -33,7 +33,7 @@ impl Calibration for Entropy {
     }
 
     fn range(&self, stats: &Stats, element: &Element, symmetric: bool) -> Range {
-        let levels = 1usize << element.bits().min(8);
+        let levels = element.levels().min(256);
         let full = Range { min: stats.range.min.min(0.0), max: stats.range.max.max(0.0) };
         let amax = full.amax();
         if amax == 0.0 {

@@ -41,7 +41,7 @@ impl Calibration for HistogramL2 {
                 Some(*sum)
             })
             .collect();
-        let levels = 1usize << element.bits().min(16);
+        let levels = element.levels();
         let (mut alpha, mut beta) = (0.0, 1.0);
         let (mut start, mut end) = (0, BINS - 1);
         let mut least = f64::INFINITY;
