@@ -105,7 +105,7 @@ pub struct NodeRule {
 }
 
 impl NodeRule {
-    /// A rule that keeps nodes with such names float. A text between slashes is a regular expression, others are globs.
+    /// The nodes with such names. A text between slashes is a regular expression, others are globs.
     ///
     /// # Errors
     /// A sentence, where the pattern is none.
@@ -118,6 +118,13 @@ impl NodeRule {
         Glob::new(pattern)
             .map(|glob| Matcher::Glob(glob.compile_matcher()))
             .map_err(|e| e.to_string())
+    }
+
+    /// A rule that keeps the node of exactly this name float.
+    pub fn float(name: &str) -> Self {
+        let exact = format!("^{}$", regex::escape(name));
+        let nodes = Regex::new(&exact).ok().map(Matcher::Regex);
+        Self { nodes, float: true, ..Self::default() }
     }
 
     /// Whether the rule speaks of this node.
@@ -199,7 +206,7 @@ impl Config {
             mode: Mode::Static,
             weights: spec("int8/channel"),
             activations: spec(profile.activations),
-            calibration: "mse".into(),
+            calibration: "l2".into(),
             weight_range: WeightRange::default(),
             weight_rounding: WeightRounding::default(),
             statistics: Statistics::default(),

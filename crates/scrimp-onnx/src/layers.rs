@@ -1,6 +1,7 @@
 //! Rounding the weights of a model, one layer after the other, each on what the layers before it really give.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::config::{Config, Statistics, WeightRounding};
 use crate::data::Data;
@@ -9,7 +10,7 @@ use crate::gptq::{self, Moments};
 use crate::graph::Index;
 use crate::plan::{Plan, WeightPlan};
 use crate::proto::{GraphProto, TensorProto};
-use crate::quantize::{Progress, QuantizeError, Watch, batch_size, run};
+use crate::quantize::{Progress, QuantizeError, Watch, batches, run};
 use crate::weights::{Packed, Sharing};
 use crate::{Model, OnnxError, Value, patches, rounding};
 
@@ -98,7 +99,7 @@ fn in_order(graph: &GraphProto, plan: &Plan) -> Vec<usize> {
         graph.node.iter().enumerate().map(|(at, node)| (node.label(), at)).collect();
     let mut order: Vec<usize> = (0..plan.weights.len()).collect();
     order.sort_by_key(|&at| {
-        place.get(plan.weights[at].node.as_str()).copied().unwrap_or(usize::MAX)
+        place.get(plan.weights[at].readers[0].as_str()).copied().unwrap_or(usize::MAX)
     });
     order
 }
@@ -140,8 +141,7 @@ struct Batches<'a> {
     data: &'a dyn Data,
     /// `None` where all of the tensors are what the caller gives.
     session: Option<Box<dyn Session>>,
-    batch: usize,
-    at: usize,
+    parts: std::vec::IntoIter<Range<usize>>,
 }
 
 impl<'a> Batches<'a> {
@@ -158,16 +158,12 @@ impl<'a> Batches<'a> {
         } else {
             Some(engine.load(model, &computed, LoadOptions::default())?)
         };
-        Ok(Self { outputs, data, session, batch: batch_size(model, data)?, at: 0 })
+        Ok(Self { outputs, data, session, parts: batches(model, data)?.into_iter() })
     }
 
     fn next(&mut self) -> Result<Option<Vec<Value>>, QuantizeError> {
-        let end = self.at + self.batch;
-        if end > self.data.len() {
-            return Ok(None);
-        }
-        let inputs = self.data.batch(self.at, end).map_err(QuantizeError::Data)?;
-        self.at = end;
+        let Some(part) = self.parts.next() else { return Ok(None) };
+        let inputs = self.data.batch(part.start, part.end).map_err(QuantizeError::Data)?;
         let made = match &mut self.session {
             Some(session) => run(&mut **session, &inputs)?,
             None => Vec::new(),

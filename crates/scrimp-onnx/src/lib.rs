@@ -18,9 +18,11 @@ pub mod proto;
 mod quantize;
 mod rounding;
 pub mod rules;
+pub mod sensitivity;
 pub mod simplify;
 mod tensor;
 mod value;
+pub mod verify;
 mod weights;
 
 pub use config::{Config, Matcher, Mode, NodeRule, Spec, Statistics, WeightRange, WeightRounding};

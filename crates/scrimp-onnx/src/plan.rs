@@ -68,8 +68,8 @@ pub struct NodePlan {
 pub struct WeightPlan {
     /// The constant.
     pub tensor: String,
-    /// The first node that reads it.
-    pub node: String,
+    /// The nodes that read it as a weight; others keep the float constant.
+    pub readers: Vec<String>,
     /// Its rows.
     pub layout: Layout,
     /// Its scheme.
@@ -217,7 +217,7 @@ impl Planner<'_> {
     /// The constants that selected nodes read as weights, in this graph and in its subgraphs.
     fn weights(&self) -> Result<Vec<WeightPlan>, String> {
         let mut found: Vec<WeightPlan> = Vec::new();
-        let mut seen = HashSet::new();
+        let mut places: HashMap<String, usize> = HashMap::new();
         let mut add = |node: &NodeProto| -> Result<(), String> {
             let Some(rule) = rules::find(node) else { return Ok(()) };
             let said = said(node, self.config);
@@ -228,15 +228,21 @@ impl Planner<'_> {
                 let tensor = node.arg(at).unwrap_or_default();
                 let constant = self.graph.constant(tensor);
                 let float = constant.is_some_and(|t| t.kind() == Some(DataType::Float));
-                if !float || layout.shape.contains(&0) || !seen.insert(tensor.to_owned()) {
+                if !float || layout.shape.contains(&0) {
                     continue;
                 }
+                // A tied weight stays one tensor; its first reader says how it is stored.
+                if let Some(&place) = places.get(tensor) {
+                    found[place].readers.push(node.label().into());
+                    continue;
+                }
+                places.insert(tensor.to_owned(), found.len());
                 let spec = said.weights.clone();
                 spec.sharing(&layout)
                     .map_err(|error| format!("node `{}`: {error}", node.label()))?;
                 found.push(WeightPlan {
                     tensor: tensor.into(),
-                    node: node.label().into(),
+                    readers: vec![node.label().into()],
                     layout,
                     spec,
                 });

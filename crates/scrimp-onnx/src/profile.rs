@@ -15,6 +15,11 @@ pub struct Profile {
     pub pair_per_reader: bool,
     /// Operators with rules that this runtime computes in floats whatever is said to it.
     pub float_ops: &'static [&'static str],
+    /// Operators that it computes in integers only if their bias is stored in 32 bits, at the scale of the products; the
+    /// bias of others stays float.
+    pub integer_bias: &'static [&'static str],
+    /// Operators that it computes in integers only if the zero points of their weights are there, although all are 0.
+    pub zero_points: &'static [&'static str],
     /// The elements that it runs.
     pub elements: &'static [&'static str],
 }
@@ -28,6 +33,8 @@ pub static PROFILES: &[Profile] = &[
         symmetric: false,
         pair_per_reader: false,
         float_ops: &["ConvTranspose"],
+        integer_bias: &["Gemm"],
+        zero_points: &["Gemm", "MatMul"],
         elements: &[
             "int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2", "e4m3fn", "e5m2",
         ],
@@ -39,6 +46,8 @@ pub static PROFILES: &[Profile] = &[
         symmetric: false,
         pair_per_reader: false,
         float_ops: &["ConvTranspose"],
+        integer_bias: &["Gemm"],
+        zero_points: &["Gemm", "MatMul"],
         elements: &[
             "int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2", "e4m3fn", "e5m2",
         ],
@@ -50,6 +59,8 @@ pub static PROFILES: &[Profile] = &[
         symmetric: false,
         pair_per_reader: false,
         float_ops: &[],
+        integer_bias: &[],
+        zero_points: &[],
         elements: &[
             "int8", "uint8", "int16", "uint16", "int4", "uint4", "e4m3fn", "e5m2", "e2m1fn",
         ],
@@ -61,6 +72,8 @@ pub static PROFILES: &[Profile] = &[
         symmetric: true,
         pair_per_reader: true,
         float_ops: &[],
+        integer_bias: &[],
+        zero_points: &[],
         elements: &["int8", "int4", "e4m3fn", "e2m1fn"],
     },
 ];

@@ -1,7 +1,8 @@
 //! scrimp: any number format or compression scheme on any tensor of a neural network.
 //!
 //! The facade: [`recipe`] reads and checks a recipe, [`run`] carries it out and fills a run folder, [`sweep`]
-//! carries out a grid of recipes, [`score`] compares schemes on given tensors. The parts are re-exported as [`codec`], [`files`] and [`train`].
+//! carries out a grid of recipes, [`score`] compares schemes on given tensors, [`quantize`] makes a quantized ONNX model of a
+//! float one. The parts are re-exported as [`codec`], [`files`] and [`train`].
 //!
 //! ```
 //! use scrimp::recipe::Recipe;
@@ -26,9 +27,11 @@
 pub mod csv;
 mod document;
 mod events;
+pub mod feed;
 mod page;
 mod plot;
 pub mod presets;
+pub mod quantize;
 pub mod recipe;
 pub mod run;
 pub mod score;
@@ -36,4 +39,5 @@ pub mod sweep;
 
 pub use scrimp_codec as codec;
 pub use scrimp_files as files;
+pub use scrimp_onnx as onnx;
 pub use scrimp_train as train;

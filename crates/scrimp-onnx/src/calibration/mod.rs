@@ -125,12 +125,12 @@ pub trait Calibration: Debug + Sync {
 
 /// Every method; the first is the default.
 pub static CALIBRATIONS: &[&dyn Calibration] = &[
+    &l2::HistogramL2,
     &mse::Mse,
     &minmax::MinMax,
     &moving::MovingAverage,
     &percentile::Percentile { percent: 99.999 },
     &entropy::Entropy,
-    &l2::HistogramL2,
     &aciq::Aciq,
 ];
 

@@ -131,6 +131,8 @@ impl Engine for OnnxRuntime {
                 .with_optimization_level(level)?
                 .with_intra_threads(options.threads)?
                 .with_intra_op_spinning(false)?
+                // Without it, products with weights of few bits round the activations too.
+                .with_config_entry("session.qdq_matmulnbits_accuracy_level", "1")?
                 // Buffers go back to the system, so that memory does not grow with what a batch once needed.
                 .with_memory_pattern(false)?;
             builder.commit_from_memory(&copy.to_bytes())

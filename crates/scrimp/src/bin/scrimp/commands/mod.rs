@@ -12,6 +12,7 @@ mod encode;
 mod formats;
 mod inspect;
 mod plan;
+mod quantize;
 mod schema;
 mod score;
 mod sweep;
@@ -65,6 +66,7 @@ enum Command {
     Decode(decode::Decode),
     Inspect(inspect::Inspect),
     Score(score::ScoreCommand),
+    Quantize(quantize::QuantizeCommand),
     Bench(bench::Bench),
     Schema(schema::Schema),
     Completions(completions::Completions),
@@ -85,6 +87,7 @@ impl Cli {
             Command::Decode(command) => command.run(ui),
             Command::Inspect(command) => command.run(ui),
             Command::Score(command) => command.run(ui),
+            Command::Quantize(command) => command.run(ui),
             Command::Bench(command) => command.run(ui),
             Command::Schema(command) => command.run(ui),
             Command::Completions(command) => command.run(ui),
