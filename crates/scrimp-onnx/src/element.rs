@@ -104,6 +104,9 @@ impl Element {
     }
 
     /// The code of a value: `clamp(round(x / scale) + zero)` for integers, the nearest value for floats.
+    ///
+    /// # Panics
+    /// Never: a small float is a format.
     #[expect(clippy::cast_possible_truncation, reason = "the value is clamped to the codes before")]
     pub fn encode(&self, x: f32, scale: f32, zero: i32) -> i32 {
         match &self.coding {
@@ -121,6 +124,9 @@ impl Element {
     }
 
     /// The value of a code.
+    ///
+    /// # Panics
+    /// Never: a small float is a format.
     pub fn decode(&self, code: i32, scale: f32, zero: i32) -> f32 {
         match &self.coding {
             Coding::Integer { .. } => (code - zero) as f32 * scale,
@@ -132,6 +138,9 @@ impl Element {
     }
 
     /// The largest value at scale 1 of the range that is the same on both sides of zero.
+    ///
+    /// # Panics
+    /// Never: a small float is a format.
     pub fn reach(&self) -> f32 {
         match &self.coding {
             Coding::Integer { low, high } if *low < 0 => *high as f32,

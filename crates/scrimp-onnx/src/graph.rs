@@ -298,13 +298,13 @@ impl GraphProto {
         self.names(&mut |name| {
             taken.insert(name.to_owned());
         });
-        if !taken.contains(base) {
-            return base.to_owned();
+        let mut name = base.to_owned();
+        let mut number = 0;
+        while taken.contains(&name) {
+            number += 1;
+            name = format!("{base}_{number}");
         }
-        (1..)
-            .map(|n| format!("{base}_{n}"))
-            .find(|name| !taken.contains(name))
-            .expect("some number is free")
+        name
     }
 
     /// Calls `visit` for every name of a value, those of subgraphs among them.

@@ -278,19 +278,14 @@ fn bias_of(graph: &mut GraphProto, node: usize, rows: usize) -> Option<String> {
     if layer.is("MatMul") || (layer.is("Gemm") && layer.float("beta", 1.0) != 1.0) {
         return None;
     }
-    match layer.arg(2).map(str::to_owned) {
-        Some(name) => {
-            let own =
-                Index::of(graph).only_reader(&name).is_some() && graph.constant(&name).is_some();
-            own.then_some(name)
-        }
-        None => {
-            let name = graph.fresh_name(&format!("{}/b", layer.label()));
-            graph.initializer.push(TensorProto::from_f32(&name, &[rows], &vec![0.0; rows]));
-            let layer = &mut graph.node[node];
-            layer.input.truncate(2);
-            layer.input.push(name.clone());
-            Some(name)
-        }
+    if let Some(name) = layer.arg(2).map(str::to_owned) {
+        let own = Index::of(graph).only_reader(&name).is_some() && graph.constant(&name).is_some();
+        return own.then_some(name);
     }
+    let name = graph.fresh_name(&format!("{}/b", layer.label()));
+    graph.initializer.push(TensorProto::from_f32(&name, &[rows], &vec![0.0; rows]));
+    let layer = &mut graph.node[node];
+    layer.input.truncate(2);
+    layer.input.push(name.clone());
+    Some(name)
 }

@@ -156,6 +156,9 @@ impl Model {
     ///
     /// # Errors
     /// As [`save`](Self::save).
+    ///
+    /// # Panics
+    /// Never: padding is shorter than the alignment.
     pub fn save_external(&self, path: &Path, threshold: usize) -> Result<u64, OnnxError> {
         let data_name = format!(
             "{}.data",

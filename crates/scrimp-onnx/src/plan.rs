@@ -205,9 +205,9 @@ impl Planner<'_> {
             led[at] = readers.clone().any(|&(reader, _)| {
                 led[reader]
                     || (self.states[reader] == State::Quantized
-                        && rules::find(&self.graph.node[reader]).is_some_and(|rule| rule.leads()))
+                        && rules::find(&self.graph.node[reader]).is_some_and(rules::OpRule::leads))
             });
-            let stays = rules::find(node).is_some_and(|rule| rule.stays_at_the_end());
+            let stays = rules::find(node).is_some_and(rules::OpRule::stays_at_the_end);
             if self.states[at] == State::Quantized && stays && !led[at] {
                 self.states[at] = State::Float(Why::AtTheEnd);
             }
@@ -258,23 +258,15 @@ impl Planner<'_> {
         Ok(found)
     }
 
-    /// The tensor that holds what a node gives, once a cut that follows it has disappeared into its codes.
-    fn result<'g>(&self, node: &'g NodeProto) -> Option<&'g str>
-    where
-        Self: 'g,
-    {
-        node.output.first().map(String::as_str)
-    }
-
-    /// The name under which the output of node `at` gets codes.
+    /// The name under which the output of node `at` gets codes: that of the cut that follows it, if one does.
     fn outlet(&self, at: usize) -> Option<String> {
-        let name = self.result(&self.graph.node[at])?;
+        let name = self.graph.node[at].output.first()?;
         if let Some((reader, _)) = self.index.only_reader(name)
             && rules::is_cut(&self.graph.node[reader])
         {
-            return self.result(&self.graph.node[reader]).map(str::to_owned);
+            return self.graph.node[reader].output.first().cloned();
         }
-        Some(name.to_owned())
+        Some(name.clone())
     }
 
     /// Marks what quantized nodes read and give.
@@ -330,13 +322,6 @@ impl Planner<'_> {
         let place: HashMap<&str, usize> =
             names.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
         let mut parent: Vec<usize> = (0..names.len()).collect();
-        fn root(parent: &mut [usize], mut at: usize) -> usize {
-            while parent[at] != at {
-                parent[at] = parent[parent[at]];
-                at = parent[at];
-            }
-            at
-        }
         let mut moved = HashSet::new();
         for (node, state) in self.graph.node.iter().zip(&self.states) {
             if *state != State::Passing {
@@ -397,13 +382,22 @@ impl Planner<'_> {
                 match state {
                     State::Passing => *state = State::Float(Why::NoCodes),
                     State::Quantized if self.config.mode == Mode::Weights => {
-                        *state = State::Weights
+                        *state = State::Weights;
                     }
                     _ => {}
                 }
             }
         }
     }
+}
+
+/// The representative of a set of a forest, whose paths become shorter on the way.
+fn root(parent: &mut [usize], mut at: usize) -> usize {
+    while parent[at] != at {
+        parent[at] = parent[parent[at]];
+        at = parent[at];
+    }
+    at
 }
 
 /// Whether what a node adds of its own is zero, which every scale has.

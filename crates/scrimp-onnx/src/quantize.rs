@@ -12,6 +12,7 @@ use crate::engine::{Engine, EngineError, LoadOptions, Session};
 use crate::insert::{self, Grid};
 use crate::layers;
 use crate::plan::{self, Plan, State};
+use crate::proto::ValueInfoProto;
 use crate::simplify::{self, Simplified};
 use crate::weights::Packed;
 use crate::{DataType, Model, OnnxError, Value};
@@ -247,7 +248,7 @@ fn batch_size(model: &Model, data: &dyn Data) -> Result<(usize, bool), QuantizeE
             return Err(QuantizeError::Data(format!(
                 "no input `{name}`; the data has {}, and the model wants {}",
                 names(given.iter().copied()),
-                names(model.graph().required_inputs().map(|input| input.name())),
+                names(model.graph().required_inputs().map(ValueInfoProto::name)),
             )));
         };
         let Some((kind, dims)) = input.tensor_type() else { continue };
@@ -321,7 +322,7 @@ fn probe(
 
 /// Those of the tensors that nodes compute.
 fn computed<'a>(tensors: impl Iterator<Item = &'a String>, model: &Model) -> Vec<String> {
-    let inputs: HashSet<&str> = model.graph().input.iter().map(|v| v.name()).collect();
+    let inputs: HashSet<&str> = model.graph().input.iter().map(ValueInfoProto::name).collect();
     tensors
         .filter(|name| !inputs.contains(name.as_str()) && model.graph().constant(name).is_none())
         .cloned()

@@ -145,6 +145,12 @@ pub fn elems(dims: &[i64]) -> Option<usize> {
     dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?))
 }
 
+/// The lower 16 bits, in which the typed fields hold half floats.
+#[expect(clippy::cast_possible_truncation, reason = "the upper bits are unused")]
+fn low_half(field: i32) -> u16 {
+    field.cast_unsigned() as u16
+}
+
 impl TensorProto {
     /// A tensor of `f32` values.
     pub fn from_f32(name: &str, dims: &[usize], values: &[f32]) -> Self {
@@ -159,6 +165,9 @@ impl TensorProto {
     }
 
     /// A tensor whose bytes are laid out as in a file.
+    ///
+    /// # Panics
+    /// If a size is beyond `i64`, which no tensor in memory has.
     pub fn from_raw(name: &str, kind: DataType, dims: &[usize], raw: Vec<u8>) -> Self {
         Self {
             name: Some(name.to_owned()),
@@ -212,15 +221,19 @@ impl TensorProto {
             (Some(DataType::Float16), Some(raw)) => {
                 raw.as_chunks().0.iter().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect()
             }
-            (Some(DataType::Float16), None) => {
-                self.int32_data.iter().map(|&v| half::f16::from_bits(v as u16).to_f32()).collect()
-            }
+            (Some(DataType::Float16), None) => self
+                .int32_data
+                .iter()
+                .map(|&v| half::f16::from_bits(low_half(v)).to_f32())
+                .collect(),
             (Some(DataType::Bfloat16), Some(raw)) => {
                 raw.as_chunks().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32()).collect()
             }
-            (Some(DataType::Bfloat16), None) => {
-                self.int32_data.iter().map(|&v| half::bf16::from_bits(v as u16).to_f32()).collect()
-            }
+            (Some(DataType::Bfloat16), None) => self
+                .int32_data
+                .iter()
+                .map(|&v| half::bf16::from_bits(low_half(v)).to_f32())
+                .collect(),
             _ => return Err(self.wrong_type("a float")),
         };
         self.counted(values)

@@ -24,7 +24,7 @@ pub(super) struct OnnxRuntime {
 }
 
 /// A process loads the library once; the environment is kept for all sessions.
-static ENVIRONMENT: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
+static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
 
 impl OnnxRuntime {
     pub(super) fn open(library: Option<&Path>) -> Result<Self, EngineError> {
@@ -41,17 +41,15 @@ impl OnnxRuntime {
             return Err(missing(format!("{} is not a file", path.display())));
         }
         let mut kept = ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner);
-        let environment = match &*kept {
-            Some((_, environment)) => environment.clone(),
-            None => {
-                let environment = ort::init_from(&path)
-                    .map_err(|error| missing(error.to_string()))?
-                    .with_telemetry(false)
-                    .build()
-                    .map_err(|error| missing(error.to_string()))?;
-                *kept = Some((path.clone(), environment.clone()));
-                environment
-            }
+        let environment = if let Some(environment) = &*kept {
+            environment.clone()
+        } else {
+            let environment = ort::init_from(&path)
+                .map_err(|error| missing(error.to_string()))?
+                .with_telemetry(false)
+                .build()
+                .map_err(|error| missing(error.to_string()))?;
+            kept.insert(environment).clone()
         };
         let version = version_of(&path);
         Ok(Self { environment, version })

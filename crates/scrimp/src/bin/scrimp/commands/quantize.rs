@@ -19,7 +19,7 @@ use crate::ui::{self, Side, Table, Ui};
 /// Example:
 ///   scrimp quantize model.onnx --data calib.npz --eval test.npz -o model.int8.onnx
 ///
-/// The result is an ONNX model with QuantizeLinear and DequantizeLinear nodes, which ONNX Runtime,
+/// The result is an ONNX model with `QuantizeLinear` and `DequantizeLinear` nodes, which ONNX Runtime,
 /// OpenVINO and TensorRT turn into integer arithmetic. Data is an .npz file with an array for each
 /// input (and `labels`), an .npy file, a folder of images, a file of CIFAR-10 records, or the name
 /// of a data set of `scrimp train`.
@@ -146,7 +146,7 @@ enum Correct {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum EngineName {
-    /// ONNX Runtime, found as ORT_DYLIB_PATH says, or in the Python environment
+    /// ONNX Runtime, found as `ORT_DYLIB_PATH` says, or in the Python environment
     Ort,
     /// rten, which is built in
     Rten,
@@ -229,14 +229,14 @@ impl QuantizeCommand {
         });
         drop(bars);
         if interrupt::requested() {
-            return Err(Interrupted { outcome: "nothing was written".into() }.into());
+            return Err(Interrupted { outcome: "nothing was written" }.into());
         }
         let outcome = outcome.with_context(|| self.model.display().to_string())?;
         let predicted = outcome.quantized.model.to_bytes().len() as u64;
         let bytes = quantize::save(&outcome.quantized.model, &path)?;
         let before = std::fs::metadata(&self.model)?.len();
         if self.output.json {
-            return self.json(ui, &outcome, &path, [before, bytes, predicted]);
+            return json(ui, &outcome, &path, [before, bytes, predicted]);
         }
         say_outcome(ui, &outcome, &job, [before, bytes, predicted])?;
         ui.say_made(&path)?;
@@ -267,20 +267,18 @@ impl QuantizeCommand {
         config.calibration.clone_from(&self.choice.calibration);
         let few_bits = config.weights.element.bits() < 8 && self.data.data.is_some();
         config.weight_rounding = match self.choice.rounding {
-            Some(Rounding::Nearest) => WeightRounding::Nearest,
             Some(Rounding::Gptq) => WeightRounding::Gptq,
             None if few_bits => WeightRounding::Gptq,
-            None => WeightRounding::Nearest,
+            Some(Rounding::Nearest) | None => WeightRounding::Nearest,
         };
         if config.weights.element.bits() < 8 {
             config.weight_range = WeightRange::Mse;
         }
         config.statistics = match self.choice.correct {
-            Some(Correct::None) => Statistics::Keep,
             Some(Correct::Mean) => Statistics::Mean,
             Some(Correct::MeanAndSpread) => Statistics::MeanAndSpread,
             None if few_bits => Statistics::MeanAndSpread,
-            None => Statistics::Keep,
+            Some(Correct::None) | None => Statistics::Keep,
         };
         if self.data.data.is_none()
             && (config.weight_rounding == WeightRounding::Gptq
@@ -348,45 +346,44 @@ impl QuantizeCommand {
         }
         Ok(())
     }
+}
 
-    fn json(
-        &self,
-        ui: &Ui,
-        outcome: &Outcome,
-        path: &std::path::Path,
-        [before, bytes, predicted]: [u64; 3],
-    ) -> anyhow::Result<()> {
-        for layer in &outcome.layers {
-            ui.json(&serde_json::json!({
-                "type": "layer", "node": layer.node, "op": layer.op, "sqnr_db": finite(layer.sqnr_db),
-            }))?;
-        }
-        let comparison = outcome.comparison.as_ref();
-        let outputs: Vec<_> = comparison
-            .iter()
-            .flat_map(|c| &c.outputs)
-            .map(|o| serde_json::json!({"name": o.name, "sqnr_db": finite(o.sqnr_db), "largest": o.largest}))
-            .collect();
-        let classes = comparison.and_then(|c| c.classes);
+fn json(
+    ui: &Ui,
+    outcome: &Outcome,
+    path: &std::path::Path,
+    [before, bytes, predicted]: [u64; 3],
+) -> anyhow::Result<()> {
+    for layer in &outcome.layers {
         ui.json(&serde_json::json!({
-            "type": "model",
-            "path": path,
-            "float_bytes": before,
-            "bytes": bytes,
-            "predicted_bytes": predicted,
-            "seconds": outcome.time.as_secs_f64(),
-            "samples": outcome.quantized.samples,
-            "outputs": outputs,
-            "accuracy_float": classes.and_then(|c| c.float),
-            "accuracy": classes.and_then(|c| c.quantized),
-            "same": classes.map(|c| c.same),
-            "latency": outcome.latency.iter().map(|l| serde_json::json!({
-                "batch": l.batch, "float_ms": l.float_ms, "ms": l.quantized_ms,
-            })).collect::<Vec<_>>(),
-            "fallback": outcome.fallback,
+            "type": "layer", "node": layer.node, "op": layer.op, "sqnr_db": finite(layer.sqnr_db),
         }))?;
-        Ok(())
     }
+    let comparison = outcome.comparison.as_ref();
+    let outputs: Vec<_> = comparison
+        .iter()
+        .flat_map(|c| &c.outputs)
+        .map(|o| serde_json::json!({"name": o.name, "sqnr_db": finite(o.sqnr_db), "largest": o.largest}))
+        .collect();
+    let classes = comparison.and_then(|c| c.classes);
+    ui.json(&serde_json::json!({
+        "type": "model",
+        "path": path,
+        "float_bytes": before,
+        "bytes": bytes,
+        "predicted_bytes": predicted,
+        "seconds": outcome.time.as_secs_f64(),
+        "samples": outcome.quantized.samples,
+        "outputs": outputs,
+        "accuracy_float": classes.and_then(|c| c.float),
+        "accuracy": classes.and_then(|c| c.quantized),
+        "same": classes.map(|c| c.same),
+        "latency": outcome.latency.iter().map(|l| serde_json::json!({
+            "batch": l.batch, "float_ms": l.float_ms, "ms": l.quantized_ms,
+        })).collect::<Vec<_>>(),
+        "fallback": outcome.fallback,
+    }))?;
+    Ok(())
 }
 
 /// Numbers that JSON has; an error that does not exist is null.
