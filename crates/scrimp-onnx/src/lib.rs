@@ -5,6 +5,7 @@ mod config;
 mod data;
 mod element;
 mod engine;
+mod equalize;
 mod error;
 mod gptq;
 mod graph;
@@ -25,7 +26,9 @@ mod value;
 pub mod verify;
 mod weights;
 
-pub use config::{Config, Matcher, Mode, NodeRule, Spec, Statistics, WeightRange, WeightRounding};
+pub use config::{
+    Config, Equalize, Matcher, Mode, NodeRule, Spec, Statistics, WeightRange, WeightRounding,
+};
 pub use data::Data;
 pub use element::Element;
 pub use engine::{Choice, Engine, EngineError, LoadOptions, Session, open as open_engine};

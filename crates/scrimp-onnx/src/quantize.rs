@@ -9,6 +9,7 @@ use crate::calibration::{self, Stats};
 use crate::config::{Config, Mode};
 use crate::data::Data;
 use crate::engine::{Engine, EngineError, LoadOptions, Session};
+use crate::equalize;
 use crate::insert::{self, Grid};
 use crate::layers;
 use crate::plan::{self, Plan, State};
@@ -95,6 +96,8 @@ pub struct Quantized {
     pub float: Model,
     /// What was simplified before.
     pub simplified: Simplified,
+    /// Tensors whose channels were scaled between layers.
+    pub equalized: usize,
     /// What became of each tensor.
     pub plan: Plan,
     /// Codes of each weight of the plan.
@@ -132,6 +135,7 @@ pub fn quantize(
         return Err(QuantizeError::Nothing { reason: why_nothing(&plan) });
     }
 
+    let equalized = equalize::equalize(&mut float, &plan, config, data, engine)?;
     let mut working = float.clone();
     let mut weights = layers::round(&mut working, &plan, config, data, engine, watch)?;
     let (grids, samples) = if plan.activations.is_empty() {
@@ -167,7 +171,7 @@ pub fn quantize(
     }
     quantized.proto.producer_name = Some("scrimp".into());
     quantized.proto.producer_version = Some(env!("CARGO_PKG_VERSION").into());
-    Ok(Quantized { model: quantized, float, simplified, plan, weights, grids, samples })
+    Ok(Quantized { model: quantized, float, simplified, equalized, plan, weights, grids, samples })
 }
 
 fn refuse_quantized(model: &Model) -> Result<(), QuantizeError> {
