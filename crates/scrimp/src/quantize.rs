@@ -1,5 +1,7 @@
 //! From a float ONNX model to a quantized one: calibrate, quantize, run both, and keep what a limit allows.
 
+mod page;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,6 +12,8 @@ use scrimp_onnx::{
 };
 
 use crate::feed::FeedError;
+pub use crate::page::PageError;
+pub use page::render;
 
 /// Why there is no quantized model.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +74,8 @@ pub struct Outcome {
     pub fallback: Vec<String>,
     /// Each layer's error alone, the worst first; empty unless it was needed or asked for.
     pub layers: Vec<sensitivity::LayerError>,
+    /// How far each tensor is from the float model, in the order of the graph; empty unless it was asked for.
+    pub tensors: Vec<sensitivity::TensorError>,
     /// How long quantization took, judging left out.
     pub time: Duration,
 }
@@ -115,6 +121,7 @@ pub fn run(
         latency: Vec::new(),
         fallback: Vec::new(),
         layers: Vec::new(),
+        tensors: Vec::new(),
         time,
     };
     if analyse || job.max_drop.is_some() {
@@ -123,6 +130,10 @@ pub fn run(
     if let Some(limit) = job.max_drop {
         keep(model, job, limit, &mut outcome, watch)?;
         outcome.time = start.elapsed();
+    }
+    if analyse {
+        let first = First { data: job.calibration, count: SENSITIVITY_SAMPLES };
+        outcome.tensors = sensitivity::tensors(&outcome.quantized, &first, job.engine)?;
     }
     if let Some(data) = job.evaluation {
         for batch in [1, 32] {

@@ -1,17 +1,19 @@
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use scrimp::feed::{Feed, FeedRequest};
+use scrimp::files::{FileError, write_atomic};
 use scrimp::onnx::{
-    Choice, Config, Data, Mode, NodeRule, Spec, State, Statistics, WeightRange, WeightRounding,
-    find_profile, open_engine,
+    Choice, Config, Data, Equalize, Mode, NodeRule, Spec, State, Statistics, WeightRange,
+    WeightRounding, find_profile, open_engine,
 };
 use scrimp::quantize::{self, Job, Outcome, census};
 
 use crate::interrupt::{self, Interrupted};
-use crate::output::Output;
+use crate::output::{Output, check_free};
 use crate::ui::{self, Side, Table, Ui};
 
 /// Quantize a trained ONNX model: int8 or fewer bits, calibrated on data, checked in a runtime.
@@ -51,6 +53,10 @@ pub struct QuantizeCommand {
     /// Say more of some nodes: PATTERN:w=int4/channel,x=uint8 or PATTERN:float
     #[arg(long, value_name = "RULE", help_heading = "What to keep")]
     rule: Vec<String>,
+
+    /// Write a page with every layer and tensor, ranked, which measures each alone
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    html: Option<PathBuf>,
 
     /// Measure what each layer loses alone
     #[arg(long, help_heading = "Output")]
@@ -111,6 +117,10 @@ struct ChoiceFlags {
     /// percentile:P, entropy or aciq
     #[arg(long, value_name = "METHOD", default_value = "l2")]
     calibration: String,
+
+    /// How range is moved between layers first: none, cross-layer, smooth, smooth:ALPHA or awq
+    #[arg(long, value_name = "WAY", default_value = "none", value_parser = Equalize::parse)]
+    equalize: Equalize,
 
     /// How weights are rounded [default: gptq below 8 bits where there is data]
     #[arg(long, value_name = "METHOD")]
@@ -187,6 +197,9 @@ impl QuantizeCommand {
         let config = self.config()?;
         let suffix = format!(".{}.onnx", config.weights.element.name);
         let path = self.output.path(&self.model, &suffix, &["onnx"])?;
+        if let Some(html) = &self.html {
+            check_free(html, &[&self.model], self.output.force)?;
+        }
         let open = |source: &Option<String>, test: bool, samples: Option<usize>| {
             let Some(source) = source else { return Ok(None) };
             let request = FeedRequest {
@@ -224,9 +237,12 @@ impl QuantizeCommand {
             self.say_model(ui, &model, &job, [calibration.as_ref(), evaluation.as_ref()])?;
         }
         let mut bars = Bars { ui, current: None };
-        let outcome = quantize::run(&model, &job, self.layers, &mut |stage, done, total| {
-            bars.show(stage, done, total)
-        });
+        let outcome = quantize::run(
+            &model,
+            &job,
+            self.layers || self.html.is_some(),
+            &mut |stage, done, total| bars.show(stage, done, total),
+        );
         drop(bars);
         if interrupt::requested() {
             return Err(Interrupted { outcome: "nothing was written" }.into());
@@ -235,11 +251,29 @@ impl QuantizeCommand {
         let predicted = outcome.quantized.model.to_bytes().len() as u64;
         let bytes = quantize::save(&outcome.quantized.model, &path)?;
         let before = std::fs::metadata(&self.model)?.len();
+        if let Some(html) = &self.html {
+            let title = self.model.file_name().unwrap_or_default().to_string_lossy();
+            let facts = format!(
+                "target {} · w {} · {} · {} calibration samples",
+                job.config.profile.name,
+                job.config.weights.text,
+                job.engine.version(),
+                outcome.quantized.samples,
+            );
+            let page = quantize::render(&title, &facts, &outcome, [before, bytes])?;
+            write_atomic(html, |out| {
+                out.write_all(page.as_bytes())
+                    .map_err(|source| FileError::io("write", html, source))
+            })?;
+        }
         if self.output.json {
             return json(ui, &outcome, &path, [before, bytes, predicted]);
         }
         say_outcome(ui, &outcome, &job, [before, bytes, predicted])?;
         ui.say_made(&path)?;
+        if let Some(html) = &self.html {
+            ui.say_made(html)?;
+        }
         Ok(())
     }
 
@@ -264,6 +298,7 @@ impl QuantizeCommand {
                 );
             }
         }
+        config.equalize = self.choice.equalize;
         config.calibration.clone_from(&self.choice.calibration);
         let few_bits = config.weights.element.bits() < 8 && self.data.data.is_some();
         config.weight_rounding = match self.choice.rounding {
