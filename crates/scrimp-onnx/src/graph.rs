@@ -13,6 +13,8 @@ mod attribute_kind {
     pub const FLOAT: i32 = 1;
     pub const INT: i32 = 2;
     pub const STRING: i32 = 3;
+    pub const TENSOR: i32 = 4;
+    pub const GRAPH: i32 = 5;
     pub const FLOATS: i32 = 6;
     pub const INTS: i32 = 7;
 }
@@ -190,6 +192,16 @@ impl AttributeProto {
     pub fn of_floats(name: &str, values: Vec<f32>) -> Self {
         Self { floats: values, ..Self::named(name, attribute_kind::FLOATS) }
     }
+
+    /// An attribute that is a tensor.
+    pub fn of_tensor(name: &str, tensor: TensorProto) -> Self {
+        Self { t: Some(tensor), ..Self::named(name, attribute_kind::TENSOR) }
+    }
+
+    /// An attribute that is a graph.
+    pub fn of_graph(name: &str, graph: GraphProto) -> Self {
+        Self { g: Some(graph), ..Self::named(name, attribute_kind::GRAPH) }
+    }
 }
 
 impl GraphProto {
@@ -307,18 +319,23 @@ impl GraphProto {
         name
     }
 
-    /// Calls `visit` for every name of a value, those of subgraphs among them.
+    /// Calls `visit` for every name of a value in the graph and in those inside of it.
     pub fn names(&self, visit: &mut dyn FnMut(&str)) {
-        self.input.iter().for_each(|v| visit(v.name()));
-        self.initializer.iter().for_each(|t| visit(t.name()));
-        for node in &self.node {
-            node.input.iter().chain(&node.output).for_each(|name| visit(name));
-            node.subgraphs().for_each(|graph| graph.names(visit));
-        }
+        let declared = self.input.iter().chain(&self.output).chain(&self.value_info);
+        declared.for_each(|value| visit(value.name()));
+        let sparse = self.sparse_initializer.iter().filter_map(|tensor| tensor.values.as_ref());
+        self.initializer.iter().chain(sparse).for_each(|tensor| visit(tensor.name()));
+        self.node.iter().for_each(|node| node.names(visit));
     }
 }
 
 impl NodeProto {
+    /// As [`GraphProto::names`], for one node.
+    pub(crate) fn names(&self, visit: &mut dyn FnMut(&str)) {
+        self.input.iter().chain(&self.output).for_each(|name| visit(name));
+        self.subgraphs().for_each(|graph| graph.names(visit));
+    }
+
     /// Calls `visit` for every value that the node reads, those that its subgraphs take from outside among them.
     pub fn reads(&self, visit: &mut dyn FnMut(&str)) {
         self.input.iter().filter(|name| !name.is_empty()).for_each(|name| visit(name));
