@@ -12,6 +12,7 @@ use crate::engine::{Engine, EngineError, LoadOptions, Session};
 use crate::equalize;
 use crate::insert::{self, Grid};
 use crate::layers;
+use crate::opset;
 use crate::plan::{self, Plan, State};
 use crate::proto::ValueInfoProto;
 use crate::simplify::{self, Simplified};
@@ -94,6 +95,8 @@ pub struct Quantized {
     pub model: Model,
     /// The float model as it was before rounding: batch norms folded, constants computed.
     pub float: Model,
+    /// What was rewritten for a later version of the operators, a line for each kind of node.
+    pub upgraded: Vec<String>,
     /// What was simplified before.
     pub simplified: Simplified,
     /// Tensors whose channels were scaled between layers.
@@ -123,9 +126,8 @@ pub fn quantize(
     let mut float = model.clone();
     float.load_external()?;
     let opset = needed_opset(&float, config);
-    if float.opset() < opset {
-        float.set_opset(opset);
-    }
+    let upgraded =
+        if float.opset() < opset { opset::upgrade(&mut float, opset)? } else { Vec::new() };
     let simplified = simplify::simplify(&mut float)?;
 
     let kinds = probe(&float, config, data, engine)?;
@@ -171,7 +173,17 @@ pub fn quantize(
     }
     quantized.proto.producer_name = Some("scrimp".into());
     quantized.proto.producer_version = Some(env!("CARGO_PKG_VERSION").into());
-    Ok(Quantized { model: quantized, float, simplified, equalized, plan, weights, grids, samples })
+    Ok(Quantized {
+        model: quantized,
+        float,
+        upgraded,
+        simplified,
+        equalized,
+        plan,
+        weights,
+        grids,
+        samples,
+    })
 }
 
 fn refuse_quantized(model: &Model) -> Result<(), QuantizeError> {

@@ -552,6 +552,9 @@ fn say_plan(ui: &Ui, outcome: &Outcome, job: &Job<'_>) -> anyhow::Result<()> {
     let whole = list(&|count| count.quantized);
     let weights = list(&|count| count.weights);
     let float = list(&|count| count.float);
+    for line in &quantized.upgraded {
+        ui.say(format_args!("opset {:<4} {line}", quantized.model.opset()))?;
+    }
     let folded = &quantized.simplified;
     if folded.norms + folded.biases > 0 {
         ui.say(format_args!(
