@@ -86,9 +86,9 @@ pub fn find(name: &str) -> Result<&'static Profile, String> {
     PROFILES.iter().find(|profile| profile.name == name).ok_or_else(|| {
         let names: Vec<&str> = PROFILES.iter().map(|profile| profile.name).collect();
         let near = scrimp_codec::nearest(name, names.iter().copied())
-            .map(|near| format!(", did you mean `{near}`?"));
+            .map(|near| format!(" (did you mean `{near}`?)"));
         format!(
-            "unknown target `{name}`{}; there are {}",
+            "unknown target `{name}`{}; known are {}",
             near.unwrap_or_default(),
             names.join(", ")
         )

@@ -108,6 +108,8 @@ impl Feed {
             (images, labelled, None)
         } else if path.is_file() {
             (read_cifar10(path)?, true, None)
+        } else if path.components().count() > 1 || !extension.is_empty() {
+            return Err(unfit("no such file or folder".into()));
         } else {
             let set = find(&request.source)?;
             let data =

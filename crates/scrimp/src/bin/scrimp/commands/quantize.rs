@@ -115,7 +115,7 @@ struct ChoiceFlags {
 
     /// How ranges of activations are chosen: l2, mse, min-max, moving-average, percentile,
     /// percentile:P, entropy or aciq
-    #[arg(long, value_name = "METHOD", default_value = "l2")]
+    #[arg(long, value_name = "METHOD", default_value = "l2", value_parser = calibration)]
     calibration: String,
 
     /// How range is moved between layers first: none, cross-layer, smooth, smooth:ALPHA or awq
@@ -170,6 +170,10 @@ fn percent(text: &str) -> Result<f64, String> {
     } else {
         Err("a share between 0 and 100 %".into())
     }
+}
+
+fn calibration(text: &str) -> Result<String, String> {
+    scrimp::onnx::calibration::find(text).map(|_| text.to_owned())
 }
 
 /// What a command without data calibrates with.
@@ -475,7 +479,8 @@ fn say_outcome(
             "weights alone".into()
         },
     ))?;
-    ui.say(format_args!("runtime    {} loads and runs it", job.engine.version()))?;
+    let did = if outcome.ran { "loads and runs it" } else { "loads it" };
+    ui.say(format_args!("runtime    {} {did}", job.engine.version()))?;
     let mut table = Table::new(&[
         ("", Side::Left),
         ("float", Side::Right),
@@ -520,8 +525,7 @@ fn say_outcome(
         ]);
     }
     ui.table(&table)?;
-    let slower = outcome.latency.iter().any(|l| l.quantized_ms > l.float_ms);
-    if slower && !job.engine.is_deployed() {
+    if !outcome.latency.is_empty() && !job.engine.is_deployed() {
         ui.say(
             "  rten computes codes in floats: its times say nothing of ONNX Runtime or OpenVINO",
         )?;
