@@ -44,7 +44,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 let target = Path::new(out).join(name);
                 target.parent().map_or(Ok(()), std::fs::create_dir_all)?;
                 model.save(&target)?;
-                lines.iter().for_each(|line| println!("{}: {line}", name.display()));
+                for line in lines {
+                    println!("{}: {line}", name.display());
+                }
             }
             Err(error) => println!("{}: refused: {error}", name.display()),
         }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use scrimp_onnx::proto::{
-    FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, ValueInfoProto,
+    FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
 };
 use scrimp_onnx::{
     Choice, Elements, Engine, LoadOptions, Model, Value, open_engine, upgrade_opset,
@@ -403,6 +403,6 @@ fn names_of_new_constants_are_free() {
     let second = NodeProto::call("Squeeze", "b", &["y_axes"], &["y"]).with_ints("axes", &[0]);
     let mut model = model(11, vec![first, second]);
     upgrade_opset(&mut model, 13).expect("it can be raised");
-    let names: Vec<&str> = model.graph().initializer.iter().map(|t| t.name()).collect();
+    let names: Vec<&str> = model.graph().initializer.iter().map(TensorProto::name).collect();
     assert_eq!(names, ["y_axes_axes", "y_axes_1"]);
 }

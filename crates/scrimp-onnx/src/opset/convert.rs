@@ -1,4 +1,5 @@
 //! The functions of the table: each takes a node of one version to the next.
+#![expect(clippy::unnecessary_wraps, reason = "the functions of a table have one signature")]
 
 use crate::DataType;
 use crate::opset::Context;

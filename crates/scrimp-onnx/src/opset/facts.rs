@@ -157,8 +157,10 @@ impl<'a> Scope<'a> {
             ("ConvInteger" | "MatMulInteger", _) => Some(DataType::Int32),
             ("QLinearConv" | "QLinearMatMul", _) => of_input(7),
             ("DynamicQuantizeLinear", 0 | 2) | ("ImageDecoder", _) => Some(DataType::Uint8),
-            ("DynamicQuantizeLinear", _) | ("TfIdfVectorizer", _) => Some(DataType::Float),
-            ("RandomNormal" | "RandomUniform", _) => of_attribute("dtype", Some(DataType::Float)),
+            ("DynamicQuantizeLinear" | "TfIdfVectorizer", _) => Some(DataType::Float),
+            ("RandomNormal" | "RandomUniform" | "SequenceEmpty", _) => {
+                of_attribute("dtype", Some(DataType::Float))
+            }
             ("Multinomial", _) => of_attribute("dtype", Some(DataType::Int32)),
             ("Bernoulli" | "EyeLike" | "RandomNormalLike" | "RandomUniformLike", _) => {
                 of_attribute("dtype", of_input(0))
@@ -170,7 +172,6 @@ impl<'a> Scope<'a> {
                 Some(value) => value.t.as_ref()?.kind(),
                 None => Some(DataType::Float),
             },
-            ("SequenceEmpty", _) => of_attribute("dtype", Some(DataType::Float)),
             ("If" | "Scan", _) => declared(0),
             // The first output of a body says whether to go on.
             ("Loop", _) => declared(1),

@@ -5,7 +5,7 @@
 //! node so that it means under that version what it meant before. What an operator only gained (types, optional inputs
 //! and attributes whose default is the old meaning, broadcasting, negative axes) needs no row.
 //!
-//! `tools/golden_onnx_opsets.py` reads the table and fails where the signature of an operator changed incompatibly in the
+//! `tools/check_onnx_opsets.py` reads the table and fails where the signature of an operator changed incompatibly in the
 //! schemas of the `onnx` package and no row stands for it.
 //!
 //! Changes that have no row because the specification corrected itself and runtimes had always done what it says now:
