@@ -1,6 +1,7 @@
 //! From a float ONNX model to a quantized one: calibrate, quantize, run both, and keep what a limit allows.
 
 mod page;
+mod rfc;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use scrimp_onnx::{
 use crate::feed::FeedError;
 pub use crate::page::PageError;
 pub use page::render;
+pub use rfc::mode_of;
 
 /// Why there is no quantized model.
 #[derive(Debug, thiserror::Error)]
