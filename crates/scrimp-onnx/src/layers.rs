@@ -82,7 +82,7 @@ pub(crate) fn round(
     Ok(rounded.into_iter().flatten().collect())
 }
 
-fn float_constant<'a>(
+pub(crate) fn float_constant<'a>(
     graph: &'a mut GraphProto,
     name: &str,
 ) -> Result<&'a mut TensorProto, OnnxError> {
@@ -114,7 +114,7 @@ fn layer_of(graph: &GraphProto, weight: &WeightPlan) -> Option<usize> {
 }
 
 /// How the inputs of a layer go together, on the model as it is now and with those of the float model.
-fn input_moments(
+pub(crate) fn input_moments(
     [model, float]: [&Model; 2],
     node: usize,
     weight: &WeightPlan,
@@ -136,7 +136,7 @@ fn input_moments(
 }
 
 /// The values of some tensors of a model on all data, batch by batch.
-struct Batches<'a> {
+pub(crate) struct Batches<'a> {
     outputs: &'a [String],
     data: &'a dyn Data,
     /// `None` where all of the tensors are what the caller gives.
@@ -145,7 +145,7 @@ struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    fn new(
+    pub(crate) fn new(
         model: &Model,
         outputs: &'a [String],
         data: &'a dyn Data,
@@ -161,7 +161,7 @@ impl<'a> Batches<'a> {
         Ok(Self { outputs, data, session, parts: batches(model, data)?.into_iter() })
     }
 
-    fn next(&mut self) -> Result<Option<Vec<Value>>, QuantizeError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Vec<Value>>, QuantizeError> {
         let Some(part) = self.parts.next() else { return Ok(None) };
         let inputs = self.data.batch(part.start, part.end).map_err(QuantizeError::Data)?;
         let made = match &mut self.session {

@@ -9,8 +9,10 @@ use crate::calibration::{self, Stats};
 use crate::config::{Config, Mode};
 use crate::data::Data;
 use crate::engine::{Engine, EngineError, LoadOptions, Session};
+use crate::equalize;
 use crate::insert::{self, Grid};
 use crate::layers;
+use crate::opset;
 use crate::plan::{self, Plan, State};
 use crate::proto::ValueInfoProto;
 use crate::simplify::{self, Simplified};
@@ -93,8 +95,12 @@ pub struct Quantized {
     pub model: Model,
     /// The float model as it was before rounding: batch norms folded, constants computed.
     pub float: Model,
+    /// What was rewritten for a later version of the operators, a line for each kind of node.
+    pub upgraded: Vec<String>,
     /// What was simplified before.
     pub simplified: Simplified,
+    /// Tensors whose channels were scaled between layers.
+    pub equalized: usize,
     /// What became of each tensor.
     pub plan: Plan,
     /// Codes of each weight of the plan.
@@ -120,18 +126,19 @@ pub fn quantize(
     let mut float = model.clone();
     float.load_external()?;
     let opset = needed_opset(&float, config);
-    if float.opset() < opset {
-        float.set_opset(opset);
-    }
+    let upgraded =
+        if float.opset() < opset { opset::upgrade(&mut float, opset)? } else { Vec::new() };
     let simplified = simplify::simplify(&mut float)?;
 
     let kinds = probe(&float, config, data, engine)?;
-    let plan = plan::plan(float.graph(), config, &|name| kinds.get(name) == Some(&DataType::Float))
-        .map_err(QuantizeError::Config)?;
+    let is_float =
+        |name: &str| config.mode == Mode::Dynamic || kinds.get(name) == Some(&DataType::Float);
+    let plan = plan::plan(float.graph(), config, &is_float).map_err(QuantizeError::Config)?;
     if plan.weights.is_empty() && plan.activations.is_empty() {
         return Err(QuantizeError::Nothing { reason: why_nothing(&plan) });
     }
 
+    let equalized = equalize::equalize(&mut float, &plan, config, data, engine)?;
     let mut working = float.clone();
     let mut weights = layers::round(&mut working, &plan, config, data, engine, watch)?;
     let (grids, samples) = if plan.activations.is_empty() {
@@ -154,6 +161,9 @@ pub fn quantize(
         }
     }
     insert::biases(graph, &plan, &weights, &grids, config.profile.integer_bias);
+    if config.mode == Mode::Dynamic {
+        insert::dynamic(graph, &plan, &weights)?;
+    }
     insert::weights(graph, &plan, &weights);
     insert::activations(graph, &plan, &grids, config.profile.pair_per_reader)?;
     graph.sort()?;
@@ -167,7 +177,17 @@ pub fn quantize(
     }
     quantized.proto.producer_name = Some("scrimp".into());
     quantized.proto.producer_version = Some(env!("CARGO_PKG_VERSION").into());
-    Ok(Quantized { model: quantized, float, simplified, plan, weights, grids, samples })
+    Ok(Quantized {
+        model: quantized,
+        float,
+        upgraded,
+        simplified,
+        equalized,
+        plan,
+        weights,
+        grids,
+        samples,
+    })
 }
 
 fn refuse_quantized(model: &Model) -> Result<(), QuantizeError> {
@@ -295,7 +315,8 @@ fn probe(
     data: &dyn Data,
     engine: &dyn Engine,
 ) -> Result<HashMap<String, DataType>, QuantizeError> {
-    if config.mode == Mode::Weights {
+    // Without a run, what a product reads is taken to be float, as its weight is.
+    if config.mode != Mode::Static {
         return Ok(HashMap::new());
     }
     // What a plan could touch if every value were float.

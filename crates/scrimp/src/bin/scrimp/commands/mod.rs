@@ -66,7 +66,7 @@ enum Command {
     Decode(decode::Decode),
     Inspect(inspect::Inspect),
     Score(score::ScoreCommand),
-    Quantize(quantize::QuantizeCommand),
+    Quantize(Box<quantize::QuantizeCommand>),
     Bench(bench::Bench),
     Schema(schema::Schema),
     Completions(completions::Completions),

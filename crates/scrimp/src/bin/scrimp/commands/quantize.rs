@@ -1,17 +1,19 @@
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use scrimp::feed::{Feed, FeedRequest};
+use scrimp::files::{FileError, write_atomic};
 use scrimp::onnx::{
-    Choice, Config, Data, Mode, NodeRule, Spec, State, Statistics, WeightRange, WeightRounding,
-    find_profile, open_engine,
+    Choice, Config, Data, Equalize, Mode, NodeRule, Spec, State, Statistics, WeightRange,
+    WeightRounding, find_profile, open_engine,
 };
 use scrimp::quantize::{self, Job, Outcome, census};
 
 use crate::interrupt::{self, Interrupted};
-use crate::output::Output;
+use crate::output::{Output, check_free};
 use crate::ui::{self, Side, Table, Ui};
 
 /// Quantize a trained ONNX model: int8 or fewer bits, calibrated on data, checked in a runtime.
@@ -51,6 +53,10 @@ pub struct QuantizeCommand {
     /// Say more of some nodes: PATTERN:w=int4/channel,x=uint8 or PATTERN:float
     #[arg(long, value_name = "RULE", help_heading = "What to keep")]
     rule: Vec<String>,
+
+    /// Write a page with every layer and tensor, ranked, which measures each alone
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    html: Option<PathBuf>,
 
     /// Measure what each layer loses alone
     #[arg(long, help_heading = "Output")]
@@ -103,14 +109,24 @@ struct ChoiceFlags {
     #[arg(short, long, value_name = "SCHEME", default_value = "int8/channel")]
     weights: String,
 
-    /// The scheme of activations, or f32 to leave them [default: as the target wants them]
-    #[arg(short, long, value_name = "SCHEME")]
+    /// The scheme of activations, f32 to leave them, or dynamic: 8 bits whose scale is found while
+    /// the model runs, in products [default: as the target wants them]
+    #[arg(short, long, value_name = "SCHEME", conflicts_with = "config")]
     activations: Option<String>,
+
+    /// A JSON file with `compression_inference`, as was proposed to DeepSpeed, which says whether
+    /// activations are static or dynamic
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 
     /// How ranges of activations are chosen: l2, mse, min-max, moving-average, percentile,
     /// percentile:P, entropy or aciq
-    #[arg(long, value_name = "METHOD", default_value = "l2")]
+    #[arg(long, value_name = "METHOD", default_value = "l2", value_parser = calibration)]
     calibration: String,
+
+    /// How range is moved between layers first: none, cross-layer, smooth, smooth:ALPHA or awq
+    #[arg(long, value_name = "WAY", default_value = "none", value_parser = Equalize::parse)]
+    equalize: Equalize,
 
     /// How weights are rounded [default: gptq below 8 bits where there is data]
     #[arg(long, value_name = "METHOD")]
@@ -162,6 +178,10 @@ fn percent(text: &str) -> Result<f64, String> {
     }
 }
 
+fn calibration(text: &str) -> Result<String, String> {
+    scrimp::onnx::calibration::find(text).map(|_| text.to_owned())
+}
+
 /// What a command without data calibrates with.
 #[derive(Debug)]
 struct NoData;
@@ -187,6 +207,9 @@ impl QuantizeCommand {
         let config = self.config()?;
         let suffix = format!(".{}.onnx", config.weights.element.name);
         let path = self.output.path(&self.model, &suffix, &["onnx"])?;
+        if let Some(html) = &self.html {
+            check_free(html, &[&self.model], self.output.force)?;
+        }
         let open = |source: &Option<String>, test: bool, samples: Option<usize>| {
             let Some(source) = source else { return Ok(None) };
             let request = FeedRequest {
@@ -202,7 +225,7 @@ impl QuantizeCommand {
         };
         let calibration = open(&self.data.data, false, Some(self.data.samples))?;
         let evaluation = open(&self.data.eval, true, None)?;
-        if calibration.is_none() && config.mode != Mode::Weights {
+        if calibration.is_none() && config.mode == Mode::Static {
             bail!(
                 "activations are calibrated on data, and there is none\n  help: --data FILE, or --activations f32 to quantize weights alone"
             );
@@ -224,9 +247,12 @@ impl QuantizeCommand {
             self.say_model(ui, &model, &job, [calibration.as_ref(), evaluation.as_ref()])?;
         }
         let mut bars = Bars { ui, current: None };
-        let outcome = quantize::run(&model, &job, self.layers, &mut |stage, done, total| {
-            bars.show(stage, done, total)
-        });
+        let outcome = quantize::run(
+            &model,
+            &job,
+            self.layers || self.html.is_some(),
+            &mut |stage, done, total| bars.show(stage, done, total),
+        );
         drop(bars);
         if interrupt::requested() {
             return Err(Interrupted { outcome: "nothing was written" }.into());
@@ -235,11 +261,29 @@ impl QuantizeCommand {
         let predicted = outcome.quantized.model.to_bytes().len() as u64;
         let bytes = quantize::save(&outcome.quantized.model, &path)?;
         let before = std::fs::metadata(&self.model)?.len();
+        if let Some(html) = &self.html {
+            let title = self.model.file_name().unwrap_or_default().to_string_lossy();
+            let facts = format!(
+                "target {} · w {} · {} · {} calibration samples",
+                job.config.profile.name,
+                job.config.weights.text,
+                job.engine.version(),
+                outcome.quantized.samples,
+            );
+            let page = quantize::render(&title, &facts, &outcome, [before, bytes])?;
+            write_atomic(html, |out| {
+                out.write_all(page.as_bytes())
+                    .map_err(|source| FileError::io("write", html, source))
+            })?;
+        }
         if self.output.json {
             return json(ui, &outcome, &path, [before, bytes, predicted]);
         }
         say_outcome(ui, &outcome, &job, [before, bytes, predicted])?;
         ui.say_made(&path)?;
+        if let Some(html) = &self.html {
+            ui.say_made(html)?;
+        }
         Ok(())
     }
 
@@ -250,20 +294,31 @@ impl QuantizeCommand {
         config.weights = parse(&self.choice.weights)?;
         match self.choice.activations.as_deref() {
             Some("f32") => config.mode = Mode::Weights,
+            Some("dynamic") => config.mode = Mode::Dynamic,
             Some(text) => config.activations = parse(text)?,
             None => {}
         }
-        for spec in [&config.weights, &config.activations] {
-            if !config.profile.elements.contains(&spec.element.name) && spec.element.name != "int3"
-            {
+        if let Some(file) = &self.choice.config {
+            let text = std::fs::read_to_string(file)
+                .with_context(|| format!("cannot read {}", file.display()))?;
+            config.mode = quantize::mode_of(&text)
+                .map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+        }
+        let mut asked = vec![(&config.weights, profile.weights, "weights")];
+        if config.mode == Mode::Static {
+            asked.push((&config.activations, profile.inputs, "activations"));
+        }
+        for (spec, runs, what) in asked {
+            if !runs.contains(&spec.element.name) {
                 bail!(
-                    "{} does not run {}; it runs {}",
+                    "{} runs no {what} in {}; it runs {}",
                     profile.name,
                     spec.element.name,
-                    profile.elements.join(", ")
+                    runs.join(", ")
                 );
             }
         }
+        config.equalize = self.choice.equalize;
         config.calibration.clone_from(&self.choice.calibration);
         let few_bits = config.weights.element.bits() < 8 && self.data.data.is_some();
         config.weight_rounding = match self.choice.rounding {
@@ -440,7 +495,8 @@ fn say_outcome(
             "weights alone".into()
         },
     ))?;
-    ui.say(format_args!("runtime    {} loads and runs it", job.engine.version()))?;
+    let did = if outcome.ran { "loads and runs it" } else { "loads it" };
+    ui.say(format_args!("runtime    {} {did}", job.engine.version()))?;
     let mut table = Table::new(&[
         ("", Side::Left),
         ("float", Side::Right),
@@ -485,8 +541,7 @@ fn say_outcome(
         ]);
     }
     ui.table(&table)?;
-    let slower = outcome.latency.iter().any(|l| l.quantized_ms > l.float_ms);
-    if slower && !job.engine.is_deployed() {
+    if !outcome.latency.is_empty() && !job.engine.is_deployed() {
         ui.say(
             "  rten computes codes in floats: its times say nothing of ONNX Runtime or OpenVINO",
         )?;
@@ -517,6 +572,9 @@ fn say_plan(ui: &Ui, outcome: &Outcome, job: &Job<'_>) -> anyhow::Result<()> {
     let whole = list(&|count| count.quantized);
     let weights = list(&|count| count.weights);
     let float = list(&|count| count.float);
+    for line in &quantized.upgraded {
+        ui.say(format_args!("opset {:<4} {line}", quantized.model.opset()))?;
+    }
     let folded = &quantized.simplified;
     if folded.norms + folded.biases > 0 {
         ui.say(format_args!(
