@@ -1,9 +1,9 @@
 //! Additions of a constant, folded into the bias of the layer before them.
 
-use crate::OnnxError;
 use crate::graph::Index;
 use crate::proto::{GraphProto, TensorProto};
 use crate::weights::Layout;
+use crate::{DataType, OnnxError};
 
 /// Folds every `Add` of one value for each channel whose other input is a convolution that nothing else reads and that
 /// has no bias yet.
@@ -56,7 +56,9 @@ fn find(graph: &GraphProto, index: &Index, add: usize) -> Option<(usize, usize, 
             .iter()
             .enumerate()
             .all(|(at, &size)| size == if at == channel_axis { layout.rows_i64() } else { 1 });
-        (convolves && before.arg(2).is_none() && per_channel)
+        // More axes than the result has would give it more; what is folded is written as f32.
+        let fits = tensor.dims.len() <= rank && tensor.kind() == Some(DataType::Float);
+        (convolves && before.arg(2).is_none() && per_channel && fits)
             .then(|| (add, layer, constant.to_owned()))
     })
 }

@@ -3,10 +3,10 @@
 //! # Source
 //! Jacob et al. 2018, arXiv:1712.05877, section 3.2: `w' = w γ / sqrt(σ² + ε)`, `b' = (b - μ) γ / sqrt(σ² + ε) + β`.
 
-use crate::OnnxError;
 use crate::graph::Index;
 use crate::proto::{GraphProto, TensorProto};
 use crate::weights::Layout;
+use crate::{DataType, OnnxError};
 
 /// Folds every batch norm whose input is the output of one layer that nothing else reads.
 ///
@@ -49,15 +49,23 @@ fn find(graph: &GraphProto, index: &Index, norm: usize) -> Option<Pair> {
                 && !index.is_exposed(name)
         })
     };
-    let constant = |at: usize| {
-        node.arg(at)
-            .and_then(|name| graph.constant(name))
-            .is_some_and(|t| t.dims == [layout.rows_i64()])
-    };
+    let float =
+        |name: &str| graph.constant(name).filter(|tensor| tensor.kind() == Some(DataType::Float));
+    let constant =
+        |at: usize| node.arg(at).and_then(float).is_some_and(|t| t.dims == [layout.rows_i64()]);
+    // What is folded is written as f32. A bias of a product may also have a value for each sample.
+    let by_row = before.arg(2).is_none_or(|name| {
+        float(name).is_some_and(|bias| {
+            bias.dims.split_last().is_none_or(|(&last, others)| {
+                (last == 1 || last == layout.rows_i64()) && others.iter().all(|&size| size == 1)
+            })
+        })
+    });
+    let floats = before.arg(1).and_then(float).is_some() && by_row;
     let adds = before.op_type() != "Gemm"
         || (before.float("alpha", 1.0) == 1.0 && before.float("beta", 1.0) == 1.0);
     let folds = ["Conv", "ConvTranspose", "Gemm"].iter().any(|op| before.is(op));
-    (folds && adds && own(1) && own(2) && (1..5).all(constant)).then_some(Pair {
+    (folds && floats && adds && own(1) && own(2) && (1..5).all(constant)).then_some(Pair {
         layer,
         norm,
         layout,
