@@ -11,6 +11,7 @@ use std::collections::HashSet;
 pub use attributes::explicit_attributes;
 pub use dequantize::fold_weights;
 
+use crate::proto::{GraphProto, NodeProto};
 use crate::{Model, OnnxError};
 
 /// What was changed, for the plan that a user reads.
@@ -40,10 +41,19 @@ pub fn simplify(model: &mut Model) -> Result<Simplified, OnnxError> {
     graph.sort()?;
     let constants = constants::fold(graph)?;
     constants::hoist(graph);
+    drop_dead_within(graph);
     let norms = norms::fold(graph)?;
     let biases = biases::fold(graph)?;
     graph.drop_dead();
     // Shapes and types of intermediate values are no longer those of the file.
     graph.value_info.clear();
     Ok(Simplified { constants, norms, biases })
+}
+
+/// Drops what nothing reads any more in subgraphs: the constants that others were computed from.
+fn drop_dead_within(graph: &mut GraphProto) {
+    for sub in graph.node.iter_mut().flat_map(NodeProto::subgraphs_mut) {
+        drop_dead_within(sub);
+        sub.drop_dead();
+    }
 }
