@@ -178,7 +178,7 @@ pub fn activations(
         graph.initializer.push(TensorProto::from_raw(&zero, group.spec.element.kind, &[], codes));
         for tensor in &group.tensors {
             if graph.constant(tensor).is_some() {
-                constant(graph, tensor, group, grid, [&scale, &zero])?;
+                constant(graph, tensor, group, grid, [&scale, &zero], &states)?;
             } else {
                 pair(graph, tensor, [&scale, &zero], &states, pair_per_reader);
             }
@@ -187,13 +187,14 @@ pub fn activations(
     Ok(())
 }
 
-/// A constant among the activations: its codes are computed here.
+/// A constant among the activations: its codes are computed here. Readers that stay float keep the float constant.
 fn constant(
     graph: &mut GraphProto,
     name: &str,
     group: &ActivationPlan,
     grid: Grid,
     [scale, zero]: [&str; 2],
+    states: &HashMap<String, State>,
 ) -> Result<(), OnnxError> {
     let Some(tensor) = graph.constant(name) else { return Ok(()) };
     let values = tensor.to_f32()?;
@@ -210,10 +211,26 @@ fn constant(
     let code_name = graph.fresh_name(&format!("{name}/c"));
     let (node, mut constants) = packed.write(&output, [&code_name, scale, zero]);
     constants.truncate(1);
-    graph.replace_uses(name, &output);
+    for at in 0..graph.node.len() {
+        for slot in coded_slots(&graph.node[at], states) {
+            if graph.node[at].arg(slot) == Some(name) {
+                graph.node[at].input[slot].clone_from(&output);
+            }
+        }
+    }
     graph.node.push(node);
     graph.initializer.extend(constants);
     Ok(())
+}
+
+/// The inputs of a node that are codes.
+fn coded_slots(node: &NodeProto, states: &HashMap<String, State>) -> Vec<usize> {
+    match states.get(node.label()) {
+        Some(State::Quantized | State::Passing) => {
+            rules::find(node).map_or(Vec::new(), |rule| rule.activations(node))
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// A pair on a value that is computed.
@@ -241,13 +258,7 @@ fn pair(
         .readers(name)
         .iter()
         .copied()
-        .filter(|&(at, slot)| {
-            let node = &graph.node[at];
-            let reads_codes =
-                matches!(states.get(node.label()), Some(State::Quantized | State::Passing))
-                    && rules::find(node).is_some_and(|rule| rule.activations(node).contains(&slot));
-            coded_maker || reads_codes
-        })
+        .filter(|&(at, slot)| coded_maker || coded_slots(&graph.node[at], states).contains(&slot))
         .collect();
     let source = if output {
         // The name of the output goes to the value that the codes stand for.
