@@ -69,9 +69,11 @@ impl Spec {
             Granularity::Tensor => Ok(Sharing::Tensor),
             Granularity::Channel | Granularity::Row => Ok(Sharing::Axis(layout.axis)),
             Granularity::Axis(axis) if axis < layout.shape.len() => Ok(Sharing::Axis(axis)),
-            // Runs along the first axis that is summed over.
+            // Runs along the longest axis that is summed over: those of a layer by channel or of a recurrent one begin
+            // with an axis of 1, along which every element would get a scale.
             Granularity::Group(len) => {
-                let axis = usize::from(layout.axis == 0);
+                let summed = (0..layout.shape.len()).filter(|&axis| axis != layout.axis).rev();
+                let axis = summed.max_by_key(|&axis| layout.shape[axis]).unwrap_or(layout.axis);
                 Ok(Sharing::Blocks { axis, len })
             }
             other => {
