@@ -58,8 +58,12 @@ pub fn refit(values: &[f32], layout: &Layout, moments: &Moments) -> Vec<f32> {
         let (sums, cross) = (&moments.sums[group], &moments.cross[group]);
         let mean = (0..len).map(|at| sums[at * len + at]).sum::<f64>() / len as f64;
         let damping = DAMPING * mean;
+        // Inputs that are always zero say nothing of the weights.
+        if damping == 0.0 {
+            continue;
+        }
         let mut matrix = sums.clone();
-        (0..len).for_each(|at| matrix[at * len + at] += damping.max(f64::MIN_POSITIVE));
+        (0..len).for_each(|at| matrix[at * len + at] += damping);
         let Some(lower) = cholesky(&matrix, len) else { continue };
         weights.par_chunks_mut(len).for_each(|row| {
             let mut right: Vec<f64> = row.iter().map(|&w| f64::from(w) * damping).collect();
@@ -152,6 +156,11 @@ impl Solved {
                 return Self { order, upper };
             }
             damping *= 10.0;
+            // Sums beyond what an f64 divides by have no factor; every weight is then rounded by itself.
+            if !damping.is_finite() || !mean.is_finite() {
+                let diagonal = |at: usize| f64::from(u8::from(at.is_multiple_of(len + 1)));
+                return Self { order, upper: (0..len * len).map(diagonal).collect() };
+            }
         }
     }
 }
@@ -217,4 +226,140 @@ fn cholesky(matrix: &[f64], len: usize) -> Option<Vec<f64>> {
         row[i] = pivot.sqrt();
     }
     Some(lower)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::element::Element;
+    use crate::weights::Sharing;
+
+    /// Four places with three inputs each.
+    const INPUTS: [[f64; 3]; 4] =
+        [[1.0, 0.8, 0.1], [0.9, 1.0, -0.2], [-0.5, -0.6, 1.0], [0.2, 0.1, 0.9]];
+
+    fn moments_of(inputs: &[[f64; 3]]) -> Moments {
+        let mut moments = Moments::new(3, 1);
+        for x in inputs {
+            for i in 0..3 {
+                for j in 0..3 {
+                    moments.sums[0][i * 3 + j] += x[i] * x[j];
+                }
+            }
+        }
+        moments.cross = moments.sums.clone();
+        moments.count = inputs.len();
+        moments
+    }
+
+    fn packed(rows: usize, scale: f32) -> Packed {
+        Packed {
+            element: Element::named("int8").unwrap(),
+            shape: vec![rows, 3],
+            sharing: Sharing::Tensor,
+            scales: vec![scale],
+            zeros: Vec::new(),
+            codes: Vec::new(),
+        }
+    }
+
+    fn rounded(weights: &[f32], moments: &Moments, scale: f32) -> Vec<f32> {
+        let layout = Layout { shape: vec![weights.len() / 3, 3], axis: 0 };
+        let mut packed = packed(layout.rows(), scale);
+        round(weights, &layout, moments, &mut packed);
+        packed.values()
+    }
+
+    /// What a row gives wrong at all places, squared.
+    fn error(weights: &[f32], rounded: &[f32]) -> f64 {
+        let off = |x: &[f64; 3]| -> f64 {
+            let terms = x.iter().zip(weights).zip(rounded);
+            terms.map(|((x, w), r)| x * f64::from(w - r)).sum()
+        };
+        INPUTS.iter().map(|x| off(x).powi(2)).sum()
+    }
+
+    #[test]
+    fn rows_worked_out_by_hand_get_these_codes() {
+        let moments = moments_of(&INPUTS);
+        // Errors in thousandths.
+        for (weights, expected, lost, nearest_lost) in [
+            ([0.7f32, 0.7, 0.2], [0.5f32, 1.0, 0.5], 124.5, 318.0),
+            ([0.72, -0.3, 0.4], [0.5, 0.0, 0.5], 14.3, 421.2),
+        ] {
+            let found = rounded(&weights, &moments, 0.5);
+            assert_eq!(found, expected);
+            assert!((1e3 * error(&weights, &found) - lost).abs() < 0.1);
+            let nearest = weights.map(|w| (w / 0.5).round_ties_even() * 0.5);
+            assert!((1e3 * error(&weights, &nearest) - nearest_lost).abs() < 0.1);
+        }
+    }
+
+    #[test]
+    fn on_average_less_is_lost_than_by_the_nearest_codes() {
+        let moments = moments_of(&INPUTS);
+        let (mut ours, mut nearest) = (0.0, 0.0);
+        for at in 0..500u16 {
+            let part = |k: f32| (f32::from(at) * k).sin();
+            let weights = [part(0.37), part(1.11), part(2.03)];
+            ours += error(&weights, &rounded(&weights, &moments, 0.25));
+            nearest += error(&weights, &weights.map(|w| (w / 0.25).round_ties_even() * 0.25));
+        }
+        assert!(ours < 0.8 * nearest, "{ours}, {nearest}");
+    }
+
+    #[test]
+    fn inputs_that_say_nothing_leave_the_nearest_codes() {
+        let weights = [0.3, -0.7, 1.2];
+        let nearest = weights.map(|w: f32| (w / 0.5).round_ties_even() * 0.5);
+        let silent = Moments::new(3, 1);
+        assert_eq!(rounded(&weights, &silent, 0.5), nearest);
+        // The middle input is always zero: its weight is rounded by itself.
+        let half = INPUTS.map(|[a, _, c]| [a, 0.0, c]);
+        assert_eq!(rounded(&weights, &moments_of(&half), 0.5)[1], nearest[1]);
+        // Sums that overflowed end as well.
+        let mut endless = moments_of(&INPUTS);
+        endless.sums[0][4] = f64::INFINITY;
+        assert_eq!(rounded(&weights, &endless, 0.5), nearest);
+        endless.sums[0][4] = f64::NAN;
+        assert_eq!(rounded(&weights, &endless, 0.5), nearest);
+        let layout = Layout { shape: vec![1, 3], axis: 0 };
+        assert_eq!(refit(&weights, &layout, &silent), weights);
+    }
+
+    #[test]
+    fn a_refitted_row_undoes_what_a_layer_before_it_did() {
+        // The inputs came out twice as large as those of the float model.
+        let mut moments = moments_of(&INPUTS.map(|x| x.map(|v| 2.0 * v)));
+        for v in &mut moments.cross[0] {
+            *v /= 2.0;
+        }
+        let layout = Layout { shape: vec![1, 3], axis: 0 };
+        let found = refit(&[0.8, -0.4, 0.6], &layout, &moments);
+        let wanted = [0.4, -0.2, 0.3];
+        let (off, signal) = (error(&wanted, &found), error(&wanted, &[0.0; 3]));
+        assert!(off < 0.02 * signal, "{found:?}: {off} of {signal}");
+        // With the inputs of the float model nothing changes.
+        let found = refit(&[0.8, -0.4, 0.6], &layout, &moments_of(&INPUTS));
+        for (found, wanted) in found.into_iter().zip([0.8, -0.4, 0.6]) {
+            assert!((found - wanted).abs() < 1e-6, "{found}, {wanted}");
+        }
+    }
+
+    #[test]
+    fn the_factor_gives_the_inverse() {
+        let matrix = [4.0, 1.0, 0.5, 1.0, 3.0, -0.25, 0.5, -0.25, 2.0];
+        let upper = inverse_factor(&matrix, 3).unwrap();
+        for i in 0..3 {
+            for j in 0..3 {
+                // (U^T U) A is the identity.
+                let inverse = |a: usize, b: usize| -> f64 {
+                    (0..3).map(|k| upper[k * 3 + a] * upper[k * 3 + b]).sum()
+                };
+                let product: f64 = (0..3).map(|k| inverse(i, k) * matrix[k * 3 + j]).sum();
+                assert!((product - f64::from(u8::from(i == j))).abs() < 1e-12, "{i}, {j}");
+            }
+        }
+        assert!(inverse_factor(&[1.0, 2.0, 2.0, 1.0], 2).is_none());
+    }
 }

@@ -130,6 +130,8 @@ pub(crate) fn input_moments(
     let mut floats = Batches::new(float, &outputs, data, engine)?;
     let mut values = Batches::new(model, &outputs, data, engine)?;
     while let (Some(values), Some(floats)) = (values.next()?, floats.next()?) {
+        refuse_not_finite(input, &values[0])?;
+        refuse_not_finite(input, &floats[0])?;
         patches::add(node, &weight.layout, &values[0], &floats[0], &mut moments);
     }
     Ok((moments.count > 0).then_some(moments))
@@ -183,20 +185,39 @@ struct Channels {
     variance: Vec<f64>,
 }
 
-/// The statistics of the channels of some tensors: axis 1 of images, the last axis of vectors.
+/// An error where values are not finite: one of them would spoil every sum.
+fn refuse_not_finite(tensor: &str, value: &Value) -> Result<(), QuantizeError> {
+    let elements = value.as_f32().unwrap_or_default();
+    if elements.iter().all(|v| v.is_finite()) {
+        return Ok(());
+    }
+    let nans = elements.iter().filter(|v| v.is_nan()).count() as u64;
+    let infinities = elements.iter().filter(|v| v.is_infinite()).count() as u64;
+    Err(QuantizeError::NotFinite { tensor: tensor.to_owned(), nans, infinities })
+}
+
+/// The statistics of the channels of some tensors: axis 1 of what a convolution gives, the last axis of all else.
 fn channel_statistics(
     model: &Model,
     outputs: &[String],
     data: &dyn Data,
     engine: &dyn Engine,
 ) -> Result<Vec<Channels>, QuantizeError> {
+    let index = Index::of(model.graph());
+    let convolved = |name: &String| {
+        index.maker(name).is_some_and(|at| {
+            let node = &model.graph().node[at];
+            node.is("Conv") || node.is("ConvTranspose")
+        })
+    };
+    let convolved: Vec<bool> = outputs.iter().map(convolved).collect();
     let mut sums: Vec<(Vec<f64>, Vec<f64>, f64)> = vec![Default::default(); outputs.len()];
     let mut batches = Batches::new(model, outputs, data, engine)?;
     while let Some(values) = batches.next()? {
-        for ((sum, squares, count), value) in sums.iter_mut().zip(&values) {
+        for (at, ((sum, squares, count), value)) in sums.iter_mut().zip(&values).enumerate() {
             let Some(elements) = value.as_f32() else { continue };
-            let rank = value.shape.len();
-            let axis = if rank > 2 && rank != 3 { 1 } else { rank - 1 };
+            refuse_not_finite(&outputs[at], value)?;
+            let axis = if convolved[at] { 1 } else { value.shape.len() - 1 };
             let channels = value.shape[axis];
             let inner: usize = value.shape[axis + 1..].iter().product();
             sum.resize(channels, 0.0);
