@@ -407,13 +407,13 @@ fn calibrate(
                     Some(constant) => all.add(&constant.to_f32()?),
                     None => all.merge(&stats[name.as_str()]),
                 }
-            }
-            if all.nans + all.infinities > 0 {
-                return Err(QuantizeError::NotFinite {
-                    tensor: group.sources[0].clone(),
-                    nans: all.nans,
-                    infinities: all.infinities,
-                });
+                if all.nans + all.infinities > 0 {
+                    return Err(QuantizeError::NotFinite {
+                        tensor: name.clone(),
+                        nans: all.nans,
+                        infinities: all.infinities,
+                    });
+                }
             }
             let element = &group.spec.element;
             let symmetric = config.profile.symmetric;
