@@ -172,3 +172,156 @@ fn at_tap(axes: &[Axis], mut place: usize, mut tap: usize) -> Option<usize> {
     }
     Some(offset)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The value of a plane at a place that may lie in the padding.
+    fn at(plane: &[f32], size: [usize; 2], row: i64, column: i64) -> f64 {
+        let inside = |v: i64, size: usize| usize::try_from(v).ok().filter(|&v| v < size);
+        match (inside(row, size[0]), inside(column, size[1])) {
+            (Some(row), Some(column)) => f64::from(plane[row * size[1] + column]),
+            _ => 0.0,
+        }
+    }
+
+    /// Geometry of a convolution: attributes, and the padding before that they come to.
+    struct Case {
+        node: NodeProto,
+        kernel: [usize; 2],
+        groups: usize,
+        stride: i64,
+        dilation: i64,
+        before: [i64; 2],
+        output: [i64; 2],
+    }
+
+    fn conv() -> NodeProto {
+        NodeProto::call("Conv", "c", &["x", "w"], &["y"])
+    }
+
+    fn cases() -> Vec<Case> {
+        let plain = |node: NodeProto, kernel, before, output| Case {
+            node,
+            kernel,
+            groups: 1,
+            stride: 1,
+            dilation: 1,
+            before,
+            output,
+        };
+        vec![
+            plain(conv(), [3, 3], [0, 0], [5, 3]),
+            plain(conv().with_ints("pads", &[1, 2, 0, 1]), [3, 3], [1, 2], [6, 6]),
+            plain(conv().with_text("auto_pad", "VALID"), [2, 4], [0, 0], [6, 2]),
+            plain(conv().with_text("auto_pad", "SAME_UPPER"), [2, 4], [0, 1], [7, 5]),
+            plain(conv().with_text("auto_pad", "SAME_LOWER"), [2, 4], [1, 2], [7, 5]),
+            Case {
+                stride: 2,
+                ..plain(
+                    conv().with_ints("strides", &[2, 2]).with_text("auto_pad", "SAME_LOWER"),
+                    [3, 2],
+                    [1, 1],
+                    [4, 3],
+                )
+            },
+            Case {
+                dilation: 2,
+                ..plain(
+                    conv().with_ints("dilations", &[2, 2]).with_ints("pads", &[1, 1, 1, 1]),
+                    [3, 2],
+                    [1, 1],
+                    [5, 5],
+                )
+            },
+            Case { groups: 2, ..plain(conv().with_int("group", 2), [3, 3], [0, 0], [5, 3]) },
+        ]
+    }
+
+    #[test]
+    fn moments_are_those_of_patches_taken_one_by_one() {
+        let size = [7, 5];
+        let (batch, channels) = (3, 4);
+        let values: Vec<f32> =
+            (0..batch * channels * 35).map(|i: u16| (f32::from(i) * 0.7).sin()).collect();
+        let floats: Vec<f32> = values.iter().map(|v| v * v + 0.25).collect();
+        let shape = [3, 4, 7, 5];
+        for case in cases() {
+            let per_group = 4 / case.groups;
+            let [rows, columns] = case.kernel;
+            let layout = Layout { shape: vec![case.groups, per_group, rows, columns], axis: 0 };
+            let mut found = moments(&case.node, &layout).unwrap();
+            let value = |values: &[f32]| Value::f32(shape, values.to_vec());
+            add(&case.node, &layout, &value(&values), &value(&floats), &mut found);
+
+            let len = per_group * rows * columns;
+            assert_eq!(found.len, len);
+            let mut count = 0;
+            for group in 0..case.groups {
+                let (mut sums, mut cross) = (vec![0.0; len * len], vec![0.0; len * len]);
+                count = 0;
+                for sample in 0..3 {
+                    for place in 0..case.output[0] * case.output[1] {
+                        let out = [place / case.output[1], place % case.output[1]];
+                        let patch = |values: &[f32]| -> Vec<f64> {
+                            let mut patch = Vec::new();
+                            for channel in group * per_group..(group + 1) * per_group {
+                                let plane = &values[(sample * 4 + channel) * 35..][..35];
+                                for tap in 0..i64::try_from(rows * columns).unwrap() {
+                                    let wide = i64::try_from(columns).unwrap();
+                                    let within = [tap / wide, tap % wide];
+                                    let [row, column] = [0, 1].map(|axis| {
+                                        out[axis] * case.stride + within[axis] * case.dilation
+                                            - case.before[axis]
+                                    });
+                                    patch.push(at(plane, size, row, column));
+                                }
+                            }
+                            patch
+                        };
+                        let (x, f) = (patch(&values), patch(&floats));
+                        for i in 0..len {
+                            for j in 0..len {
+                                sums[i * len + j] += x[i] * x[j];
+                                cross[i * len + j] += f[i] * x[j];
+                            }
+                        }
+                        count += 1;
+                    }
+                }
+                for (found, wanted) in [(&found.sums[group], sums), (&found.cross[group], cross)] {
+                    for (at, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+                        assert!((found - wanted).abs() < 1e-3, "{:?}: {at}", case.node);
+                    }
+                }
+            }
+            assert_eq!(found.count, count, "{:?}", case.node);
+        }
+    }
+
+    #[test]
+    fn rows_of_a_product_are_its_inputs() {
+        let node = NodeProto::call("MatMul", "m", &["x", "w"], &["y"]);
+        let layout = Layout { shape: vec![2, 5], axis: 1 };
+        let mut found = moments(&node, &layout).unwrap();
+        let x = Value::f32([3, 1, 2], vec![1.0, 2.0, 3.0, -1.0, 0.5, 0.0]);
+        add(&node, &layout, &x, &x, &mut found);
+        assert_eq!(found.sums, [[10.25, -1.0, -1.0, 5.0]]);
+        assert_eq!((found.count, &found.sums), (3, &found.cross));
+        assert_eq!(found.squares(0), [10.25f32 / 3.0, 5.0 / 3.0]);
+        let turned = NodeProto::call("Gemm", "g", &["x", "w"], &["y"]).with_int("transA", 1);
+        assert!(moments(&turned, &layout).is_none());
+    }
+
+    #[test]
+    fn many_places_are_thinned_out_and_none_is_left_out() {
+        let node = conv();
+        let layout = Layout { shape: vec![1, 1, 1, 1], axis: 0 };
+        let mut found = moments(&node, &layout).unwrap();
+        // 400 places, of which every fourth is looked at, another fourth for each sample.
+        let x = Value::f32([4, 1, 20, 20], vec![1.0; 1600]);
+        add(&node, &layout, &x, &x, &mut found);
+        assert_eq!((found.count, found.sums[0][0]), (400, 400.0));
+    }
+}
