@@ -3,11 +3,17 @@
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "a test fails by panicking, and its numbers are small"
+    clippy::print_stdout,
+    reason = "a test fails by panicking, says why it is skipped, and its numbers are small"
 )]
 
 mod calibration;
 mod elements;
+mod graphs;
+mod models;
+mod plan;
+mod simplify;
+mod wrong_input;
 
 use std::fmt::Debug;
 use std::str::FromStr;
