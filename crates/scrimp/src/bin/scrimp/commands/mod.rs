@@ -9,6 +9,7 @@ mod bench;
 mod completions;
 mod decode;
 mod encode;
+mod export;
 mod formats;
 mod inspect;
 mod plan;
@@ -65,6 +66,7 @@ enum Command {
     Decode(decode::Decode),
     Inspect(inspect::Inspect),
     Score(score::ScoreCommand),
+    Export(export::Export),
     Bench(bench::Bench),
     Schema(schema::Schema),
     Completions(completions::Completions),
@@ -85,6 +87,7 @@ impl Cli {
             Command::Decode(command) => command.run(ui),
             Command::Inspect(command) => command.run(ui),
             Command::Score(command) => command.run(ui),
+            Command::Export(command) => command.run(ui),
             Command::Bench(command) => command.run(ui),
             Command::Schema(command) => command.run(ui),
             Command::Completions(command) => command.run(ui),
