@@ -13,6 +13,7 @@ import numpy as np
 
 CRATES = Path(__file__).resolve().parent.parent / "crates"
 CODEC = CRATES / "scrimp-codec" / "tests" / "golden"
+ONNX = CRATES / "scrimp-onnx" / "tests" / "golden"
 SCRIMP = CRATES / "scrimp" / "tests" / "golden"
 TRAIN = CRATES / "scrimp-train" / "tests" / "golden"
 ONNX = CRATES / "scrimp-onnx" / "tests" / "golden"

@@ -43,3 +43,42 @@ pub fn read_npz(path: &Path) -> Result<Vec<Tensor>, FileError> {
     }
     Ok(tensors)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::{Dtype, write_npy};
+
+    #[test]
+    fn members_are_arrays_by_name_and_what_is_none_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let array = folder.path().join("x.npy");
+        let tensor =
+            Tensor::from_f32("x", vec![2, 3], Dtype::F32, &[1., 2., 3., 4., 5., 6.]).unwrap();
+        write_npy(&array, &tensor).unwrap();
+        let bytes = std::fs::read(&array).unwrap();
+
+        let path = folder.path().join("two.npz");
+        let archive = |members: &[(&str, &[u8])]| {
+            let mut writer = zip::ZipWriter::new(File::create(&path).unwrap());
+            for (name, bytes) in members {
+                writer.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+                writer.write_all(bytes).unwrap();
+            }
+            writer.finish().unwrap();
+        };
+        archive(&[("input.npy", &bytes), ("labels.npy", &bytes)]);
+        let read = read_npz(&path).unwrap();
+        let names: Vec<&str> = read.iter().map(Tensor::name).collect();
+        assert_eq!(names, ["input", "labels"]);
+        assert_eq!((read[0].shape(), read[1].to_f32()), (&[2, 3][..], tensor.to_f32()));
+
+        archive(&[("input.npy", &bytes[..40])]);
+        assert!(read_npz(&path).unwrap_err().to_string().contains("input.npy"));
+        std::fs::write(&path, b"PK\x03\x04 nothing").unwrap();
+        assert!(read_npz(&path).unwrap_err().to_string().contains("two.npz"));
+        assert!(read_npz(&folder.path().join("none.npz")).is_err());
+    }
+}

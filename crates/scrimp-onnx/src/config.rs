@@ -15,7 +15,8 @@ pub enum Mode {
     /// Scales of activations are fixed from calibration data.
     #[default]
     Static,
-    /// Scales of activations are found while the model runs.
+    /// Scales of activations are found while the model runs, for products with 8-bit weights; all else has codes for its
+    /// weights alone. Convolutions among them: runtimes have no fast form of theirs.
     Dynamic,
     /// Activations stay float.
     Weights,

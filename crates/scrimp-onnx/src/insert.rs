@@ -45,6 +45,65 @@ fn read_instead(nodes: &mut [NodeProto], readers: &[String], old: &str, new: &st
     }
 }
 
+/// Lets products find the scale of their input while the model runs: the codes are multiplied as integers.
+///
+/// # Errors
+/// If a weight is not there.
+pub fn dynamic(graph: &mut GraphProto, plan: &Plan, packed: &[Packed]) -> Result<(), OnnxError> {
+    for at in 0..plan.nodes.len() {
+        let node = graph.node[at].clone();
+        let weight = plan.weights.iter().position(|w| node.arg(1) == Some(w.tensor.as_str()));
+        let (State::Quantized, Some(weight)) = (plan.nodes[at].state, weight) else { continue };
+        let (name, layout) = (&plan.weights[weight].tensor, &plan.weights[weight].layout);
+        let packed = &packed[weight];
+        let (rows, len) = (layout.rows(), layout.row_len());
+        // MatMulInteger knows one form of a weight: [inputs, outputs].
+        let by_input = crate::weights::Layout { shape: vec![len, rows], axis: 1 };
+        let codes = by_input.from_rows(&layout.to_rows(&packed.codes));
+        let names = ["/c", "/s", "/z"].map(|end| graph.fresh_name(&format!("{name}{end}")));
+        let element = &packed.element;
+        let kind = element.kind;
+        let scale_shape: &[usize] = if packed.scales.len() == 1 { &[] } else { &[rows] };
+        let zeros = if packed.zeros.is_empty() {
+            vec![0; packed.scales.len()]
+        } else {
+            packed.zeros.clone()
+        };
+        graph.initializer.extend([
+            TensorProto::from_raw(&names[0], kind, &[len, rows], element.pack(&codes)),
+            TensorProto::from_f32(&names[1], scale_shape, &packed.scales),
+            TensorProto::from_raw(&names[2], kind, scale_shape, element.pack(&zeros)),
+        ]);
+        let input = node.arg(0).ok_or_else(|| OnnxError::graph("a product without an input"))?;
+        let label = node.label();
+        let [codes, scale, zero, sums, floats, factor] = ["/q", "/s", "/z", "/i", "/f", "/m"]
+            .map(|end| graph.fresh_name(&format!("{label}.x{end}")));
+        let output = node.output[0].clone();
+        let bias = node.arg(2).filter(|_| node.is("Gemm"));
+        let product =
+            if bias.is_some() { graph.fresh_name(&format!("{label}.y")) } else { output.clone() };
+        let float = i64::from(DataType::Float as i32);
+        let mut nodes = vec![
+            NodeProto::call("DynamicQuantizeLinear", &codes, &[input], &[&codes, &scale, &zero]),
+            NodeProto::call(
+                "MatMulInteger",
+                label,
+                &[&codes, &names[0], &zero, &names[2]],
+                &[&sums],
+            ),
+            NodeProto::call("Cast", &floats, &[&sums], &[&floats]).with_int("to", float),
+            NodeProto::call("Mul", &factor, &[&scale, &names[1]], &[&factor]),
+            NodeProto::call("Mul", &product, &[&floats, &factor], &[&product]),
+        ];
+        if let Some(bias) = bias {
+            nodes.push(NodeProto::call("Add", &output, &[&product, bias], &[&output]));
+        }
+        graph.node[at] = nodes.remove(1);
+        graph.node.extend(nodes);
+    }
+    Ok(())
+}
+
 /// Stores the biases of some operators as 32-bit integers at the scale of the products that they are added to. To be called
 /// before the other changes, while nodes read what the plan names.
 pub fn biases(

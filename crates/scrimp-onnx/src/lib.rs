@@ -1,4 +1,6 @@
 //! Post-training quantization of ONNX models: read a float model, calibrate it on data, write one that runtimes load.
+//!
+//! [`quantize()`] does the whole of it; [`Model`] is a file, [`Data`] what it is calibrated on, [`Engine`] what runs it.
 
 pub mod calibration;
 mod config;

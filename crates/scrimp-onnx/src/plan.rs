@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use scrimp_codec::Granularity;
+
 use crate::config::{Config, Mode, Spec};
 use crate::graph::Index;
 use crate::proto::{GraphProto, NodeProto};
@@ -174,9 +176,12 @@ fn first_state(
     let floats = values.all(|name| {
         graph.constant(name).map_or_else(|| is_float(name), |t| t.kind() == Some(DataType::Float))
     });
-    let whole = config.mode != Mode::Weights
-        && !reads.is_empty()
-        && !config.profile.float_ops.contains(&node.op_type());
+    let whole = match config.mode {
+        Mode::Static => true,
+        Mode::Dynamic => is_dynamic(node, &weights, said(node, config).weights),
+        Mode::Weights => false,
+    };
+    let whole = whole && !reads.is_empty() && !config.profile.float_ops.contains(&node.op_type());
     if whole && floats {
         State::Quantized
     } else if weights.is_empty() {
@@ -184,6 +189,18 @@ fn first_state(
     } else {
         State::Weights
     }
+}
+
+/// Whether a node is a product whose input can get its scale while the model runs.
+fn is_dynamic(node: &NodeProto, weights: &[(usize, Layout)], spec: &Spec) -> bool {
+    let plain = node.is("MatMul")
+        || (node.is("Gemm")
+            && node.int("transA", 0) == 0
+            && node.float("alpha", 1.0) == 1.0
+            && node.float("beta", 1.0) == 1.0);
+    let matrix = matches!(weights, [(1, layout)] if layout.shape.len() == 2);
+    let shared = matches!(spec.granularity, Granularity::Tensor | Granularity::Channel);
+    plain && matrix && shared && matches!(spec.element.name, "int8" | "uint8")
 }
 
 struct Planner<'a> {

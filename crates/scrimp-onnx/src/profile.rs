@@ -20,8 +20,10 @@ pub struct Profile {
     pub integer_bias: &'static [&'static str],
     /// Operators that it computes in integers only if the zero points of their weights are there, although all are 0.
     pub zero_points: &'static [&'static str],
-    /// The elements that it runs.
-    pub elements: &'static [&'static str],
+    /// The elements of weights that it runs.
+    pub weights: &'static [&'static str],
+    /// The elements of activations that it runs.
+    pub inputs: &'static [&'static str],
 }
 
 /// Every profile; the first is the default.
@@ -35,9 +37,11 @@ pub static PROFILES: &[Profile] = &[
         float_ops: &["ConvTranspose"],
         integer_bias: &["Gemm"],
         zero_points: &["Gemm", "MatMul"],
-        elements: &[
-            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2", "e4m3fn", "e5m2",
+        weights: &[
+            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "int2", "uint2", "e4m3fn",
+            "e5m2",
         ],
+        inputs: &["uint8", "int8", "uint16", "int16"],
     },
     Profile {
         name: "ort-arm",
@@ -48,9 +52,11 @@ pub static PROFILES: &[Profile] = &[
         float_ops: &["ConvTranspose"],
         integer_bias: &["Gemm"],
         zero_points: &["Gemm", "MatMul"],
-        elements: &[
-            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2", "e4m3fn", "e5m2",
+        weights: &[
+            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "int2", "uint2", "e4m3fn",
+            "e5m2",
         ],
+        inputs: &["int8", "uint8", "int16", "uint16"],
     },
     Profile {
         name: "openvino",
@@ -61,9 +67,10 @@ pub static PROFILES: &[Profile] = &[
         float_ops: &[],
         integer_bias: &[],
         zero_points: &[],
-        elements: &[
-            "int8", "uint8", "int16", "uint16", "int4", "uint4", "e4m3fn", "e5m2", "e2m1fn",
+        weights: &[
+            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "e4m3fn", "e5m2", "e2m1fn",
         ],
+        inputs: &["uint8", "int8", "uint16", "int16", "e4m3fn", "e5m2"],
     },
     Profile {
         name: "tensorrt",
@@ -74,7 +81,8 @@ pub static PROFILES: &[Profile] = &[
         float_ops: &[],
         integer_bias: &[],
         zero_points: &[],
-        elements: &["int8", "int4", "e4m3fn", "e2m1fn"],
+        weights: &["int8", "int4", "int3", "e4m3fn", "e2m1fn"],
+        inputs: &["int8", "e4m3fn", "e2m1fn"],
     },
 ];
 
@@ -86,9 +94,9 @@ pub fn find(name: &str) -> Result<&'static Profile, String> {
     PROFILES.iter().find(|profile| profile.name == name).ok_or_else(|| {
         let names: Vec<&str> = PROFILES.iter().map(|profile| profile.name).collect();
         let near = scrimp_codec::nearest(name, names.iter().copied())
-            .map(|near| format!(", did you mean `{near}`?"));
+            .map(|near| format!(" (did you mean `{near}`?)"));
         format!(
-            "unknown target `{name}`{}; there are {}",
+            "unknown target `{name}`{}; known are {}",
             near.unwrap_or_default(),
             names.join(", ")
         )

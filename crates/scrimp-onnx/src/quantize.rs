@@ -131,8 +131,9 @@ pub fn quantize(
     let simplified = simplify::simplify(&mut float)?;
 
     let kinds = probe(&float, config, data, engine)?;
-    let plan = plan::plan(float.graph(), config, &|name| kinds.get(name) == Some(&DataType::Float))
-        .map_err(QuantizeError::Config)?;
+    let is_float =
+        |name: &str| config.mode == Mode::Dynamic || kinds.get(name) == Some(&DataType::Float);
+    let plan = plan::plan(float.graph(), config, &is_float).map_err(QuantizeError::Config)?;
     if plan.weights.is_empty() && plan.activations.is_empty() {
         return Err(QuantizeError::Nothing { reason: why_nothing(&plan) });
     }
@@ -160,6 +161,9 @@ pub fn quantize(
         }
     }
     insert::biases(graph, &plan, &weights, &grids, config.profile.integer_bias);
+    if config.mode == Mode::Dynamic {
+        insert::dynamic(graph, &plan, &weights)?;
+    }
     insert::weights(graph, &plan, &weights);
     insert::activations(graph, &plan, &grids, config.profile.pair_per_reader)?;
     graph.sort()?;
@@ -311,7 +315,8 @@ fn probe(
     data: &dyn Data,
     engine: &dyn Engine,
 ) -> Result<HashMap<String, DataType>, QuantizeError> {
-    if config.mode == Mode::Weights {
+    // Without a run, what a product reads is taken to be float, as its weight is.
+    if config.mode != Mode::Static {
         return Ok(HashMap::new());
     }
     // What a plan could touch if every value were float.

@@ -143,6 +143,22 @@ fn classes_of(value: &Value, samples: usize) -> Option<Vec<u32>> {
     })
 }
 
+/// Loads the model, and runs it on the first samples where there are any: whether it was run.
+///
+/// # Errors
+/// If the engine refuses it.
+pub fn loads(engine: &dyn Engine, model: &Model, data: &dyn Data) -> Result<bool, QuantizeError> {
+    let outputs: Vec<String> = model.graph().output.iter().map(|o| o.name().to_owned()).collect();
+    let mut session = engine.load(model, &outputs, LoadOptions::default())?;
+    if data.is_empty() {
+        return Ok(false);
+    }
+    let first = batches(model, data)?[0].clone();
+    let inputs = data.batch(first.start, first.end).map_err(QuantizeError::Data)?;
+    run(&mut *session, &inputs)?;
+    Ok(true)
+}
+
 /// How long a run takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Latency {

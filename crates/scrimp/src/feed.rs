@@ -108,6 +108,8 @@ impl Feed {
             (images, labelled, None)
         } else if path.is_file() {
             (read_cifar10(path)?, true, None)
+        } else if path.components().count() > 1 || !extension.is_empty() {
+            return Err(unfit("no such file or folder".into()));
         } else {
             let set = find(&request.source)?;
             let data =
@@ -222,8 +224,8 @@ fn normalization(
     let pick = |asked: &Option<Vec<f32>>, key: &str, set: Option<Vec<f32>>, usual: f32| {
         asked.clone().or_else(|| of_model(key)).or(set).unwrap_or_else(|| vec![usual; channels])
     };
-    let mut mean = pick(&request.mean, "scrimp.mean", set_mean, 0.0);
-    let mut std = pick(&request.std, "scrimp.std", set_std, 1.0);
+    let mut mean = pick(&request.mean, "mean", set_mean, 0.0);
+    let mut std = pick(&request.std, "std", set_std, 1.0);
     for values in [&mut mean, &mut std] {
         if values.len() == 1 {
             *values = vec![values[0]; channels];
@@ -339,4 +341,49 @@ fn rows(value: &Value, start: usize, end: usize) -> Value {
     let mut shape = value.shape.clone();
     shape[0] = end - start;
     Value { shape, data }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
+        Tensor::from_f32(name, shape.to_vec(), Dtype::F32, values).unwrap()
+    }
+
+    fn labels(values: &[i64]) -> Tensor {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Tensor::new("labels", vec![values.len()], Dtype::I64, bytes).unwrap()
+    }
+
+    fn feed(tensors: Vec<Tensor>, names: &[&str]) -> Result<Feed, String> {
+        Feed::of_arrays(tensors, names, &FeedRequest::default())
+    }
+
+    #[test]
+    fn arrays_are_cut_into_samples_with_their_labels() {
+        let feed =
+            feed(vec![tensor("x", &[3, 2], &[0., 1., 2., 3., 4., 5.]), labels(&[7, 8, 9])], &["x"]);
+        let feed = feed.unwrap();
+        assert_eq!(feed.len(), 3);
+        assert_eq!(
+            feed.batch(1, 3).unwrap(),
+            [("x".into(), Value::f32([2, 2], vec![2., 3., 4., 5.]))]
+        );
+        assert_eq!(feed.labels(1, 3), Some(vec![8, 9]));
+        assert!(feed.batch(2, 4).unwrap_err().contains("3 samples"));
+    }
+
+    #[test]
+    fn a_lone_array_is_the_lone_input_and_what_does_not_fit_is_named() {
+        let lone = feed(vec![tensor("anything", &[2, 1], &[1., 2.])], &["image"]).unwrap();
+        assert_eq!(lone.batch(0, 1).unwrap()[0].0, "image");
+        let x = || tensor("x", &[2, 1], &[1., 2.]);
+        let missing = feed(vec![x()], &["x", "state"]).unwrap_err();
+        assert!(missing.contains("`state`") && missing.contains("`x`"), "{missing}");
+        let ragged = feed(vec![x(), tensor("y", &[3], &[0.; 3])], &["x", "y"]).unwrap_err();
+        assert!(ragged.contains("2 samples") && ragged.contains('3'), "{ragged}");
+        assert!(feed(vec![x(), labels(&[1])], &["x"]).unwrap_err().contains("1 labels for 2"));
+        assert!(feed(vec![x(), labels(&[1, -1])], &["x"]).unwrap_err().contains("whole numbers"));
+    }
 }

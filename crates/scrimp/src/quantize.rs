@@ -1,6 +1,7 @@
 //! From a float ONNX model to a quantized one: calibrate, quantize, run both, and keep what a limit allows.
 
 mod page;
+mod rfc;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,18 +15,19 @@ use scrimp_onnx::{
 use crate::feed::FeedError;
 pub use crate::page::PageError;
 pub use page::render;
+pub use rfc::mode_of;
 
 /// Why there is no quantized model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", in_file(path, reason))]
     Model {
         /// The file.
         path: std::path::PathBuf,
         /// Why.
-        source: OnnxError,
+        reason: OnnxError,
     },
     /// The data could not be read.
     #[error(transparent)]
@@ -41,6 +43,14 @@ pub enum Error {
         /// The limit, as it was given.
         limit: f64,
     },
+}
+
+/// What is wrong with a model, after the name of its file, which errors of files say themselves.
+fn in_file(path: &Path, reason: &OnnxError) -> String {
+    match reason {
+        OnnxError::File(error) => error.to_string(),
+        other => format!("{}: {other}", path.display()),
+    }
 }
 
 /// What is to be done.
@@ -68,6 +78,8 @@ pub struct Outcome {
     pub quantized: Quantized,
     /// How it differs from the float model, with data to judge with.
     pub comparison: Option<Comparison>,
+    /// Whether the engine ran it; it has loaded it in any case.
+    pub ran: bool,
     /// How long both take, where they could be run.
     pub latency: Vec<Latency>,
     /// Layers that went back to float for the limit.
@@ -91,7 +103,7 @@ const SENSITIVITY_SAMPLES: usize = 64;
 /// # Errors
 /// [`Error::Model`], naming the file.
 pub fn open(path: &Path) -> Result<Model, Error> {
-    Model::open(path).map_err(|source| Error::Model { path: path.to_owned(), source })
+    Model::open(path).map_err(|reason| Error::Model { path: path.to_owned(), reason })
 }
 
 /// Writes a model file, and gives its bytes.
@@ -99,7 +111,7 @@ pub fn open(path: &Path) -> Result<Model, Error> {
 /// # Errors
 /// [`Error::Model`], naming the file.
 pub fn save(model: &Model, path: &Path) -> Result<u64, Error> {
-    model.save(path).map_err(|source| Error::Model { path: path.to_owned(), source })
+    model.save(path).map_err(|reason| Error::Model { path: path.to_owned(), reason })
 }
 
 /// Does the job.
@@ -115,8 +127,10 @@ pub fn run(
     let start = Instant::now();
     let quantized = quantize(model, &job.config, job, watch)?;
     let time = start.elapsed();
+    let ran = verify::loads(job.engine, &quantized.model, job.calibration)?;
     let mut outcome = Outcome {
         comparison: compare(&quantized, job, watch)?,
+        ran: ran || job.evaluation.is_some(),
         quantized,
         latency: Vec::new(),
         fallback: Vec::new(),

@@ -109,13 +109,19 @@ struct ChoiceFlags {
     #[arg(short, long, value_name = "SCHEME", default_value = "int8/channel")]
     weights: String,
 
-    /// The scheme of activations, or f32 to leave them [default: as the target wants them]
-    #[arg(short, long, value_name = "SCHEME")]
+    /// The scheme of activations, f32 to leave them, or dynamic: 8 bits whose scale is found while
+    /// the model runs, in products [default: as the target wants them]
+    #[arg(short, long, value_name = "SCHEME", conflicts_with = "config")]
     activations: Option<String>,
+
+    /// A JSON file with `compression_inference`, as was proposed to DeepSpeed, which says whether
+    /// activations are static or dynamic
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 
     /// How ranges of activations are chosen: l2, mse, min-max, moving-average, percentile,
     /// percentile:P, entropy or aciq
-    #[arg(long, value_name = "METHOD", default_value = "l2")]
+    #[arg(long, value_name = "METHOD", default_value = "l2", value_parser = calibration)]
     calibration: String,
 
     /// How range is moved between layers first: none, cross-layer, smooth, smooth:ALPHA or awq
@@ -172,6 +178,10 @@ fn percent(text: &str) -> Result<f64, String> {
     }
 }
 
+fn calibration(text: &str) -> Result<String, String> {
+    scrimp::onnx::calibration::find(text).map(|_| text.to_owned())
+}
+
 /// What a command without data calibrates with.
 #[derive(Debug)]
 struct NoData;
@@ -215,7 +225,7 @@ impl QuantizeCommand {
         };
         let calibration = open(&self.data.data, false, Some(self.data.samples))?;
         let evaluation = open(&self.data.eval, true, None)?;
-        if calibration.is_none() && config.mode != Mode::Weights {
+        if calibration.is_none() && config.mode == Mode::Static {
             bail!(
                 "activations are calibrated on data, and there is none\n  help: --data FILE, or --activations f32 to quantize weights alone"
             );
@@ -284,17 +294,27 @@ impl QuantizeCommand {
         config.weights = parse(&self.choice.weights)?;
         match self.choice.activations.as_deref() {
             Some("f32") => config.mode = Mode::Weights,
+            Some("dynamic") => config.mode = Mode::Dynamic,
             Some(text) => config.activations = parse(text)?,
             None => {}
         }
-        for spec in [&config.weights, &config.activations] {
-            if !config.profile.elements.contains(&spec.element.name) && spec.element.name != "int3"
-            {
+        if let Some(file) = &self.choice.config {
+            let text = std::fs::read_to_string(file)
+                .with_context(|| format!("cannot read {}", file.display()))?;
+            config.mode = quantize::mode_of(&text)
+                .map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+        }
+        let mut asked = vec![(&config.weights, profile.weights, "weights")];
+        if config.mode == Mode::Static {
+            asked.push((&config.activations, profile.inputs, "activations"));
+        }
+        for (spec, runs, what) in asked {
+            if !runs.contains(&spec.element.name) {
                 bail!(
-                    "{} does not run {}; it runs {}",
+                    "{} runs no {what} in {}; it runs {}",
                     profile.name,
                     spec.element.name,
-                    profile.elements.join(", ")
+                    runs.join(", ")
                 );
             }
         }
@@ -475,7 +495,8 @@ fn say_outcome(
             "weights alone".into()
         },
     ))?;
-    ui.say(format_args!("runtime    {} loads and runs it", job.engine.version()))?;
+    let did = if outcome.ran { "loads and runs it" } else { "loads it" };
+    ui.say(format_args!("runtime    {} {did}", job.engine.version()))?;
     let mut table = Table::new(&[
         ("", Side::Left),
         ("float", Side::Right),
@@ -520,8 +541,7 @@ fn say_outcome(
         ]);
     }
     ui.table(&table)?;
-    let slower = outcome.latency.iter().any(|l| l.quantized_ms > l.float_ms);
-    if slower && !job.engine.is_deployed() {
+    if !outcome.latency.is_empty() && !job.engine.is_deployed() {
         ui.say(
             "  rten computes codes in floats: its times say nothing of ONNX Runtime or OpenVINO",
         )?;
