@@ -13,8 +13,10 @@ import numpy as np
 
 CRATES = Path(__file__).resolve().parent.parent / "crates"
 CODEC = CRATES / "scrimp-codec" / "tests" / "golden"
+ONNX = CRATES / "scrimp-onnx" / "tests" / "golden"
 SCRIMP = CRATES / "scrimp" / "tests" / "golden"
 TRAIN = CRATES / "scrimp-train" / "tests" / "golden"
+ONNX = CRATES / "scrimp-onnx" / "tests" / "golden"
 
 FNV_OFFSET = 0xCBF29CE484222325
 FNV_PRIME = 0x00000100000001B3

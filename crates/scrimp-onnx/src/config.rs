@@ -15,7 +15,8 @@ pub enum Mode {
     /// Scales of activations are fixed from calibration data.
     #[default]
     Static,
-    /// Scales of activations are found while the model runs.
+    /// Scales of activations are found while the model runs, for products with 8-bit weights; all else has codes for its
+    /// weights alone. Convolutions among them: runtimes have no fast form of theirs.
     Dynamic,
     /// Activations stay float.
     Weights,
@@ -105,7 +106,7 @@ pub struct NodeRule {
 }
 
 impl NodeRule {
-    /// A rule that keeps nodes with such names float. A text between slashes is a regular expression, others are globs.
+    /// The nodes with such names. A text between slashes is a regular expression, others are globs.
     ///
     /// # Errors
     /// A sentence, where the pattern is none.
@@ -118,6 +119,13 @@ impl NodeRule {
         Glob::new(pattern)
             .map(|glob| Matcher::Glob(glob.compile_matcher()))
             .map_err(|e| e.to_string())
+    }
+
+    /// A rule that keeps the node of exactly this name float.
+    pub fn float(name: &str) -> Self {
+        let exact = format!("^{}$", regex::escape(name));
+        let nodes = Regex::new(&exact).ok().map(Matcher::Regex);
+        Self { nodes, float: true, ..Self::default() }
     }
 
     /// Whether the rule speaks of this node.
@@ -164,6 +172,47 @@ pub enum Statistics {
     MeanAndSpread,
 }
 
+/// How range is moved between layers before anything is rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Equalize {
+    /// Not at all.
+    #[default]
+    None,
+    /// So that neighbouring weights have equal ranges.
+    CrossLayer,
+    /// From activations to weights (`SmoothQuant`).
+    Smooth {
+        /// How much of the range of activations goes over, 0 to 1.
+        alpha: f32,
+    },
+    /// So that weights of large activations lose less (AWQ).
+    ActivationAware,
+}
+
+impl Equalize {
+    /// The way with this name: `none`, `cross-layer`, `smooth`, `smooth:ALPHA` or `awq`.
+    ///
+    /// # Errors
+    /// A sentence that names what would be valid.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        if let Some(alpha) = name.strip_prefix("smooth:") {
+            return match alpha.parse() {
+                Ok(alpha) if (0.0..=1.0).contains(&alpha) => Ok(Self::Smooth { alpha }),
+                _ => Err(format!("`{name}`: alpha lies between 0 and 1")),
+            };
+        }
+        match name {
+            "none" => Ok(Self::None),
+            "cross-layer" => Ok(Self::CrossLayer),
+            "smooth" => Ok(Self::Smooth { alpha: 0.5 }),
+            "awq" => Ok(Self::ActivationAware),
+            _ => {
+                Err(format!("`{name}`: there are none, cross-layer, smooth, smooth:ALPHA and awq"))
+            }
+        }
+    }
+}
+
 /// What is asked of a quantization.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -177,6 +226,8 @@ pub struct Config {
     pub activations: Spec,
     /// The name of the calibration method of activations.
     pub calibration: String,
+    /// How range is moved between layers before anything is rounded.
+    pub equalize: Equalize,
     /// How scales of weights are chosen.
     pub weight_range: WeightRange,
     /// How weights are rounded.
@@ -199,7 +250,8 @@ impl Config {
             mode: Mode::Static,
             weights: spec("int8/channel"),
             activations: spec(profile.activations),
-            calibration: "mse".into(),
+            calibration: "l2".into(),
+            equalize: Equalize::default(),
             weight_range: WeightRange::default(),
             weight_rounding: WeightRounding::default(),
             statistics: Statistics::default(),

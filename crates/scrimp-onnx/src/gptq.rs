@@ -169,7 +169,7 @@ fn inverse_factor(matrix: &[f64], len: usize) -> Option<Vec<f64>> {
         for k in 0..i {
             let factor = lower[i * len + k];
             if factor != 0.0 {
-                for (r, d) in row[..=k].iter_mut().zip(&done[k * len..k * len + k + 1]) {
+                for (r, d) in row[..=k].iter_mut().zip(&done[k * len..=k * len + k]) {
                     *r -= factor * d;
                 }
             }
@@ -184,7 +184,7 @@ fn inverse_factor(matrix: &[f64], len: usize) -> Option<Vec<f64>> {
         for i in 0..=k {
             let factor = row[i];
             if factor != 0.0 {
-                for (f, r) in full[i * len..i * len + k + 1].iter_mut().zip(&row[..=k]) {
+                for (f, r) in full[i * len..=i * len + k].iter_mut().zip(&row[..=k]) {
                     *f += factor * r;
                 }
             }

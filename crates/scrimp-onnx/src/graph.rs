@@ -13,6 +13,8 @@ mod attribute_kind {
     pub const FLOAT: i32 = 1;
     pub const INT: i32 = 2;
     pub const STRING: i32 = 3;
+    pub const TENSOR: i32 = 4;
+    pub const GRAPH: i32 = 5;
     pub const FLOATS: i32 = 6;
     pub const INTS: i32 = 7;
 }
@@ -190,6 +192,16 @@ impl AttributeProto {
     pub fn of_floats(name: &str, values: Vec<f32>) -> Self {
         Self { floats: values, ..Self::named(name, attribute_kind::FLOATS) }
     }
+
+    /// An attribute that is a tensor.
+    pub fn of_tensor(name: &str, tensor: TensorProto) -> Self {
+        Self { t: Some(tensor), ..Self::named(name, attribute_kind::TENSOR) }
+    }
+
+    /// An attribute that is a graph.
+    pub fn of_graph(name: &str, graph: GraphProto) -> Self {
+        Self { g: Some(graph), ..Self::named(name, attribute_kind::GRAPH) }
+    }
 }
 
 impl GraphProto {
@@ -204,7 +216,8 @@ impl GraphProto {
         self.input.iter().filter(move |input| !constants.contains(input.name()))
     }
 
-    /// Replaces a value by another wherever it is read, in subgraphs too, and as an output of this graph.
+    /// Replaces a value by another wherever it is read, in subgraphs too. The graph's own outputs keep their names. No
+    /// subgraph may have a value of the new name, as is so with a [`fresh_name`](Self::fresh_name).
     pub fn replace_uses(&mut self, old: &str, new: &str) {
         for node in &mut self.node {
             node.replace_reads(old, new);
@@ -215,15 +228,20 @@ impl GraphProto {
     /// does not matter.
     ///
     /// # Errors
-    /// If nodes need each other's outputs.
+    /// If nodes need each other's outputs, or two make the same value.
     pub fn sort(&mut self) -> Result<(), OnnxError> {
-        let made: HashMap<&str, usize> = self
-            .node
-            .iter()
-            .enumerate()
-            .flat_map(|(at, node)| node.output.iter().map(move |name| (name.as_str(), at)))
-            .filter(|(name, _)| !name.is_empty())
-            .collect();
+        let mut made: HashMap<&str, usize> = HashMap::new();
+        for (at, node) in self.node.iter().enumerate() {
+            for name in node.output.iter().filter(|name| !name.is_empty()) {
+                if let Some(other) = made.insert(name, at) {
+                    return Err(OnnxError::graph(format!(
+                        "nodes `{}` and `{}` both make the value `{name}`",
+                        self.node[other].label(),
+                        node.label()
+                    )));
+                }
+            }
+        }
         let mut order = Vec::with_capacity(self.node.len());
         // 0: not seen, 1: being placed, 2: placed.
         let mut state = vec![0u8; self.node.len()];
@@ -271,25 +289,42 @@ impl GraphProto {
         Ok(())
     }
 
-    /// Drops nodes and constants that no output needs. Nodes with side effects do not exist in ONNX.
+    /// Drops nodes and constants that no output needs, and what is said of values that are gone. Nodes with side effects do
+    /// not exist in ONNX.
     pub fn drop_dead(&mut self) {
-        loop {
-            let mut live: HashSet<String> =
-                self.output.iter().map(|o| o.name().to_owned()).collect();
-            for node in &self.node {
-                node.reads(&mut |name| {
-                    live.insert(name.to_owned());
-                });
-            }
-            let before = self.node.len();
-            self.node.retain(|node| node.output.iter().any(|name| live.contains(name)));
-            if self.node.len() == before {
-                let inputs: HashSet<String> =
-                    self.input.iter().map(|i| i.name().to_owned()).collect();
-                self.initializer.retain(|t| live.contains(t.name()) || inputs.contains(t.name()));
-                return;
+        let mut makers: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (at, node) in self.node.iter().enumerate() {
+            for name in node.output.iter().filter(|name| !name.is_empty()) {
+                makers.entry(name).or_default().push(at);
             }
         }
+        let mut read: HashSet<String> = HashSet::new();
+        let mut live = vec![false; self.node.len()];
+        let mut found = Vec::new();
+        let mut note = |name: &str, found: &mut Vec<usize>| {
+            if read.insert(name.to_owned()) {
+                found.extend(makers.get(name).into_iter().flatten());
+            }
+        };
+        self.output.iter().for_each(|output| note(output.name(), &mut found));
+        while let Some(at) = found.pop() {
+            if !std::mem::replace(&mut live[at], true) {
+                self.node[at].reads(&mut |name| note(name, &mut found));
+            }
+        }
+        let mut live = live.into_iter();
+        self.node.retain(|_| live.next() == Some(true));
+        let inputs: HashSet<&str> = self.input.iter().map(ValueInfoProto::name).collect();
+        self.initializer.retain(|t| read.contains(t.name()) || inputs.contains(t.name()));
+        self.sparse_initializer.retain(|t| {
+            let name = t.values.as_ref().map_or("", TensorProto::name);
+            read.contains(name) || inputs.contains(name)
+        });
+        let made: HashSet<&str> =
+            self.node.iter().flat_map(|node| &node.output).map(String::as_str).collect();
+        let kept = |name: &str| made.contains(name) || read.contains(name);
+        self.value_info.retain(|value| kept(value.name()));
+        self.quantization_annotation.retain(|annotation| kept(annotation.tensor_name()));
     }
 
     /// A name that nothing in the graph has, made from `base`.
@@ -298,34 +333,45 @@ impl GraphProto {
         self.names(&mut |name| {
             taken.insert(name.to_owned());
         });
-        if !taken.contains(base) {
-            return base.to_owned();
+        let mut name = base.to_owned();
+        let mut number = 0;
+        while taken.contains(&name) {
+            number += 1;
+            name = format!("{base}_{number}");
         }
-        (1..)
-            .map(|n| format!("{base}_{n}"))
-            .find(|name| !taken.contains(name))
-            .expect("some number is free")
+        name
     }
 
-    /// Calls `visit` for every name of a value, those of subgraphs among them.
+    /// The values that come from this graph, and not from one around it.
+    fn own_values(&self) -> impl Iterator<Item = &str> {
+        let sparse = self.sparse_initializer.iter().filter_map(|tensor| tensor.values.as_ref());
+        let constants = self.initializer.iter().chain(sparse).map(TensorProto::name);
+        let made = self.node.iter().flat_map(|node| &node.output).map(String::as_str);
+        self.input.iter().map(ValueInfoProto::name).chain(constants).chain(made)
+    }
+
+    /// Calls `visit` for every name of a value in the graph and in those inside of it.
     pub fn names(&self, visit: &mut dyn FnMut(&str)) {
-        self.input.iter().for_each(|v| visit(v.name()));
-        self.initializer.iter().for_each(|t| visit(t.name()));
-        for node in &self.node {
-            node.input.iter().chain(&node.output).for_each(|name| visit(name));
-            node.subgraphs().for_each(|graph| graph.names(visit));
-        }
+        let declared = self.input.iter().chain(&self.output).chain(&self.value_info);
+        declared.for_each(|value| visit(value.name()));
+        let sparse = self.sparse_initializer.iter().filter_map(|tensor| tensor.values.as_ref());
+        self.initializer.iter().chain(sparse).for_each(|tensor| visit(tensor.name()));
+        self.node.iter().for_each(|node| node.names(visit));
     }
 }
 
 impl NodeProto {
+    /// As [`GraphProto::names`], for one node.
+    pub(crate) fn names(&self, visit: &mut dyn FnMut(&str)) {
+        self.input.iter().chain(&self.output).for_each(|name| visit(name));
+        self.subgraphs().for_each(|graph| graph.names(visit));
+    }
+
     /// Calls `visit` for every value that the node reads, those that its subgraphs take from outside among them.
     pub fn reads(&self, visit: &mut dyn FnMut(&str)) {
         self.input.iter().filter(|name| !name.is_empty()).for_each(|name| visit(name));
         for graph in self.subgraphs() {
-            let mut own: HashSet<&str> = graph.input.iter().map(ValueInfoProto::name).collect();
-            own.extend(graph.initializer.iter().map(TensorProto::name));
-            own.extend(graph.node.iter().flat_map(|n| &n.output).map(String::as_str));
+            let own: HashSet<&str> = graph.own_values().collect();
             for node in &graph.node {
                 node.reads(&mut |name| {
                     if !own.contains(name) {
@@ -346,7 +392,9 @@ impl NodeProto {
         for name in self.input.iter_mut().filter(|name| *name == old) {
             new.clone_into(name);
         }
-        for graph in self.subgraphs_mut() {
+        // In a graph that has a value of that name, the name stands for that one.
+        let outside = |graph: &&mut GraphProto| graph.own_values().all(|name| name != old);
+        for graph in self.subgraphs_mut().filter(outside) {
             graph.replace_uses(old, new);
             for output in graph.output.iter_mut().filter(|o| o.name() == old) {
                 output.name = Some(new.to_owned());

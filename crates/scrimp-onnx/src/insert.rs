@@ -1,13 +1,13 @@
 //! Writing a plan into a graph: codes in place of constants, pairs of `QuantizeLinear` and `DequantizeLinear` on activations.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
-use crate::OnnxError;
 use crate::graph::Index;
 use crate::plan::{ActivationPlan, Plan, State};
 use crate::proto::{GraphProto, NodeProto, TensorProto};
 use crate::rules;
 use crate::weights::{Packed, Sharing};
+use crate::{DataType, OnnxError};
 
 /// Scale and zero point of a group of activations.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,22 +20,140 @@ pub struct Grid {
 
 /// Stores each weight as its codes. Readers that stay float keep the float constant.
 pub fn weights(graph: &mut GraphProto, plan: &Plan, packed: &[Packed]) {
-    let floats: HashSet<String> = plan
-        .nodes
-        .iter()
-        .filter(|node| matches!(node.state, State::Float(_)))
-        .map(|node| node.name.clone())
-        .collect();
     for (weight, packed) in plan.weights.iter().zip(packed) {
         let name = &weight.tensor;
         let output = graph.fresh_name(&format!("{name}/dq"));
         let names = ["/c", "/s", "/z"].map(|end| graph.fresh_name(&format!("{name}{end}")));
         let (node, constants) = packed.write(&output, names.each_ref().map(String::as_str));
-        for reader in graph.node.iter_mut().filter(|node| !floats.contains(node.label())) {
-            reader.replace_reads(name, &output);
-        }
+        read_instead(&mut graph.node, &weight.readers, name, &output);
         graph.node.push(node);
         graph.initializer.extend(constants);
+    }
+}
+
+/// Lets some nodes read another value, wherever they are.
+fn read_instead(nodes: &mut [NodeProto], readers: &[String], old: &str, new: &str) {
+    for node in nodes {
+        if readers.iter().any(|reader| reader == node.label()) {
+            for input in node.input.iter_mut().filter(|input| *input == old) {
+                new.clone_into(input);
+            }
+        }
+        for sub in node.subgraphs_mut() {
+            read_instead(&mut sub.node, readers, old, new);
+        }
+    }
+}
+
+/// Lets products find the scale of their input while the model runs: the codes are multiplied as integers.
+///
+/// # Errors
+/// If a weight is not there.
+pub fn dynamic(graph: &mut GraphProto, plan: &Plan, packed: &[Packed]) -> Result<(), OnnxError> {
+    for at in 0..plan.nodes.len() {
+        let node = graph.node[at].clone();
+        let weight = plan.weights.iter().position(|w| node.arg(1) == Some(w.tensor.as_str()));
+        let (State::Quantized, Some(weight)) = (plan.nodes[at].state, weight) else { continue };
+        let (name, layout) = (&plan.weights[weight].tensor, &plan.weights[weight].layout);
+        let packed = &packed[weight];
+        let (rows, len) = (layout.rows(), layout.row_len());
+        // MatMulInteger knows one form of a weight: [inputs, outputs].
+        let by_input = crate::weights::Layout { shape: vec![len, rows], axis: 1 };
+        let codes = by_input.from_rows(&layout.to_rows(&packed.codes));
+        let names = ["/c", "/s", "/z"].map(|end| graph.fresh_name(&format!("{name}{end}")));
+        let element = &packed.element;
+        let kind = element.kind;
+        let scale_shape: &[usize] = if packed.scales.len() == 1 { &[] } else { &[rows] };
+        let zeros = if packed.zeros.is_empty() {
+            vec![0; packed.scales.len()]
+        } else {
+            packed.zeros.clone()
+        };
+        graph.initializer.extend([
+            TensorProto::from_raw(&names[0], kind, &[len, rows], element.pack(&codes)),
+            TensorProto::from_f32(&names[1], scale_shape, &packed.scales),
+            TensorProto::from_raw(&names[2], kind, scale_shape, element.pack(&zeros)),
+        ]);
+        let input = node.arg(0).ok_or_else(|| OnnxError::graph("a product without an input"))?;
+        let label = node.label();
+        let [codes, scale, zero, sums, floats, factor] = ["/q", "/s", "/z", "/i", "/f", "/m"]
+            .map(|end| graph.fresh_name(&format!("{label}.x{end}")));
+        let output = node.output[0].clone();
+        let bias = node.arg(2).filter(|_| node.is("Gemm"));
+        let product =
+            if bias.is_some() { graph.fresh_name(&format!("{label}.y")) } else { output.clone() };
+        let float = i64::from(DataType::Float as i32);
+        let mut nodes = vec![
+            NodeProto::call("DynamicQuantizeLinear", &codes, &[input], &[&codes, &scale, &zero]),
+            NodeProto::call(
+                "MatMulInteger",
+                label,
+                &[&codes, &names[0], &zero, &names[2]],
+                &[&sums],
+            ),
+            NodeProto::call("Cast", &floats, &[&sums], &[&floats]).with_int("to", float),
+            NodeProto::call("Mul", &factor, &[&scale, &names[1]], &[&factor]),
+            NodeProto::call("Mul", &product, &[&floats, &factor], &[&product]),
+        ];
+        if let Some(bias) = bias {
+            nodes.push(NodeProto::call("Add", &output, &[&product, bias], &[&output]));
+        }
+        graph.node[at] = nodes.remove(1);
+        graph.node.extend(nodes);
+    }
+    Ok(())
+}
+
+/// Stores the biases of some operators as 32-bit integers at the scale of the products that they are added to. To be called
+/// before the other changes, while nodes read what the plan names.
+pub fn biases(
+    graph: &mut GraphProto,
+    plan: &Plan,
+    packed: &[Packed],
+    grids: &[Grid],
+    ops: &[&str],
+) {
+    let scale_of: HashMap<&str, f32> = plan
+        .activations
+        .iter()
+        .zip(grids)
+        .flat_map(|(group, grid)| group.tensors.iter().map(|name| (name.as_str(), grid.scale)))
+        .collect();
+    for at in 0..plan.nodes.len() {
+        let node = &graph.node[at];
+        let chosen = plan.nodes[at].state == State::Quantized && ops.contains(&node.op_type());
+        let weight = plan.weights.iter().position(|w| node.arg(1) == Some(w.tensor.as_str()));
+        let scale = node.arg(0).and_then(|name| scale_of.get(name)).copied();
+        let (true, Some(weight), Some(scale), Some(name)) = (chosen, weight, scale, node.arg(2))
+        else {
+            continue;
+        };
+        let packed = &packed[weight];
+        let values = graph.constant(name).and_then(|t| t.to_f32().ok());
+        let rows = plan.weights[weight].layout.rows();
+        let by_row = packed.sharing == Sharing::Axis(plan.weights[weight].layout.axis);
+        let Some(values) = values.filter(|v| v.len() == rows) else { continue };
+        if !by_row && packed.sharing != Sharing::Tensor {
+            continue;
+        }
+        let scales: Vec<f32> = packed.scales.iter().map(|s| s * scale).collect();
+        #[expect(clippy::cast_possible_truncation, reason = "saturates, as the specification says")]
+        let codes: Vec<u8> = values
+            .iter()
+            .enumerate()
+            .map(|(row, v)| (v / scales[if by_row { row } else { 0 }]).round_ties_even() as i32)
+            .flat_map(i32::to_le_bytes)
+            .collect();
+        let name = name.to_owned();
+        let [output, code_name, scale_name] =
+            ["/dq", "/c", "/s"].map(|end| graph.fresh_name(&format!("{name}{end}")));
+        let shape: Vec<usize> = if by_row { vec![rows] } else { Vec::new() };
+        graph.initializer.push(TensorProto::from_raw(&code_name, DataType::Int32, &[rows], codes));
+        graph.initializer.push(TensorProto::from_f32(&scale_name, &shape, &scales));
+        let inputs = [code_name.as_str(), scale_name.as_str()];
+        let dequantize = NodeProto::call("DequantizeLinear", &output, &inputs, &[&output]);
+        graph.node.push(if by_row { dequantize.with_int("axis", 0) } else { dequantize });
+        graph.node[at].input[2] = output;
     }
 }
 

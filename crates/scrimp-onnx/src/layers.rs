@@ -1,6 +1,7 @@
 //! Rounding the weights of a model, one layer after the other, each on what the layers before it really give.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::config::{Config, Statistics, WeightRounding};
 use crate::data::Data;
@@ -9,7 +10,7 @@ use crate::gptq::{self, Moments};
 use crate::graph::Index;
 use crate::plan::{Plan, WeightPlan};
 use crate::proto::{GraphProto, TensorProto};
-use crate::quantize::{Progress, QuantizeError, Watch, batch_size, run};
+use crate::quantize::{Progress, QuantizeError, Watch, batches, run};
 use crate::weights::{Packed, Sharing};
 use crate::{Model, OnnxError, Value, patches, rounding};
 
@@ -81,7 +82,7 @@ pub(crate) fn round(
     Ok(rounded.into_iter().flatten().collect())
 }
 
-fn float_constant<'a>(
+pub(crate) fn float_constant<'a>(
     graph: &'a mut GraphProto,
     name: &str,
 ) -> Result<&'a mut TensorProto, OnnxError> {
@@ -98,7 +99,7 @@ fn in_order(graph: &GraphProto, plan: &Plan) -> Vec<usize> {
         graph.node.iter().enumerate().map(|(at, node)| (node.label(), at)).collect();
     let mut order: Vec<usize> = (0..plan.weights.len()).collect();
     order.sort_by_key(|&at| {
-        place.get(plan.weights[at].node.as_str()).copied().unwrap_or(usize::MAX)
+        place.get(plan.weights[at].readers[0].as_str()).copied().unwrap_or(usize::MAX)
     });
     order
 }
@@ -113,7 +114,7 @@ fn layer_of(graph: &GraphProto, weight: &WeightPlan) -> Option<usize> {
 }
 
 /// How the inputs of a layer go together, on the model as it is now and with those of the float model.
-fn input_moments(
+pub(crate) fn input_moments(
     [model, float]: [&Model; 2],
     node: usize,
     weight: &WeightPlan,
@@ -135,17 +136,16 @@ fn input_moments(
 }
 
 /// The values of some tensors of a model on all data, batch by batch.
-struct Batches<'a> {
+pub(crate) struct Batches<'a> {
     outputs: &'a [String],
     data: &'a dyn Data,
     /// `None` where all of the tensors are what the caller gives.
     session: Option<Box<dyn Session>>,
-    batch: usize,
-    at: usize,
+    parts: std::vec::IntoIter<Range<usize>>,
 }
 
 impl<'a> Batches<'a> {
-    fn new(
+    pub(crate) fn new(
         model: &Model,
         outputs: &'a [String],
         data: &'a dyn Data,
@@ -158,16 +158,12 @@ impl<'a> Batches<'a> {
         } else {
             Some(engine.load(model, &computed, LoadOptions::default())?)
         };
-        Ok(Self { outputs, data, session, batch: batch_size(model, data)?, at: 0 })
+        Ok(Self { outputs, data, session, parts: batches(model, data)?.into_iter() })
     }
 
-    fn next(&mut self) -> Result<Option<Vec<Value>>, QuantizeError> {
-        let end = self.at + self.batch;
-        if end > self.data.len() {
-            return Ok(None);
-        }
-        let inputs = self.data.batch(self.at, end).map_err(QuantizeError::Data)?;
-        self.at = end;
+    pub(crate) fn next(&mut self) -> Result<Option<Vec<Value>>, QuantizeError> {
+        let Some(part) = self.parts.next() else { return Ok(None) };
+        let inputs = self.data.batch(part.start, part.end).map_err(QuantizeError::Data)?;
         let made = match &mut self.session {
             Some(session) => run(&mut **session, &inputs)?,
             None => Vec::new(),
@@ -282,19 +278,14 @@ fn bias_of(graph: &mut GraphProto, node: usize, rows: usize) -> Option<String> {
     if layer.is("MatMul") || (layer.is("Gemm") && layer.float("beta", 1.0) != 1.0) {
         return None;
     }
-    match layer.arg(2).map(str::to_owned) {
-        Some(name) => {
-            let own =
-                Index::of(graph).only_reader(&name).is_some() && graph.constant(&name).is_some();
-            own.then_some(name)
-        }
-        None => {
-            let name = graph.fresh_name(&format!("{}/b", layer.label()));
-            graph.initializer.push(TensorProto::from_f32(&name, &[rows], &vec![0.0; rows]));
-            let layer = &mut graph.node[node];
-            layer.input.truncate(2);
-            layer.input.push(name.clone());
-            Some(name)
-        }
+    if let Some(name) = layer.arg(2).map(str::to_owned) {
+        let own = Index::of(graph).only_reader(&name).is_some() && graph.constant(&name).is_some();
+        return own.then_some(name);
     }
+    let name = graph.fresh_name(&format!("{}/b", layer.label()));
+    graph.initializer.push(TensorProto::from_f32(&name, &[rows], &vec![0.0; rows]));
+    let layer = &mut graph.node[node];
+    layer.input.truncate(2);
+    layer.input.push(name.clone());
+    Some(name)
 }

@@ -156,6 +156,9 @@ impl Model {
     ///
     /// # Errors
     /// As [`save`](Self::save).
+    ///
+    /// # Panics
+    /// Never: padding is shorter than the alignment.
     pub fn save_external(&self, path: &Path, threshold: usize) -> Result<u64, OnnxError> {
         let data_name = format!(
             "{}.data",
@@ -202,6 +205,10 @@ impl Model {
                 })
                 .into();
             });
+            let bytes = copy.proto.encoded_len();
+            if failure.is_none() && bytes > LARGEST_MESSAGE {
+                failure = Some(OnnxError::TooLarge { bytes: bytes as u64 });
+            }
             match failure {
                 // The error below is replaced by the failure; it only keeps the file from being put in place.
                 Some(_) => {
@@ -214,9 +221,6 @@ impl Model {
             return Err(failure);
         }
         let data_bytes = written?;
-        if copy.proto.encoded_len() > LARGEST_MESSAGE {
-            return Err(OnnxError::TooLarge { bytes: copy.proto.encoded_len() as u64 });
-        }
         Ok(data_bytes + write_message(path, &copy.to_bytes())?)
     }
 }
@@ -277,8 +281,8 @@ fn read_external(tensor: &mut TensorProto, folder: Option<&Path>) -> Result<(), 
     };
     let path = folder.join(relative);
     let io_error = |source| OnnxError::Io { path: path.clone(), source };
-    let mut file = fs::File::open(&path).map_err(io_error)?;
-    // A link could lead out of the folder although the text of its path does not.
+    // A link could lead out of the folder although the text of its path does not. That is found out before anything is
+    // opened, since to open a pipe or a device can have effects.
     let real = path.canonicalize().map_err(io_error)?;
     let home = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     if !real.starts_with(home.canonicalize().map_err(io_error)?) {
@@ -287,7 +291,12 @@ fn read_external(tensor: &mut TensorProto, folder: Option<&Path>) -> Result<(), 
             format!("external data `{location}` leads outside the folder of the model"),
         ));
     }
-    let size = file.metadata().map_err(io_error)?.len();
+    let about = real.metadata().map_err(io_error)?;
+    if !about.is_file() {
+        return Err(OnnxError::tensor(&name, format!("external data `{location}` is not a file")));
+    }
+    let size = about.len();
+    let mut file = fs::File::open(&real).map_err(io_error)?;
     let offset = number("offset")?.unwrap_or(0);
     let length = number("length")?.unwrap_or(size.saturating_sub(offset));
     if offset.checked_add(length).is_none_or(|end| end > size) {
@@ -310,6 +319,11 @@ fn read_external(tensor: &mut TensorProto, folder: Option<&Path>) -> Result<(), 
     file.seek(SeekFrom::Start(offset)).map_err(io_error)?;
     let mut raw = Vec::new();
     file.take(length).read_to_end(&mut raw).map_err(io_error)?;
+    if raw.len() as u64 != length {
+        let reason =
+            format!("external data `{location}` ended after {} of {length} bytes", raw.len());
+        return Err(OnnxError::tensor(&name, reason));
+    }
     tensor.raw_data = Some(Bytes::from(raw));
     tensor.external_data.clear();
     tensor.data_location = None;

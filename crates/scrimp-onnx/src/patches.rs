@@ -16,7 +16,7 @@ pub fn moments(node: &NodeProto, layout: &Layout) -> Option<Moments> {
     match node.op_type() {
         "Conv" => {
             let groups = usize::try_from(node.int("group", 1)).ok().filter(|&g| g > 0)?;
-            (layout.rows() % groups == 0).then(|| Moments::new(layout.row_len(), groups))
+            layout.rows().is_multiple_of(groups).then(|| Moments::new(layout.row_len(), groups))
         }
         "Gemm" if node.int("transA", 0) == 0 => Some(Moments::new(layout.row_len(), 1)),
         "MatMul" if layout.shape.len() == 2 => Some(Moments::new(layout.row_len(), 1)),

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use scrimp_codec::Granularity;
+
 use crate::config::{Config, Mode, Spec};
 use crate::graph::Index;
 use crate::proto::{GraphProto, NodeProto};
@@ -68,8 +70,8 @@ pub struct NodePlan {
 pub struct WeightPlan {
     /// The constant.
     pub tensor: String,
-    /// The first node that reads it.
-    pub node: String,
+    /// The nodes that read it as a weight; others keep the float constant.
+    pub readers: Vec<String>,
     /// Its rows.
     pub layout: Layout,
     /// Its scheme.
@@ -174,9 +176,12 @@ fn first_state(
     let floats = values.all(|name| {
         graph.constant(name).map_or_else(|| is_float(name), |t| t.kind() == Some(DataType::Float))
     });
-    let whole = config.mode != Mode::Weights
-        && !reads.is_empty()
-        && !config.profile.float_ops.contains(&node.op_type());
+    let whole = match config.mode {
+        Mode::Static => true,
+        Mode::Dynamic => is_dynamic(node, &weights, said(node, config).weights),
+        Mode::Weights => false,
+    };
+    let whole = whole && !reads.is_empty() && !config.profile.float_ops.contains(&node.op_type());
     if whole && floats {
         State::Quantized
     } else if weights.is_empty() {
@@ -184,6 +189,18 @@ fn first_state(
     } else {
         State::Weights
     }
+}
+
+/// Whether a node is a product whose input can get its scale while the model runs.
+fn is_dynamic(node: &NodeProto, weights: &[(usize, Layout)], spec: &Spec) -> bool {
+    let plain = node.is("MatMul")
+        || (node.is("Gemm")
+            && node.int("transA", 0) == 0
+            && node.float("alpha", 1.0) == 1.0
+            && node.float("beta", 1.0) == 1.0);
+    let matrix = matches!(weights, [(1, layout)] if layout.shape.len() == 2);
+    let shared = matches!(spec.granularity, Granularity::Tensor | Granularity::Channel);
+    plain && matrix && shared && matches!(spec.element.name, "int8" | "uint8")
 }
 
 struct Planner<'a> {
@@ -205,9 +222,9 @@ impl Planner<'_> {
             led[at] = readers.clone().any(|&(reader, _)| {
                 led[reader]
                     || (self.states[reader] == State::Quantized
-                        && rules::find(&self.graph.node[reader]).is_some_and(|rule| rule.leads()))
+                        && rules::find(&self.graph.node[reader]).is_some_and(rules::OpRule::leads))
             });
-            let stays = rules::find(node).is_some_and(|rule| rule.stays_at_the_end());
+            let stays = rules::find(node).is_some_and(rules::OpRule::stays_at_the_end);
             if self.states[at] == State::Quantized && stays && !led[at] {
                 self.states[at] = State::Float(Why::AtTheEnd);
             }
@@ -217,7 +234,7 @@ impl Planner<'_> {
     /// The constants that selected nodes read as weights, in this graph and in its subgraphs.
     fn weights(&self) -> Result<Vec<WeightPlan>, String> {
         let mut found: Vec<WeightPlan> = Vec::new();
-        let mut seen = HashSet::new();
+        let mut places: HashMap<String, usize> = HashMap::new();
         let mut add = |node: &NodeProto| -> Result<(), String> {
             let Some(rule) = rules::find(node) else { return Ok(()) };
             let said = said(node, self.config);
@@ -228,15 +245,21 @@ impl Planner<'_> {
                 let tensor = node.arg(at).unwrap_or_default();
                 let constant = self.graph.constant(tensor);
                 let float = constant.is_some_and(|t| t.kind() == Some(DataType::Float));
-                if !float || layout.shape.contains(&0) || !seen.insert(tensor.to_owned()) {
+                if !float || layout.shape.contains(&0) {
                     continue;
                 }
+                // A tied weight stays one tensor; its first reader says how it is stored.
+                if let Some(&place) = places.get(tensor) {
+                    found[place].readers.push(node.label().into());
+                    continue;
+                }
+                places.insert(tensor.to_owned(), found.len());
                 let spec = said.weights.clone();
                 spec.sharing(&layout)
                     .map_err(|error| format!("node `{}`: {error}", node.label()))?;
                 found.push(WeightPlan {
                     tensor: tensor.into(),
-                    node: node.label().into(),
+                    readers: vec![node.label().into()],
                     layout,
                     spec,
                 });
@@ -252,23 +275,15 @@ impl Planner<'_> {
         Ok(found)
     }
 
-    /// The tensor that holds what a node gives, once a cut that follows it has disappeared into its codes.
-    fn result<'g>(&self, node: &'g NodeProto) -> Option<&'g str>
-    where
-        Self: 'g,
-    {
-        node.output.first().map(String::as_str)
-    }
-
-    /// The name under which the output of node `at` gets codes.
+    /// The name under which the output of node `at` gets codes: that of the cut that follows it, if one does.
     fn outlet(&self, at: usize) -> Option<String> {
-        let name = self.result(&self.graph.node[at])?;
+        let name = self.graph.node[at].output.first()?;
         if let Some((reader, _)) = self.index.only_reader(name)
             && rules::is_cut(&self.graph.node[reader])
         {
-            return self.result(&self.graph.node[reader]).map(str::to_owned);
+            return self.graph.node[reader].output.first().cloned();
         }
-        Some(name.to_owned())
+        Some(name.clone())
     }
 
     /// Marks what quantized nodes read and give.
@@ -324,13 +339,6 @@ impl Planner<'_> {
         let place: HashMap<&str, usize> =
             names.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
         let mut parent: Vec<usize> = (0..names.len()).collect();
-        fn root(parent: &mut [usize], mut at: usize) -> usize {
-            while parent[at] != at {
-                parent[at] = parent[parent[at]];
-                at = parent[at];
-            }
-            at
-        }
         let mut moved = HashSet::new();
         for (node, state) in self.graph.node.iter().zip(&self.states) {
             if *state != State::Passing {
@@ -391,13 +399,22 @@ impl Planner<'_> {
                 match state {
                     State::Passing => *state = State::Float(Why::NoCodes),
                     State::Quantized if self.config.mode == Mode::Weights => {
-                        *state = State::Weights
+                        *state = State::Weights;
                     }
                     _ => {}
                 }
             }
         }
     }
+}
+
+/// The representative of a set of a forest, whose paths become shorter on the way.
+fn root(parent: &mut [usize], mut at: usize) -> usize {
+    while parent[at] != at {
+        parent[at] = parent[parent[at]];
+        at = parent[at];
+    }
+    at
 }
 
 /// Whether what a node adds of its own is zero, which every scale has.

@@ -15,8 +15,15 @@ pub struct Profile {
     pub pair_per_reader: bool,
     /// Operators with rules that this runtime computes in floats whatever is said to it.
     pub float_ops: &'static [&'static str],
-    /// The elements that it runs.
-    pub elements: &'static [&'static str],
+    /// Operators that it computes in integers only if their bias is stored in 32 bits, at the scale of the products; the
+    /// bias of others stays float.
+    pub integer_bias: &'static [&'static str],
+    /// Operators that it computes in integers only if the zero points of their weights are there, although all are 0.
+    pub zero_points: &'static [&'static str],
+    /// The elements of weights that it runs.
+    pub weights: &'static [&'static str],
+    /// The elements of activations that it runs.
+    pub inputs: &'static [&'static str],
 }
 
 /// Every profile; the first is the default.
@@ -28,9 +35,13 @@ pub static PROFILES: &[Profile] = &[
         symmetric: false,
         pair_per_reader: false,
         float_ops: &["ConvTranspose"],
-        elements: &[
-            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2", "e4m3fn", "e5m2",
+        integer_bias: &["Gemm"],
+        zero_points: &["Gemm", "MatMul"],
+        weights: &[
+            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "int2", "uint2", "e4m3fn",
+            "e5m2",
         ],
+        inputs: &["uint8", "int8", "uint16", "int16"],
     },
     Profile {
         name: "ort-arm",
@@ -39,9 +50,13 @@ pub static PROFILES: &[Profile] = &[
         symmetric: false,
         pair_per_reader: false,
         float_ops: &["ConvTranspose"],
-        elements: &[
-            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2", "e4m3fn", "e5m2",
+        integer_bias: &["Gemm"],
+        zero_points: &["Gemm", "MatMul"],
+        weights: &[
+            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "int2", "uint2", "e4m3fn",
+            "e5m2",
         ],
+        inputs: &["int8", "uint8", "int16", "uint16"],
     },
     Profile {
         name: "openvino",
@@ -50,9 +65,12 @@ pub static PROFILES: &[Profile] = &[
         symmetric: false,
         pair_per_reader: false,
         float_ops: &[],
-        elements: &[
-            "int8", "uint8", "int16", "uint16", "int4", "uint4", "e4m3fn", "e5m2", "e2m1fn",
+        integer_bias: &[],
+        zero_points: &[],
+        weights: &[
+            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "e4m3fn", "e5m2", "e2m1fn",
         ],
+        inputs: &["uint8", "int8", "uint16", "int16", "e4m3fn", "e5m2"],
     },
     Profile {
         name: "tensorrt",
@@ -61,7 +79,10 @@ pub static PROFILES: &[Profile] = &[
         symmetric: true,
         pair_per_reader: true,
         float_ops: &[],
-        elements: &["int8", "int4", "e4m3fn", "e2m1fn"],
+        integer_bias: &[],
+        zero_points: &[],
+        weights: &["int8", "int4", "int3", "e4m3fn", "e2m1fn"],
+        inputs: &["int8", "e4m3fn", "e2m1fn"],
     },
 ];
 
@@ -73,9 +94,9 @@ pub fn find(name: &str) -> Result<&'static Profile, String> {
     PROFILES.iter().find(|profile| profile.name == name).ok_or_else(|| {
         let names: Vec<&str> = PROFILES.iter().map(|profile| profile.name).collect();
         let near = scrimp_codec::nearest(name, names.iter().copied())
-            .map(|near| format!(", did you mean `{near}`?"));
+            .map(|near| format!(" (did you mean `{near}`?)"));
         format!(
-            "unknown target `{name}`{}; there are {}",
+            "unknown target `{name}`{}; known are {}",
             near.unwrap_or_default(),
             names.join(", ")
         )

@@ -1,6 +1,7 @@
 //! A float model in, a quantized one out.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -8,9 +9,12 @@ use crate::calibration::{self, Stats};
 use crate::config::{Config, Mode};
 use crate::data::Data;
 use crate::engine::{Engine, EngineError, LoadOptions, Session};
+use crate::equalize;
 use crate::insert::{self, Grid};
 use crate::layers;
+use crate::opset;
 use crate::plan::{self, Plan, State};
+use crate::proto::ValueInfoProto;
 use crate::simplify::{self, Simplified};
 use crate::weights::Packed;
 use crate::{DataType, Model, OnnxError, Value};
@@ -91,8 +95,12 @@ pub struct Quantized {
     pub model: Model,
     /// The float model as it was before rounding: batch norms folded, constants computed.
     pub float: Model,
+    /// What was rewritten for a later version of the operators, a line for each kind of node.
+    pub upgraded: Vec<String>,
     /// What was simplified before.
     pub simplified: Simplified,
+    /// Tensors whose channels were scaled between layers.
+    pub equalized: usize,
     /// What became of each tensor.
     pub plan: Plan,
     /// Codes of each weight of the plan.
@@ -118,20 +126,21 @@ pub fn quantize(
     let mut float = model.clone();
     float.load_external()?;
     let opset = needed_opset(&float, config);
-    if float.opset() < opset {
-        float.set_opset(opset);
-    }
+    let upgraded =
+        if float.opset() < opset { opset::upgrade(&mut float, opset)? } else { Vec::new() };
     let simplified = simplify::simplify(&mut float)?;
 
     let kinds = probe(&float, config, data, engine)?;
-    let plan = plan::plan(float.graph(), config, &|name| kinds.get(name) == Some(&DataType::Float))
-        .map_err(QuantizeError::Config)?;
+    let is_float =
+        |name: &str| config.mode == Mode::Dynamic || kinds.get(name) == Some(&DataType::Float);
+    let plan = plan::plan(float.graph(), config, &is_float).map_err(QuantizeError::Config)?;
     if plan.weights.is_empty() && plan.activations.is_empty() {
         return Err(QuantizeError::Nothing { reason: why_nothing(&plan) });
     }
 
+    let equalized = equalize::equalize(&mut float, &plan, config, data, engine)?;
     let mut working = float.clone();
-    let weights = layers::round(&mut working, &plan, config, data, engine, watch)?;
+    let mut weights = layers::round(&mut working, &plan, config, data, engine, watch)?;
     let (grids, samples) = if plan.activations.is_empty() {
         (Vec::new(), 0)
     } else {
@@ -141,6 +150,20 @@ pub fn quantize(
     // The working model has the biases that were corrected.
     let mut quantized = working;
     let graph = quantized.graph_mut();
+    for (weight, packed) in plan.weights.iter().zip(&mut weights) {
+        let asked = plan.nodes.iter().any(|node| {
+            weight.readers.contains(&node.name)
+                && node.state == State::Quantized
+                && config.profile.zero_points.contains(&node.op.as_str())
+        });
+        if asked && packed.zeros.is_empty() && packed.element.codes().is_some() {
+            packed.zeros = vec![0; packed.scales.len()];
+        }
+    }
+    insert::biases(graph, &plan, &weights, &grids, config.profile.integer_bias);
+    if config.mode == Mode::Dynamic {
+        insert::dynamic(graph, &plan, &weights)?;
+    }
     insert::weights(graph, &plan, &weights);
     insert::activations(graph, &plan, &grids, config.profile.pair_per_reader)?;
     graph.sort()?;
@@ -154,7 +177,17 @@ pub fn quantize(
     }
     quantized.proto.producer_name = Some("scrimp".into());
     quantized.proto.producer_version = Some(env!("CARGO_PKG_VERSION").into());
-    Ok(Quantized { model: quantized, float, simplified, plan, weights, grids, samples })
+    Ok(Quantized {
+        model: quantized,
+        float,
+        upgraded,
+        simplified,
+        equalized,
+        plan,
+        weights,
+        grids,
+        samples,
+    })
 }
 
 fn refuse_quantized(model: &Model) -> Result<(), QuantizeError> {
@@ -202,8 +235,30 @@ fn why_nothing(plan: &Plan) -> String {
     counts.iter().map(|(text, count)| format!("{count} {text}")).collect::<Vec<_>>().join(", ")
 }
 
-/// The names of the inputs that a caller gives, checked against the data: `batch` samples of each.
-pub(crate) fn batch_size(model: &Model, data: &dyn Data) -> Result<usize, QuantizeError> {
+/// Samples that are run at a time where the model leaves it open: enough to keep the processor busy, few enough to keep
+/// memory low.
+const BATCH: usize = 16;
+
+/// The parts of the data that a model is run on, one after the other. A model with a fixed batch leaves out the samples at
+/// the end that do not fill one.
+pub(crate) fn batches(model: &Model, data: &dyn Data) -> Result<Vec<Range<usize>>, QuantizeError> {
+    let (batch, fixed) = batch_size(model, data)?;
+    let total = if fixed { data.len() / batch * batch } else { data.len() };
+    if total == 0 {
+        return Err(QuantizeError::Data(format!(
+            "{} samples, and the model runs {batch} at a time",
+            data.len()
+        )));
+    }
+    Ok((0..total).step_by(batch).map(|start| start..(start + batch).min(total)).collect())
+}
+
+/// How many samples are run at a time, and whether the model takes no other number. The inputs that a caller gives are
+/// checked against the data.
+fn batch_size(model: &Model, data: &dyn Data) -> Result<(usize, bool), QuantizeError> {
+    if data.is_empty() {
+        return Err(QuantizeError::Data("no samples".into()));
+    }
     let sample = data.batch(0, 1).map_err(QuantizeError::Data)?;
     let given: HashSet<&str> = sample.iter().map(|(name, _)| name.as_str()).collect();
     let mut batch = usize::MAX;
@@ -213,7 +268,7 @@ pub(crate) fn batch_size(model: &Model, data: &dyn Data) -> Result<usize, Quanti
             return Err(QuantizeError::Data(format!(
                 "no input `{name}`; the data has {}, and the model wants {}",
                 names(given.iter().copied()),
-                names(model.graph().required_inputs().map(|input| input.name())),
+                names(model.graph().required_inputs().map(ValueInfoProto::name)),
             )));
         };
         let Some((kind, dims)) = input.tensor_type() else { continue };
@@ -244,7 +299,7 @@ pub(crate) fn batch_size(model: &Model, data: &dyn Data) -> Result<usize, Quanti
             batch = batch.min(usize::try_from(*first).unwrap_or(1).max(1));
         }
     }
-    Ok(batch.min(16).min(data.len()))
+    Ok(if batch == usize::MAX { (BATCH, false) } else { (batch, true) })
 }
 
 fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
@@ -260,11 +315,9 @@ fn probe(
     data: &dyn Data,
     engine: &dyn Engine,
 ) -> Result<HashMap<String, DataType>, QuantizeError> {
-    if config.mode == Mode::Weights {
+    // Without a run, what a product reads is taken to be float, as its weight is.
+    if config.mode != Mode::Static {
         return Ok(HashMap::new());
-    }
-    if data.is_empty() {
-        return Err(QuantizeError::Data("no samples".into()));
     }
     // What a plan could touch if every value were float.
     let widest = plan::plan(model.graph(), config, &|_| true).map_err(QuantizeError::Config)?;
@@ -280,16 +333,17 @@ fn probe(
     if outputs.is_empty() {
         return Ok(kinds);
     }
-    let batch = batch_size(model, data)?;
+    let first = batches(model, data)?[0].clone();
     let mut session = engine.load(model, &outputs, LoadOptions::default())?;
-    let values = run(&mut *session, &data.batch(0, batch).map_err(QuantizeError::Data)?)?;
+    let values =
+        run(&mut *session, &data.batch(first.start, first.end).map_err(QuantizeError::Data)?)?;
     kinds.extend(outputs.into_iter().zip(values.iter().map(Value::kind)));
     Ok(kinds)
 }
 
 /// Those of the tensors that nodes compute.
 fn computed<'a>(tensors: impl Iterator<Item = &'a String>, model: &Model) -> Vec<String> {
-    let inputs: HashSet<&str> = model.graph().input.iter().map(|v| v.name()).collect();
+    let inputs: HashSet<&str> = model.graph().input.iter().map(ValueInfoProto::name).collect();
     tensors
         .filter(|name| !inputs.contains(name.as_str()) && model.graph().constant(name).is_none())
         .cloned()
@@ -315,7 +369,8 @@ fn calibrate(
 ) -> Result<(Vec<Grid>, usize), QuantizeError> {
     let method = calibration::find(&config.calibration).map_err(QuantizeError::Config)?;
     let outputs = computed(plan.activations.iter().flat_map(|group| &group.sources), working);
-    let batch = batch_size(working, data)?;
+    let batches = batches(working, data)?;
+    let total = batches.last().map_or(0, |batch| batch.end);
     let mut session = engine.load(working, &outputs, LoadOptions::default())?;
     let mut stats: HashMap<&str, Stats> = plan
         .activations
@@ -323,12 +378,11 @@ fn calibrate(
         .flat_map(|group| &group.sources)
         .map(|name| (name.as_str(), Stats::default()))
         .collect();
-    let total = data.len() / batch * batch;
-    for start in (0..total).step_by(batch) {
-        if !watch(Progress::Calibration { done: start, total }) {
+    for batch in batches {
+        if !watch(Progress::Calibration { done: batch.start, total }) {
             return Err(QuantizeError::Stopped);
         }
-        let inputs = data.batch(start, start + batch).map_err(QuantizeError::Data)?;
+        let inputs = data.batch(batch.start, batch.end).map_err(QuantizeError::Data)?;
         let values = run(&mut *session, &inputs)?;
         let seen: HashMap<&str, &Value> = outputs
             .iter()

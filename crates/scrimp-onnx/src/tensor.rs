@@ -145,6 +145,12 @@ pub fn elems(dims: &[i64]) -> Option<usize> {
     dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?))
 }
 
+/// The lower 16 bits, in which the typed fields hold half floats.
+#[expect(clippy::cast_possible_truncation, reason = "the upper bits are unused")]
+fn low_half(field: i32) -> u16 {
+    field.cast_unsigned() as u16
+}
+
 impl TensorProto {
     /// A tensor of `f32` values.
     pub fn from_f32(name: &str, dims: &[usize], values: &[f32]) -> Self {
@@ -159,6 +165,9 @@ impl TensorProto {
     }
 
     /// A tensor whose bytes are laid out as in a file.
+    ///
+    /// # Panics
+    /// If a size is beyond `i64`, which no tensor in memory has.
     pub fn from_raw(name: &str, kind: DataType, dims: &[usize], raw: Vec<u8>) -> Self {
         Self {
             name: Some(name.to_owned()),
@@ -212,47 +221,103 @@ impl TensorProto {
             (Some(DataType::Float16), Some(raw)) => {
                 raw.as_chunks().0.iter().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect()
             }
-            (Some(DataType::Float16), None) => {
-                self.int32_data.iter().map(|&v| half::f16::from_bits(v as u16).to_f32()).collect()
-            }
+            (Some(DataType::Float16), None) => self
+                .int32_data
+                .iter()
+                .map(|&v| half::f16::from_bits(low_half(v)).to_f32())
+                .collect(),
             (Some(DataType::Bfloat16), Some(raw)) => {
                 raw.as_chunks().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32()).collect()
             }
-            (Some(DataType::Bfloat16), None) => {
-                self.int32_data.iter().map(|&v| half::bf16::from_bits(v as u16).to_f32()).collect()
-            }
+            (Some(DataType::Bfloat16), None) => self
+                .int32_data
+                .iter()
+                .map(|&v| half::bf16::from_bits(low_half(v)).to_f32())
+                .collect(),
             _ => return Err(self.wrong_type("a float")),
         };
         self.counted(values)
     }
 
-    /// The values of a tensor of integers, in row-major order.
+    /// The values of a tensor of integers or truth values, in row-major order.
     ///
     /// # Errors
-    /// If the type is another, the values lie in another file, or there are too few or too many of them.
+    /// If the type is another, a value is beyond its type or beyond `i64`, the values lie in another file, or there are too
+    /// few or too many of them.
     pub fn to_i64(&self) -> Result<Vec<i64>, OnnxError> {
         let kind = self.kind();
-        let raw = self.raw(kind.and_then(DataType::bits).unwrap_or(8) / 8)?;
-        let values: Vec<i64> = match (kind, raw) {
-            (Some(DataType::Int64), Some(raw)) => {
-                raw.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b)).collect()
-            }
-            (Some(DataType::Int64), None) => self.int64_data.clone(),
-            (Some(DataType::Int32), Some(raw)) => {
-                raw.as_chunks().0.iter().map(|&b| i64::from(i32::from_le_bytes(b))).collect()
-            }
-            (Some(DataType::Int8), Some(raw)) => {
-                raw.iter().map(|&b| i64::from(b.cast_signed())).collect()
-            }
-            (Some(DataType::Uint8 | DataType::Bool), Some(raw)) => {
-                raw.iter().map(|&b| i64::from(b)).collect()
-            }
-            (Some(DataType::Int32 | DataType::Int8 | DataType::Uint8 | DataType::Bool), None) => {
-                self.int32_data.iter().map(|&v| i64::from(v)).collect()
-            }
+        let bits = kind.and_then(DataType::bits).unwrap_or(8);
+        let raw = self.raw(bits / 8)?;
+        let signed = match kind {
+            Some(
+                DataType::Int2
+                | DataType::Int4
+                | DataType::Int8
+                | DataType::Int16
+                | DataType::Int32
+                | DataType::Int64,
+            ) => true,
+            Some(
+                DataType::Bool
+                | DataType::Uint2
+                | DataType::Uint4
+                | DataType::Uint8
+                | DataType::Uint16
+                | DataType::Uint32
+                | DataType::Uint64,
+            ) => false,
             _ => return Err(self.wrong_type("an integer")),
         };
+        let beyond =
+            |what: &str| OnnxError::tensor(self.name(), format!("a value is beyond {what}"));
+        let values: Vec<i64> = match (bits, raw) {
+            (2 | 4, Some(raw)) => self.unpacked(raw, bits, signed)?,
+            // The bytes that `raw_data` would have, one in each number.
+            (2 | 4, None) => {
+                let bytes = self.int32_data.iter().map(|&v| u8::try_from(v).ok());
+                let bytes: Option<Vec<u8>> = bytes.collect();
+                self.unpacked(&bytes.ok_or_else(|| beyond("a byte"))?, bits, signed)?
+            }
+            (_, Some(raw)) => {
+                let values: Option<_> =
+                    raw.chunks_exact(bits / 8).map(|bytes| integer(bytes, signed)).collect();
+                values.ok_or_else(|| beyond("64 bits with a sign"))?
+            }
+            (64, None) if signed => self.int64_data.clone(),
+            (32 | 64, None) if !signed => {
+                let values: Option<_> =
+                    self.uint64_data.iter().map(|&v| i64::try_from(v).ok()).collect();
+                values.ok_or_else(|| beyond("64 bits with a sign"))?
+            }
+            (_, None) => self.int32_data.iter().map(|&v| i64::from(v)).collect(),
+        };
+        if bits < 64 {
+            let (low, high) = if signed {
+                (-1 << (bits - 1), (1 << (bits - 1)) - 1)
+            } else {
+                (0, (1 << bits) - 1)
+            };
+            if !values.iter().all(|v| (low..=high).contains(v)) {
+                return Err(beyond(&format!("{low}..={high}")));
+            }
+        }
         self.counted(values)
+    }
+
+    /// Integers of 2 or 4 bits, of which the first of a byte lies in its lowest bits.
+    fn unpacked(&self, bytes: &[u8], bits: usize, signed: bool) -> Result<Vec<i64>, OnnxError> {
+        let elems = elems(&self.dims).filter(|elems| elems.div_ceil(8 / bits) == bytes.len());
+        let elems = elems.ok_or_else(|| {
+            let reason =
+                format!("{} bytes of {bits}-bit values for shape {:?}", bytes.len(), self.dims);
+            OnnxError::tensor(self.name(), reason)
+        })?;
+        let codes = bytes.iter().flat_map(|&byte| (0..8).step_by(bits).map(move |at| byte >> at));
+        let value = |code: u8| {
+            let code = i64::from(code) & ((1 << bits) - 1);
+            if signed && code >> (bits - 1) == 1 { code - (1 << bits) } else { code }
+        };
+        Ok(codes.take(elems).map(value).collect())
     }
 
     fn raw(&self, width: usize) -> Result<Option<&[u8]>, OnnxError> {
@@ -289,4 +354,13 @@ impl TensorProto {
         );
         OnnxError::tensor(self.name(), format!("{found} where {wanted} is expected"))
     }
+}
+
+/// An integer of up to 8 little-endian bytes; `None` where it is beyond `i64`.
+fn integer(bytes: &[u8], signed: bool) -> Option<i64> {
+    let negative = bytes.last().is_some_and(|&last| last >= 0x80);
+    let mut wide = [if signed && negative { 0xff } else { 0 }; 8];
+    wide[..bytes.len()].copy_from_slice(bytes);
+    let value = i64::from_le_bytes(wide);
+    (signed || value >= 0).then_some(value)
 }

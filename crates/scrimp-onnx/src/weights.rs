@@ -234,6 +234,9 @@ impl Packed {
             return Ok(None);
         }
         let shape = codes.shape()?;
+        if crate::tensor::elems(&codes.dims).is_none() {
+            return Err(OnnxError::tensor(codes.name(), format!("impossible shape {shape:?}")));
+        }
         let scale_values = scales.to_f32()?;
         let axis = node.int("axis", 1);
         let axis = if axis < 0 { axis + as_i64(shape.len()) } else { axis };

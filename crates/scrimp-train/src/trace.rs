@@ -1,7 +1,7 @@
 //! A network as a graph: which layer reads what, found by letting it run once.
 //!
-//! Under [`Arithmetic::Recorded`](crate::tap::Arithmetic::Recorded) layers and functions compute nothing. Each notes its
-//! node with the [`Recorder`] of its scope, and gives out a tensor of the right shape in which every element is the number
+//! Under [`Arithmetic::Recorded`](crate::tap::Arithmetic) layers and functions compute nothing. Each notes its
+//! node with the `Recorder` of its scope, and gives out a tensor of the right shape in which every element is the number
 //! of the value that it stands for. Whoever is given that tensor knows by its elements who made it, whatever
 //! views of it were taken on the way. So the graph is that of the network's own forward pass, and no second description.
 //!

@@ -1,8 +1,8 @@
 //! scrimp: any number format or compression scheme on any tensor of a neural network.
 //!
 //! The facade: [`recipe`] reads and checks a recipe, [`run`] carries it out and fills a run folder, [`sweep`]
-//! carries out a grid of recipes, [`score`] compares schemes on given tensors, [`export`] makes an ONNX model of a run. The
-//! parts are re-exported as [`codec`], [`files`], [`onnx`] and [`train`].
+//! carries out a grid of recipes, [`score`] compares schemes on given tensors, [`quantize`] makes a quantized ONNX model of a
+//! float one, [`export`] an ONNX model of a run. The parts are re-exported as [`codec`], [`files`], [`onnx`] and [`train`].
 //!
 //! ```
 //! use scrimp::recipe::Recipe;
@@ -28,9 +28,11 @@ pub mod csv;
 mod document;
 mod events;
 pub mod export;
+pub mod feed;
 mod page;
 mod plot;
 pub mod presets;
+pub mod quantize;
 pub mod recipe;
 pub mod run;
 pub mod score;

@@ -5,6 +5,8 @@
 
 use std::path::Path;
 
+use scrimp::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto};
+use scrimp::onnx::{DataType, Model};
 use scrimp::recipe::Source;
 use scrimp::run::{RunRequest, Watch, run};
 use scrimp_files::{Dtype, Tensor, save, write_npy};
@@ -47,6 +49,48 @@ name = \"none\"
 name = \"int8\"
 quantize = [{ layers = \"*\", w = \"int8/channel\", d = \"int8/stochastic\" }]
 ";
+
+/// A network of two convolutions and a product, with a batch norm and a softmax.
+fn onnx_network() -> Model {
+    let constant = |name: &str, shape: &[usize], shift: f32| {
+        let shifted: Vec<f32> =
+            values(shape.iter().product()).into_iter().map(|v| v + shift).collect();
+        TensorProto::from_f32(name, shape, &shifted)
+    };
+    let value = |name: &str| ValueInfoProto::of_kind(name, DataType::Float as i32);
+    let pads = [1, 1, 1, 1];
+    let graph = GraphProto {
+        name: Some("network".into()),
+        node: vec![
+            NodeProto::call("Conv", "conv1", &["image", "conv1.weight"], &["c1"])
+                .with_ints("pads", &pads),
+            NodeProto::call("BatchNormalization", "bn1", &["c1", "g", "b", "m", "v"], &["n1"]),
+            NodeProto::call("Relu", "relu1", &["n1"], &["r1"]),
+            NodeProto::call("Conv", "conv2", &["r1", "conv2.weight"], &["c2"])
+                .with_ints("pads", &pads),
+            NodeProto::call("Relu", "relu2", &["c2"], &["r2"]),
+            NodeProto::call("GlobalAveragePool", "pool", &["r2"], &["p"]),
+            NodeProto::call("Flatten", "flat", &["p"], &["f"]),
+            NodeProto::call("Gemm", "fc", &["f", "fc.weight", "fc.bias"], &["logits"])
+                .with_int("transB", 1),
+            NodeProto::call("Softmax", "softmax", &["logits"], &["classes"]),
+        ],
+        initializer: vec![
+            constant("conv1.weight", &[8, 3, 3, 3], 0.0),
+            constant("g", &[8], 1.5),
+            constant("b", &[8], 0.5),
+            constant("m", &[8], 0.0),
+            constant("v", &[8], 1.5),
+            constant("conv2.weight", &[16, 8, 3, 3], 0.0),
+            constant("fc.weight", &[4, 16], 0.0),
+            constant("fc.bias", &[4], 0.0),
+        ],
+        input: vec![value("image")],
+        output: vec![value("classes")],
+        ..GraphProto::default()
+    };
+    Model::new(graph, 17, 8)
+}
 
 /// Networks with their first values, in two variants.
 const UNTRAINED: &str = "\
@@ -137,6 +181,9 @@ fn write_fixtures(folder: &Path) {
     ];
     let path = folder.join("mixed.safetensors");
     save(&path, &mixed, &std::collections::BTreeMap::default()).unwrap();
+
+    onnx_network().save(&folder.join("net.onnx")).unwrap();
+    write_npy(&folder.join("images.npy"), &tensor("images", &[8, 3, 12, 12], Dtype::F32)).unwrap();
 
     std::fs::write(folder.join("digits.toml"), RECIPE).unwrap();
     std::fs::write(folder.join("formats.toml"), SWEEP).unwrap();

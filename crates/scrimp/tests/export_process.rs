@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use scrimp::export::{As, ExportRequest, Exported, RangeSource, export};
+use scrimp::onnx::proto::NodeProto;
 use scrimp::onnx::{Choice, DataType, Model, open_engine};
 use scrimp::recipe::Source;
 use scrimp::run::{RunRequest, TrainedRun, Watch, run};
@@ -252,7 +253,7 @@ fn the_program_writes_a_model_of_the_run_that_is_meant() {
         ],
     );
     let model = Model::open(&at.join("m.onnx")).unwrap();
-    let ops: Vec<&str> = model.graph().node.iter().map(|node| node.op_type()).collect();
+    let ops: Vec<&str> = model.graph().node.iter().map(NodeProto::op_type).collect();
     assert_eq!(ops.iter().filter(|op| **op == "QuantizeLinear").count(), 3);
     assert_eq!(ops.iter().filter(|op| **op == "DequantizeLinear").count(), 6);
     let reference = scrimp::files::open(&at.join("images.safetensors")).unwrap();

@@ -45,6 +45,8 @@ impl Calibration for Aciq {
         #[expect(clippy::cast_possible_truncation, reason = "a range of f32 values")]
         let (low, high) =
             ((mean - multiple * deviation) as f32, (mean + multiple * deviation) as f32);
-        Range { min: low.max(stats.range.min), max: high.min(stats.range.max) }
+        // The mean is that of the middles of bins, and may lie beyond values that are all the same.
+        let within = |v: f32| v.clamp(stats.range.min, stats.range.max);
+        Range { min: within(low), max: within(high) }
     }
 }

@@ -41,11 +41,10 @@ impl Calibration for Entropy {
         }
         let two_sided = symmetric || full.min < 0.0;
         let low = if two_sided { -f64::from(amax) } else { 0.0 };
-        let mut counts = stats.histogram.rebinned(low, f64::from(amax), BINS);
+        // Every code has an exact zero, so that zeros, of which rectified tensors have as many as of all else, lose nothing.
+        let counts = stats.histogram.rebinned(low, f64::from(amax), BINS, false);
         let reach = if two_sided { BINS / 2 } else { BINS };
         let zero = BINS - reach;
-        // Every code has an exact zero, so that zeros, of which rectified tensors have as many as of all else, lose nothing.
-        counts[zero] -= stats.histogram.zeros();
         let first = (if two_sided { levels / 2 } else { levels }).min(reach);
         let best = (first..=reach)
             .map(|half| {
@@ -97,4 +96,28 @@ fn smoothed(mut counts: Vec<f64>) -> Vec<f64> {
         *v = if *v == 0.0 { SMOOTHING } else { (*v - taken).max(SMOOTHING) };
     }
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_histogram_gives_the_divergences_worked_out_by_hand() {
+        let counts = [1.0, 0.0, 0.0, 2.0, 10.0, 40.0, 50.0, 38.0, 12.0, 3.0, 0.0, 0.0, 1.0];
+        let expected = [0.0320, 0.1947, 0.1095, 0.2705, 0.2366];
+        for (half, expected) in (2..=6).zip(expected) {
+            let found = divergence(&counts, 6 - half, 6 + half + 1, 4);
+            assert!((found - expected).abs() < 6e-5, "{half}: {found}, {expected}");
+        }
+    }
+
+    #[test]
+    fn what_lies_beyond_the_window_costs() {
+        let mut counts = vec![8.0; 64];
+        let inner = divergence(&counts, 16, 48, 8);
+        counts[0] = 800.0;
+        assert!(divergence(&counts, 16, 48, 8) > inner);
+        assert_eq!(divergence(&[0.0; 8], 0, 8, 4), 0.0);
+    }
 }

@@ -112,28 +112,44 @@ impl Histogram {
         side(0, HALF).chain(zeros).chain(side(HALF, 2 * HALF))
     }
 
-    /// The values that are exactly zero.
-    pub fn zeros(&self) -> f64 {
-        self.zeros as f64
-    }
-
-    /// Counts in `count` bins of equal width from `low` to `high`, what lies beyond added to the outermost. Each bin here
-    /// is much wider than one of the histogram.
-    pub fn rebinned(&self, low: f64, high: f64, count: usize) -> Vec<f64> {
+    /// Counts in `count` bins of equal width from `low` to `high`, what lies beyond added to the outermost; values that are
+    /// exactly zero among them where `zeros` says so.
+    ///
+    /// The values of a bin are spread over those that it meets: the new bins may be hardly wider than the old ones, and
+    /// whole bins would pile up in every second or third of them.
+    pub fn rebinned(&self, low: f64, high: f64, count: usize, zeros: bool) -> Vec<f64> {
         let mut out = vec![0.0; count];
         let per_unit = count as f64 / (high - low);
+        let (end, half) = (count as f64, self.width() * per_unit / 2.0);
+        let place = |at: f64| place(at.clamp(0.0, end - 1.0));
         for (value, n) in self.bins() {
-            let place = ((f64::from(value) - low) * per_unit).clamp(0.0, (count - 1) as f64);
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "clamped to the bins"
-            )]
-            let place = place as usize;
-            out[place] += n;
+            let middle = (f64::from(value) - low) * per_unit;
+            if value == 0.0 {
+                if zeros {
+                    out[place(middle)] += n;
+                }
+                continue;
+            }
+            let (from, to) = ((middle - half).max(0.0), (middle + half).min(end));
+            if from >= to {
+                out[place(middle)] += n;
+                continue;
+            }
+            let mut at = from;
+            while at < to {
+                let next = (at.floor() + 1.0).min(to);
+                out[place(at)] += n * (next - at) / (to - from);
+                at = next;
+            }
         }
         out
     }
+}
+
+/// The bin of a place among them.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the bins")]
+fn place(at: f64) -> usize {
+    at as usize
 }
 
 /// The least exponent whose bins hold a value of this magnitude.

@@ -32,7 +32,7 @@ impl Calibration for HistogramL2 {
         if low >= high {
             return stats.range;
         }
-        let counts = stats.histogram.rebinned(low, high, BINS);
+        let counts = stats.histogram.rebinned(low, high, BINS, true);
         let total: f64 = counts.iter().sum();
         let sums: Vec<f64> = counts
             .iter()

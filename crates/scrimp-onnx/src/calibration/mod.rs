@@ -125,12 +125,12 @@ pub trait Calibration: Debug + Sync {
 
 /// Every method; the first is the default.
 pub static CALIBRATIONS: &[&dyn Calibration] = &[
+    &l2::HistogramL2,
     &mse::Mse,
     &minmax::MinMax,
     &moving::MovingAverage,
     &percentile::Percentile { percent: 99.999 },
     &entropy::Entropy,
-    &l2::HistogramL2,
     &aciq::Aciq,
 ];
 
@@ -158,9 +158,9 @@ pub fn find(name: &str) -> Result<Box<dyn Calibration>, String> {
         _ => {
             let names: Vec<&str> = CALIBRATIONS.iter().map(|c| c.name()).collect();
             let near = scrimp_codec::nearest(name, names.iter().copied())
-                .map(|near| format!(", did you mean `{near}`?"));
+                .map(|near| format!(" (did you mean `{near}`?)"));
             Err(format!(
-                "unknown calibration `{name}`{}; there are {}",
+                "unknown calibration `{name}`{}; known are {}",
                 near.unwrap_or_default(),
                 names.join(", ")
             ))

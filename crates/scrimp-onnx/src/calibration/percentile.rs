@@ -45,6 +45,8 @@ impl Calibration for Percentile {
         };
         let low = edge(&mut bins.iter()).map_or(stats.range.min, |v| v - half);
         let high = edge(&mut bins.iter().rev()).map_or(stats.range.max, |v| v + half);
-        Range { min: low.max(stats.range.min), max: high.min(stats.range.max) }
+        let (low, high) = (low.max(stats.range.min), high.min(stats.range.max));
+        // Of two values each would be cut off by the other's side.
+        if low <= high { Range { min: low, max: high } } else { stats.range }
     }
 }

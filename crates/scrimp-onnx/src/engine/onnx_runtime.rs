@@ -24,7 +24,7 @@ pub(super) struct OnnxRuntime {
 }
 
 /// A process loads the library once; the environment is kept for all sessions.
-static ENVIRONMENT: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
+static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
 
 impl OnnxRuntime {
     pub(super) fn open(library: Option<&Path>) -> Result<Self, EngineError> {
@@ -41,17 +41,15 @@ impl OnnxRuntime {
             return Err(missing(format!("{} is not a file", path.display())));
         }
         let mut kept = ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner);
-        let environment = match &*kept {
-            Some((_, environment)) => environment.clone(),
-            None => {
-                let environment = ort::init_from(&path)
-                    .map_err(|error| missing(error.to_string()))?
-                    .with_telemetry(false)
-                    .build()
-                    .map_err(|error| missing(error.to_string()))?;
-                *kept = Some((path.clone(), environment.clone()));
-                environment
-            }
+        let environment = if let Some(environment) = &*kept {
+            environment.clone()
+        } else {
+            let environment = ort::init_from(&path)
+                .map_err(|error| missing(error.to_string()))?
+                .with_telemetry(false)
+                .build()
+                .map_err(|error| missing(error.to_string()))?;
+            kept.insert(environment).clone()
         };
         let version = version_of(&path);
         Ok(Self { environment, version })
@@ -131,6 +129,8 @@ impl Engine for OnnxRuntime {
                 .with_optimization_level(level)?
                 .with_intra_threads(options.threads)?
                 .with_intra_op_spinning(false)?
+                // Without it, products with weights of few bits round the activations too.
+                .with_config_entry("session.qdq_matmulnbits_accuracy_level", "1")?
                 // Buffers go back to the system, so that memory does not grow with what a batch once needed.
                 .with_memory_pattern(false)?;
             builder.commit_from_memory(&copy.to_bytes())

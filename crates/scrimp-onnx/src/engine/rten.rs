@@ -32,8 +32,9 @@ impl Engine for Rten {
         let refused = |reason: String| EngineError::Load { engine: NAME, reason };
         let mut copy = model.clone();
         copy.load_external().map_err(|error| refused(error.to_string()))?;
-        crate::simplify::explicit_attributes(copy.graph_mut());
+        // In this order: the rank of a weight is known once it is a constant.
         crate::simplify::fold_weights(&mut copy).map_err(|error| refused(error.to_string()))?;
+        crate::simplify::explicit_attributes(copy.graph_mut());
         let loaded = ModelOptions::with_all_ops()
             .enable_optimization(options.optimize)
             .load(copy.to_bytes())

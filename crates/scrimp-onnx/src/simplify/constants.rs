@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::OnnxError;
-use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
+use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::tensor::elems;
 
 /// Turns `Constant` nodes and element moves of constants into initializers, in subgraphs too.
@@ -21,7 +21,7 @@ fn fold_within(
     graph: &mut GraphProto,
     outside: &HashMap<String, TensorProto>,
 ) -> Result<usize, OnnxError> {
-    let inputs: Vec<&str> = graph.input.iter().map(|v| v.name()).collect();
+    let inputs: Vec<&str> = graph.input.iter().map(ValueInfoProto::name).collect();
     let mut known = outside.clone();
     // What a caller may override is no constant.
     known.retain(|name, _| !inputs.contains(&name.as_str()));
@@ -35,19 +35,16 @@ fn fold_within(
     for mut node in std::mem::take(&mut graph.node) {
         let is_output =
             graph.output.iter().any(|o| node.output.first().is_some_and(|n| n == o.name()));
-        match value_of(&node, &known)?.filter(|_| !is_output) {
-            Some(mut tensor) => {
-                tensor.name = node.output.first().cloned();
-                known.insert(tensor.name().to_owned(), tensor.clone());
-                graph.initializer.push(tensor);
-                folded += 1;
+        if let Some(mut tensor) = value_of(&node, &known)?.filter(|_| !is_output) {
+            tensor.name = node.output.first().cloned();
+            known.insert(tensor.name().to_owned(), tensor.clone());
+            graph.initializer.push(tensor);
+            folded += 1;
+        } else {
+            for sub in node.subgraphs_mut() {
+                folded += fold_within(sub, &known)?;
             }
-            None => {
-                for sub in node.subgraphs_mut() {
-                    folded += fold_within(sub, &known)?;
-                }
-                kept.push(node);
-            }
+            kept.push(node);
         }
     }
     graph.node = kept;
@@ -81,10 +78,10 @@ fn value_of(
     };
     let rank = source.shape.len();
     Ok(match node.op_type() {
-        "Identity" => Some(source.reshaped(source.shape.clone())),
+        "Identity" => Some(source.reshaped(&source.shape)),
         "Reshape" => list("shape", 1)?
             .and_then(|shape| source.resolve(&shape, node.int("allowzero", 0) == 1))
-            .map(|shape| source.reshaped(shape)),
+            .map(|shape: Vec<usize>| source.reshaped(&shape)),
         "Unsqueeze" => list("axes", 1)?
             .and_then(|axes| {
                 let full = rank + axes.len();
@@ -94,7 +91,7 @@ fn value_of(
                     .map(|at| if axes.contains(&at) { Some(1) } else { old.next().copied() })
                     .collect()
             })
-            .map(|shape| source.reshaped(shape)),
+            .map(|shape: Vec<usize>| source.reshaped(&shape)),
         "Squeeze" => list("axes", 1)?
             .and_then(|axes| {
                 let axes = positions(&axes, rank)?;
@@ -103,7 +100,7 @@ fn value_of(
                 };
                 Some((0..rank).filter(|&at| !dropped(at)).map(|at| source.shape[at]).collect())
             })
-            .map(|shape| source.reshaped(shape)),
+            .map(|shape: Vec<usize>| source.reshaped(&shape)),
         "Transpose" => {
             let reversed: Vec<i64> =
                 (0..rank).rev().filter_map(|at| i64::try_from(at).ok()).collect();
@@ -197,8 +194,8 @@ impl<'a> Source<'a> {
         TensorProto::from_raw("", kind, shape, bytes)
     }
 
-    fn reshaped(&self, shape: Vec<usize>) -> TensorProto {
-        self.with(&shape, self.bytes.to_vec())
+    fn reshaped(&self, shape: &[usize]) -> TensorProto {
+        self.with(shape, self.bytes.to_vec())
     }
 
     /// The shape that `Reshape` is asked for, with its 0 and -1 replaced.
@@ -218,7 +215,7 @@ impl<'a> Source<'a> {
         }
         let fixed: usize = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
         if let Some(at) = open {
-            if fixed == 0 || total % fixed != 0 {
+            if fixed == 0 || !total.is_multiple_of(fixed) {
                 return None;
             }
             shape[at] = total / fixed;
@@ -361,10 +358,10 @@ fn hoist_from(sub: &mut GraphProto, pool: &mut Pool) {
         let old = tensor.name().to_owned();
         let new = pool.names.entry(key).or_insert_with(|| {
             // A name of its own, since another branch may use the old one for something else.
-            let name = (1..)
-                .map(|n| format!("{old}.{n}"))
-                .find(|name| pool.taken.insert(name.clone()))
-                .expect("some number is free");
+            let mut name = format!("{old}.1");
+            while !pool.taken.insert(name.clone()) {
+                name.push('1');
+            }
             pool.moved.push(TensorProto { name: Some(name.clone()), ..tensor });
             name
         });

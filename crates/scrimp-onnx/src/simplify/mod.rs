@@ -6,6 +6,8 @@ mod constants;
 mod dequantize;
 mod norms;
 
+use std::collections::HashSet;
+
 pub use attributes::explicit_attributes;
 pub use dequantize::fold_weights;
 
@@ -30,6 +32,11 @@ pub struct Simplified {
 /// If a constant contradicts its shape or the graph has a cycle.
 pub fn simplify(model: &mut Model) -> Result<Simplified, OnnxError> {
     let graph = model.graph_mut();
+    // Old versions list every constant among the inputs, as a default that a caller may replace; what becomes codes or is
+    // folded can no longer be replaced.
+    let constants: HashSet<String> =
+        graph.initializer.iter().map(|t| t.name().to_owned()).collect();
+    graph.input.retain(|input| !constants.contains(input.name()));
     graph.sort()?;
     let constants = constants::fold(graph)?;
     constants::hoist(graph);

@@ -1,7 +1,10 @@
 //! CIFAR-10, from its binary records.
 
-use super::cifar::{CHANNELS, Files, Layout, Part, SIDE, part};
-use super::{DataError, DataRequest, DataSet, Form, Splits};
+use std::path::Path;
+
+use super::cifar::{CHANNELS, Files, Layout, Part, SIDE, none, part};
+use super::files::Found;
+use super::{DataError, DataRequest, DataSet, Form, Images, Splits};
 
 /// CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 colour pixels, 10 classes.
 ///
@@ -22,6 +25,18 @@ pub struct Cifar10;
 pub struct Cifar10Jpeg;
 
 static LAYOUT: Layout = Layout { labels: &[10], taken: 0, most_records: 10_000 };
+
+/// The images of one file of CIFAR-10 records, plain or packed (`.gz`, `.zst`), whatever its name.
+///
+/// # Errors
+/// [`DataError`] naming the file, where it is missing or holds something else.
+pub fn read_file(path: &Path) -> Result<Images, DataError> {
+    let found = Found::at(path);
+    let source = found.open().map_err(|error| DataError::file(path, error))?;
+    let mut images = none();
+    LAYOUT.read(source, &mut images).map_err(|error| DataError::file(path, error))?;
+    Ok(images)
+}
 
 /// What the labels stand for, as `batches.meta.txt` beside the records has it.
 static NAMES: [&str; 10] =

@@ -117,6 +117,17 @@ impl Found {
         })
     }
 
+    /// The file at a path, its packing by the end of its name.
+    pub fn at(path: &Path) -> Self {
+        let name = path.to_string_lossy();
+        let packed = Packing::ALL.into_iter().filter(|packing| *packing != Packing::Plain);
+        let packing = packed
+            .into_iter()
+            .find(|packing| name.ends_with(packing.suffix()))
+            .unwrap_or(Packing::Plain);
+        Self { path: path.to_owned(), packing }
+    }
+
     /// Opens the file for reading its unpacked bytes.
     pub fn open(&self) -> Result<Box<dyn Read>, FileError> {
         let file = File::open(Path::new(&self.path)).map_err(FileError::Open)?;

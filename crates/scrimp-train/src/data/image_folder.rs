@@ -307,6 +307,26 @@ fn is_image(name: &OsStr) -> bool {
     ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known))
 }
 
+/// The images of a folder, in the order of their names, and whether they have labels: a folder of folders has a class in
+/// each, in a folder of images every label is 0.
+///
+/// # Errors
+/// [`DataError`] naming the folder or file, where there is no image or one cannot be read.
+pub fn read_folder(folder: &Path, config: &ImagesConfig) -> Result<(Images, bool), DataError> {
+    let names = entries(folder)?;
+    let labelled = names.first().is_some_and(|first| folder.join(first).is_dir());
+    let files = if labelled {
+        Part::list(folder)?.files
+    } else {
+        let images = names.into_iter().filter(|name| is_image(name));
+        images.map(|name| Labelled { path: folder.join(name), label: 0 }).collect()
+    };
+    if files.is_empty() {
+        return Err(folder_error(folder, FolderError::NoImage));
+    }
+    Ok((read_all(&files.iter().collect::<Vec<_>>(), config)?, labelled))
+}
+
 /// Reads images, on all threads; of several broken ones the first is named.
 fn read_all(files: &[&Labelled], config: &ImagesConfig) -> Result<Images, DataError> {
     let size = config.size;

@@ -28,11 +28,11 @@ use thiserror::Error;
 
 pub use batch::{Augment, Loader, epoch_order};
 pub use cifar::CifarError;
-pub use cifar10::{Cifar10, Cifar10Jpeg};
+pub use cifar10::{Cifar10, Cifar10Jpeg, read_file as read_cifar10};
 pub use cifar100::{Cifar100, Cifar100Coarse};
 pub use digits::Digits;
 pub use files::{FileError, Packing, unpack};
-pub use image_folder::{FolderError, ImageFolder, ImagesConfig};
+pub use image_folder::{FolderError, ImageFolder, ImagesConfig, read_folder as read_image_folder};
 pub use mnist::{FashionMnist, Mnist};
 
 /// Stream id of the permutation that takes the validation images out of a training set.

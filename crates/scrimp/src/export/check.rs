@@ -103,7 +103,7 @@ impl Exported {
             f64::NAN
         };
         let difference = distance / f64::from(largest).max(f64::MIN_POSITIVE);
-        if self.tensors.is_empty() && !(difference <= FLOAT_SLACK) {
+        if self.tensors.is_empty() && (difference.is_nan() || difference > FLOAT_SLACK) {
             return Err(ExportError::Differs { difference });
         }
         let same = |(a, b): &(&[f32], &[f32])| class(a) == class(b);
@@ -132,7 +132,7 @@ impl Exported {
         let graph = self.model.graph();
         let is_float = |name: &str| !name.contains('/');
         let floats = graph.initializer.iter().filter(|t| is_float(t.name()));
-        of_codes + floats.filter_map(|t| t.raw_data.as_ref()).map(|raw| raw.len()).sum::<usize>()
+        of_codes + floats.filter_map(|t| t.raw_data.as_deref()).map(<[u8]>::len).sum::<usize>()
     }
 }
 

@@ -208,8 +208,7 @@ impl Builder<'_> {
             Op::BatchNorm { epsilon } => call.with_float("epsilon", epsilon),
             Op::MaxPool(window) => pooled(call, window),
             Op::AveragePool(window) => pooled(call, window).with_int("count_include_pad", 1),
-            Op::Flatten => call.with_int("axis", 1),
-            Op::Concat => call.with_int("axis", 1),
+            Op::Flatten | Op::Concat => call.with_int("axis", 1),
             Op::PadChannels { .. } => call.with_text("mode", "constant"),
             Op::Relu | Op::Add | Op::GlobalAverage | Op::Subsample { .. } => call,
         }

@@ -409,9 +409,8 @@ fn codes(
     let params = params(scheme, format, sharing, shape, values);
     let signed = element.codes().is_some_and(|(low, _)| low < 0);
     let unused = 32 - format.bits();
-    let code = |code: u32| match signed {
-        true => (code << unused).cast_signed() >> unused,
-        false => code.cast_signed(),
+    let code = |code: u32| {
+        if signed { (code << unused).cast_signed() >> unused } else { code.cast_signed() }
     };
     let zeros = match format.header().zero_bits {
         0 => Vec::new(),

@@ -1,5 +1,6 @@
 //! A run in its folder, as far as it was trained.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -65,7 +66,11 @@ impl TrainedRun {
             return Err(wrong("a folder in it is that of no variant of its recipe".into()));
         };
         let text = std::fs::read(&path).map_err(|e| FileError::io("read", &path, e))?;
-        let recipe_sha256 = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+        let recipe_sha256 = Sha256::digest(text).iter().fold(String::new(), |mut digits, byte| {
+            // Writing to a string cannot fail.
+            write!(digits, "{byte:02x}").ok();
+            digits
+        });
         let folder = run_folder(choice.root, &variant.name, seed);
         let saved = folder.join(CHECKPOINT);
         let checkpoint = if saved.exists() {

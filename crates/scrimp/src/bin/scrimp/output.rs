@@ -18,7 +18,7 @@ pub struct Output {
 
     /// Replace OUT if it exists
     #[arg(long)]
-    force: bool,
+    pub force: bool,
 
     /// Print JSON, one object per line, instead of tables
     #[arg(long)]

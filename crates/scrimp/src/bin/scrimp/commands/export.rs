@@ -19,11 +19,11 @@ use crate::ui::{self, Side, Table, Ui};
 ///   scrimp export runs/quickstart-1 --variant int8 --quantized -o lenet.int8.onnx
 ///
 /// Nodes have the names of layers, and weights those that they have in model.safetensors. The
-/// input is normalized already; mean, deviation and the names of classes lie in metadata_props.
+/// input is normalized already; mean, deviation and the names of classes lie in `metadata_props`.
 /// Of a run that is not done, the last checkpoint is taken.
 ///
-/// With --quantized, weights are the codes of their schemes, and activations pass QuantizeLinear
-/// and DequantizeLinear with scales that do not change: those that a scheme with delayed:N
+/// With --quantized, weights are the codes of their schemes, and activations pass `QuantizeLinear`
+/// and `DequantizeLinear` with scales that do not change: those that a scheme with delayed:N
 /// remembers, or else of the range of each tensor over some training images. What ONNX has no
 /// operators for stays float, and is listed.
 #[derive(Args)]
@@ -192,14 +192,15 @@ impl Made {
     fn text(&self, ui: &Ui, command: &Export) -> anyhow::Result<()> {
         let Self { run, exported, .. } = self;
         let recipe = &run.source.recipe;
-        let how_far = match run.is_finished {
-            true => ui::count(run.epochs, "epoch"),
-            false => format!(
+        let how_far = if run.is_finished {
+            ui::count(run.epochs, "epoch")
+        } else {
+            format!(
                 "not done: {} of {} epochs, {}",
                 run.epochs,
                 recipe.epochs,
                 ui::count(run.steps, "step")
-            ),
+            )
         };
         ui.say(format_args!(
             "{} on {} · {}, seed {} · {how_far}",
@@ -324,7 +325,7 @@ impl Made {
     }
 
     fn say_check(&self, ui: &Ui) -> anyhow::Result<()> {
-        Ok(match &self.check {
+        match &self.check {
             Ok(Check { engine, images, difference, steps, same_class }) => {
                 let near = match steps {
                     Some(steps) => format!("logits within {steps:.2} steps of their scale"),
@@ -336,6 +337,7 @@ impl Made {
                 ))?;
             }
             Err(why) => ui.say(format_args!("not checked: {why}"))?,
-        })
+        }
+        Ok(())
     }
 }

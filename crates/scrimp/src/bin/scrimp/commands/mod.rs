@@ -13,6 +13,7 @@ mod export;
 mod formats;
 mod inspect;
 mod plan;
+mod quantize;
 mod schema;
 mod score;
 mod sweep;
@@ -66,6 +67,7 @@ enum Command {
     Decode(decode::Decode),
     Inspect(inspect::Inspect),
     Score(score::ScoreCommand),
+    Quantize(Box<quantize::QuantizeCommand>),
     Export(export::Export),
     Bench(bench::Bench),
     Schema(schema::Schema),
@@ -87,6 +89,7 @@ impl Cli {
             Command::Decode(command) => command.run(ui),
             Command::Inspect(command) => command.run(ui),
             Command::Score(command) => command.run(ui),
+            Command::Quantize(command) => command.run(ui),
             Command::Export(command) => command.run(ui),
             Command::Bench(command) => command.run(ui),
             Command::Schema(command) => command.run(ui),
