@@ -141,10 +141,11 @@ fn nodes_are_called_as_layers_are() {
     ];
     assert_eq!(names("lenet", [1, 28, 28]), expected.map(|(n, l)| (n.to_owned(), l)));
     let resnet: Vec<String> = names("resnet8", [3, 32, 32]).into_iter().map(|n| n.0).collect();
-    let block = ["conv1", "bn1", "bn1.relu", "conv2", "bn2", "shortcut.subsample", "shortcut.pad"];
     let first = resnet.iter().position(|name| name == "layer2.0.conv1").unwrap();
-    let end = ["bn2.add", "bn2.relu"];
-    for (name, expected) in resnet[first..].iter().zip(block.iter().chain(&end)) {
+    // The shortcut comes before the norm whose sum it is a part of.
+    let block = ["conv1", "bn1", "bn1.relu", "conv2", "shortcut.subsample", "shortcut.pad", "bn2"];
+    for (name, expected) in resnet[first..].iter().zip(block.iter().chain(&["bn2.add", "bn2.relu"]))
+    {
         assert_eq!(*name, format!("layer2.0.{expected}"));
     }
     assert_eq!(resnet[resnet.len() - 3..], ["pool", "pool.flatten", "linear"]);
