@@ -283,7 +283,7 @@ fn a_name_of_a_method_finds_its_row() {
     let refused = |name: &str| find(name).unwrap_err();
     assert_eq!(
         refused("entropie"),
-        "unknown calibration `entropie`, did you mean `entropy`?; there are l2, mse, min-max, moving-average, \
+        "unknown calibration `entropie` (did you mean `entropy`?); known are l2, mse, min-max, moving-average, \
          percentile, entropy, aciq"
     );
     for name in ["percentile:50", "percentile:101", "percentile:NaN", "percentile:many"] {
