@@ -301,9 +301,8 @@ fn pair(
         graph.node[reader].input[slot] = read;
     }
     if coded_maker {
-        let nodes = graph.node.iter_mut();
-        for sub in nodes.flat_map(NodeProto::subgraphs_mut) {
-            sub.replace_uses(&source, &value);
-        }
+        // Subgraphs read it from outside; a name of their own hides it.
+        let holders = graph.node.iter_mut().filter(|node| node.subgraphs().next().is_some());
+        holders.for_each(|node| node.replace_reads(&source, &value));
     }
 }

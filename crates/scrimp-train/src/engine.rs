@@ -38,6 +38,11 @@ pub fn device(name: &str) -> Result<Device, UnknownDevice> {
     }
 }
 
+/// The CPU, without gradients: for what needs no other device.
+pub(crate) fn plain_device() -> Device {
+    Device::flex()
+}
+
 /// Ops that the engine lacks.
 #[backend_extension(Autodiff, Flex)]
 pub(crate) trait TapOps: Backend {

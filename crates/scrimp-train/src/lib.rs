@@ -12,6 +12,7 @@ pub mod compute;
 pub mod cost;
 pub mod data;
 mod engine;
+pub mod evaluation;
 pub mod exchange;
 pub mod gradients;
 pub mod layers;
@@ -29,6 +30,7 @@ pub mod rules;
 pub mod stepper;
 pub mod tap;
 pub mod telemetry;
+pub mod trace;
 pub mod trainer;
 pub mod weights;
 

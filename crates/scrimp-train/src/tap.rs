@@ -21,6 +21,7 @@ use crate::plan::Saved;
 use crate::role::Role;
 use crate::stepper::Clock;
 use crate::telemetry::Telemetry;
+use crate::trace::{Op, Recorder};
 
 /// A tensor that went wrong: the first one of a session.
 #[derive(Clone, Debug, PartialEq)]
@@ -437,6 +438,7 @@ pub struct Site {
     /// How the gradients of weight and bias are summed over the batch, if not at once.
     exchange: OnceLock<[Option<Arc<Exchange>>; 2]>,
     clock: Clock,
+    recorder: Arc<Recorder>,
 }
 
 impl Site {
@@ -475,7 +477,7 @@ impl Site {
     pub fn channel_axis(&self, axes: usize) -> usize {
         match self.arithmetic {
             Arithmetic::Kernels => axes.saturating_sub(1),
-            Arithmetic::Engine => 1,
+            Arithmetic::Engine | Arithmetic::Recorded => 1,
         }
     }
 
@@ -545,6 +547,7 @@ pub struct Scope {
     seed: u32,
     arithmetic: Arithmetic,
     sites: Arc<Sites>,
+    recorder: Arc<Recorder>,
 }
 
 /// Whose arithmetic layers use.
@@ -555,13 +558,48 @@ pub enum Arithmetic {
     Kernels,
     /// The engine's own, in f32, to compare with; activations are `[batch, channels, height, width]`.
     Engine,
+    /// Nobody's: layers note what they would compute, which [`trace`](crate::trace) makes a graph of; activations are
+    /// `[batch, channels, height, width]`.
+    Recorded,
+}
+
+/// Where in a network a function stands that has no parameters and is not tapped.
+#[derive(Clone, Debug)]
+pub struct Place {
+    path: String,
+    arithmetic: Arithmetic,
+    recorder: Arc<Recorder>,
+}
+
+impl Place {
+    /// Whose arithmetic the function uses.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
+    }
+
+    /// Notes what the function, or a part of it, would compute.
+    pub(crate) fn record(
+        &self,
+        part: &str,
+        op: Op,
+        inputs: &[&Tensor<4>],
+        output: [usize; 4],
+    ) -> Tensor<4> {
+        self.recorder.node(None, part_name(&self.path, part), op, inputs, output)
+    }
+}
+
+/// The name of a node: that of its layer, and of the part of it that the node is.
+fn part_name(layer: &str, part: &str) -> String {
+    if part.is_empty() { layer.to_owned() } else { format!("{layer}.{part}") }
 }
 
 impl Scope {
     /// The root of a network.
     pub fn root(seed: u32) -> Self {
         let arithmetic = Arithmetic::default();
-        Self { path: String::new(), seed, arithmetic, sites: Arc::default() }
+        let (sites, recorder) = Default::default();
+        Self { path: String::new(), seed, arithmetic, sites, recorder }
     }
 
     /// The scope whose layers use this arithmetic.
@@ -573,6 +611,17 @@ impl Scope {
     /// Whose arithmetic the layers use.
     pub fn arithmetic(&self) -> Arithmetic {
         self.arithmetic
+    }
+
+    /// The place of this scope, for functions that are not tapped.
+    pub fn place(&self) -> Place {
+        let Self { path, arithmetic, recorder, .. } = self.clone();
+        Place { path, arithmetic, recorder }
+    }
+
+    /// Who notes what layers would compute.
+    pub(crate) fn recorder(&self) -> &Recorder {
+        &self.recorder
     }
 
     /// The scope of a part of this one.
@@ -627,6 +676,7 @@ impl Scope {
             products: RwLock::new(Products::EMULATED),
             exchange: OnceLock::new(),
             clock: Clock::default(),
+            recorder: Arc::clone(&self.recorder),
         });
         let mut sites = self.sites.0.lock().unwrap_or_else(PoisonError::into_inner);
         let paths: BTreeSet<&str> = sites.iter().map(|s| s.path.as_str()).collect();
@@ -651,6 +701,18 @@ impl Tap {
     /// Whose arithmetic the layer uses.
     pub fn arithmetic(&self) -> Arithmetic {
         self.site.arithmetic
+    }
+
+    /// Notes what the layer, or a part of it, would compute; its first part has the input, and its last the output.
+    pub(crate) fn record<const I: usize, const O: usize>(
+        &self,
+        part: &str,
+        op: Op,
+        inputs: &[&Tensor<I>],
+        output: [usize; O],
+    ) -> Tensor<O> {
+        let layer = &self.site.path;
+        self.site.recorder.node(Some(layer), part_name(layer, part), op, inputs, output)
     }
 
     /// The layer's product, of which one op makes everything: rounding, arithmetic and both gradients.

@@ -99,11 +99,11 @@ fn results(
     let layer = (case.build)(&scope, &device);
     let last = |t: Tensor<4>| match arithmetic {
         Arithmetic::Kernels => t,
-        Arithmetic::Engine => t.permute([0, 3, 1, 2]),
+        _ => t.permute([0, 3, 1, 2]),
     };
     let back = |t: Tensor<4>| match arithmetic {
         Arithmetic::Kernels => t,
-        Arithmetic::Engine => t.permute([0, 2, 3, 1]),
+        _ => t.permute([0, 2, 3, 1]),
     };
     let tensor = |values: &[f32], shape: [usize; 4]| {
         last(Tensor::from_data(TensorData::new(values.to_vec(), shape), &device))

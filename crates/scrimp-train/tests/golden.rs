@@ -135,7 +135,7 @@ fn eight_points(arithmetic: Arithmetic, compute: Compute) {
                     let y = c.forward(x);
                     let y = match arithmetic {
                         Arithmetic::Kernels => y.permute([0, 3, 1, 2]),
-                        Arithmetic::Engine => y,
+                        _ => y,
                     };
                     y.flatten(0, 3)
                 }

@@ -125,7 +125,7 @@ impl Layer {
                     let y = conv.forward(channels_last(x, self.arithmetic));
                     y.permute([0, 3, 1, 2]).flatten(0, 3)
                 }
-                Arithmetic::Engine => conv.forward(x).flatten(0, 3),
+                _ => conv.forward(x).flatten(0, 3),
             },
             _ => unreachable!("one of them is there"),
         }

@@ -224,8 +224,8 @@ fn normalization(
     let pick = |asked: &Option<Vec<f32>>, key: &str, set: Option<Vec<f32>>, usual: f32| {
         asked.clone().or_else(|| of_model(key)).or(set).unwrap_or_else(|| vec![usual; channels])
     };
-    let mut mean = pick(&request.mean, "scrimp.mean", set_mean, 0.0);
-    let mut std = pick(&request.std, "scrimp.std", set_std, 1.0);
+    let mut mean = pick(&request.mean, "mean", set_mean, 0.0);
+    let mut std = pick(&request.std, "std", set_std, 1.0);
     for values in [&mut mean, &mut std] {
         if values.len() == 1 {
             *values = vec![values[0]; channels];

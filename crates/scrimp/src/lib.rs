@@ -2,7 +2,7 @@
 //!
 //! The facade: [`recipe`] reads and checks a recipe, [`run`] carries it out and fills a run folder, [`sweep`]
 //! carries out a grid of recipes, [`score`] compares schemes on given tensors, [`quantize`] makes a quantized ONNX model of a
-//! float one. The parts are re-exported as [`codec`], [`files`] and [`train`].
+//! float one, [`export`] an ONNX model of a run. The parts are re-exported as [`codec`], [`files`], [`onnx`] and [`train`].
 //!
 //! ```
 //! use scrimp::recipe::Recipe;
@@ -27,6 +27,7 @@
 pub mod csv;
 mod document;
 mod events;
+pub mod export;
 pub mod feed;
 mod page;
 mod plot;

@@ -42,6 +42,10 @@ use crate::events::{self, EventFile};
 use crate::page::PageError;
 use crate::recipe::{Recipe, RecipeError, Source, TelemetryConfig, Variant, WeightsConfig};
 
+mod trained;
+
+pub use trained::TrainedRun;
+
 /// What to carry out, and where.
 #[derive(Clone, Debug)]
 pub struct RunRequest {
@@ -239,6 +243,12 @@ pub(crate) const METRICS: &str = "metrics.jsonl";
 
 /// The file of a run's [`RunResult`].
 pub(crate) const RESULT: &str = "result.json";
+
+/// The file from which a run resumes.
+const CHECKPOINT: &str = "checkpoint.safetensors";
+
+/// The file of a run's parameters and buffers.
+const MODEL: &str = "model.safetensors";
 
 /// The file of a run's [`RunFailure`].
 pub(crate) const FAILURE: &str = "failure.json";
@@ -691,6 +701,21 @@ fn read_weights(config: &WeightsConfig, data_dir: Option<&Path>) -> Result<First
     Ok(weights)
 }
 
+/// What a run depends on, and what tells its checkpoint from others.
+fn identity(recipe: &Recipe, variant: &Variant, seed: u32) -> serde_json::Value {
+    let recipe = Recipe {
+        compute: variant.compute,
+        saved: Saved::default(),
+        checkpoint_steps: None,
+        telemetry: None,
+        variant: Vec::new(),
+        quantize: Vec::new(),
+        preset: None,
+        ..recipe.clone()
+    };
+    serde_json::json!({"recipe": recipe, "rules": variant.rules, "seed": seed})
+}
+
 struct OneRun<'a> {
     request: &'a RunRequest,
     variant: &'a Variant,
@@ -715,11 +740,6 @@ impl OneRun<'_> {
             }
             _ => {}
         }
-        let identity = serde_json::json!({
-            "recipe": Recipe { compute: self.variant.compute, saved: Saved::default(), checkpoint_steps: None, telemetry: None, variant: Vec::new(), quantize: Vec::new(), preset: None, ..recipe.clone() },
-            "rules": self.variant.rules,
-            "seed": self.seed,
-        });
         let job = TrainJob {
             plan: self.variant.request(recipe, device),
             splits: self.splits,
@@ -732,12 +752,12 @@ impl OneRun<'_> {
             augment: recipe.augment(),
             weights: self.weights.cloned(),
             checkpoint: Some(CheckpointJob {
-                path: folder.join("checkpoint.safetensors"),
+                path: folder.join(CHECKPOINT),
                 every_steps: recipe.checkpoint_steps,
                 resume: *resume,
             }),
             telemetry_steps: recipe.telemetry.and_then(|t| t.every),
-            identity,
+            identity: identity(recipe, self.variant, self.seed),
         };
         let train = models::find(&recipe.model).expect("the model was checked").train;
         let metrics = self.request.folder.join(METRICS);
@@ -786,7 +806,7 @@ impl OneRun<'_> {
     /// Writes all files of a run that is done, the result last.
     fn save(&self, folder: &Path, outcome: &Outcome, test: Score) -> Result<RunResult, RunError> {
         write_json(&folder.join("plan.json"), &outcome.plan)?;
-        let model = folder.join("model.safetensors");
+        let model = folder.join(MODEL);
         let tensors = outcome
             .model
             .iter()

@@ -48,7 +48,7 @@ pub struct SweepRequest {
 const FILES: [&str; 4] = [SWEEP, "results.json", "results.csv", "report.html"];
 
 /// The file that tells the folder of a sweep from others.
-const SWEEP: &str = "sweep.toml";
+pub(crate) const SWEEP: &str = "sweep.toml";
 
 /// Carries out a sweep.
 ///

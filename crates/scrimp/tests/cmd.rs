@@ -7,6 +7,8 @@ use std::path::Path;
 
 use scrimp::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto};
 use scrimp::onnx::{DataType, Model};
+use scrimp::recipe::Source;
+use scrimp::run::{RunRequest, Watch, run};
 use scrimp_files::{Dtype, Tensor, save, write_npy};
 
 /// Values between -1 and 1 that are the same everywhere.
@@ -90,6 +92,49 @@ fn onnx_network() -> Model {
     Model::new(graph, 17, 8)
 }
 
+/// Networks with their first values, in two variants.
+const UNTRAINED: &str = "\
+model = \"mlp\"
+data = \"digits\"
+epochs = 0
+limit = 64
+
+[[variant]]
+name = \"f32\"
+
+[[variant]]
+name = \"int8\"
+[[variant.quantize]]
+layers = \"*\"
+w = \"int8/channel\"
+b = \"int8\"
+[[variant.quantize]]
+layers = \"fc1\"
+x = \"uint8\"
+[[variant.quantize]]
+layers = \"fc3\"
+w = \"int4/group:32\"
+x = \"bf16\"
+";
+
+/// A run folder that takes no training.
+fn write_run(folder: &Path) {
+    struct Quiet;
+    impl Watch for Quiet {}
+    let recipe = folder.join("untrained.toml");
+    std::fs::write(&recipe, UNTRAINED).unwrap();
+    let request = RunRequest {
+        source: Source::read(&recipe, &[]).unwrap(),
+        folder: folder.join("runs/untrained-1"),
+        resume: false,
+        data_dir: None,
+        device: "flex".into(),
+        baseline: false,
+        seeds: 1,
+    };
+    run(&request, &mut Quiet).unwrap();
+}
+
 /// The files that the commands in `cmd/` read.
 fn write_fixtures(folder: &Path) {
     let count = Tensor::new("bn.count", vec![], Dtype::I64, 3752i64.to_le_bytes().into()).unwrap();
@@ -151,11 +196,14 @@ fn write_fixtures(folder: &Path) {
 fn commands_print_what_is_written_down() {
     let folder = tempfile::tempdir().unwrap();
     write_fixtures(folder.path());
+    write_run(folder.path());
     // This is the only test of its process, so that moving it disturbs no other.
     std::env::set_current_dir(folder.path()).unwrap();
     trycmd::TestCases::new()
         .register_bin("scrimp", Path::new(env!("CARGO_BIN_EXE_scrimp")))
         .env("COLUMNS", "100")
+        // No runtime but the one that is built in.
+        .env("ORT_DYLIB_PATH", "")
         .case(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cmd/*.trycmd"))
         .case(concat!(env!("CARGO_MANIFEST_DIR"), "/../../book/src/schemes.md"))
         .run();

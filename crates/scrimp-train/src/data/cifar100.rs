@@ -75,7 +75,7 @@ fn load(set: &dyn DataSet, layout: &Layout, request: &DataRequest) -> Result<Spl
     ];
     let origin = "www.cs.toronto.edu/~kriz/cifar.html \
                   (cifar-100-binary.tar.gz, md5 03b5dce01913d631647c71ecec9e9cb8)";
-    let files = Files { set, layout, folders: &folders, origin, mean: MEAN, std: STD };
+    let files = Files { set, layout, folders: &folders, origin, names: &[], mean: MEAN, std: STD };
     files.load(&TRAIN, &TEST, request, "binary version")
 }
 

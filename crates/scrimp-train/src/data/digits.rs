@@ -52,6 +52,7 @@ impl DataSet for Digits {
             validation: draw(TRAIN, VALIDATION),
             test: draw(TRAIN + VALIDATION, TEST),
             classes: CLASSES,
+            class_names: super::mnist::digits(),
             mean: vec![MEAN],
             std: vec![STD],
             note: "generated".to_owned(),

@@ -218,6 +218,7 @@ impl DataSet for ImageFolder {
             train: trained,
             test: all(&test)?,
             classes: config.classes,
+            class_names: train.classes.iter().map(|c| c.to_string_lossy().into_owned()).collect(),
             mean: mean.to_vec(),
             std: std.to_vec(),
             note: format!("{}, test images of {}", root.display(), name(&test.path)),

@@ -133,11 +133,31 @@ impl DataSet for Mnist {
             validation,
             test,
             classes: CLASSES,
+            class_names: digits(),
             mean: vec![0.1307],
             std: vec![0.3081],
             note: note.to_owned(),
         })
     }
+}
+
+/// What the labels of Fashion-MNIST stand for, as its authors publish it.
+const ARTICLES: [&str; CLASSES] = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+];
+
+/// The names of ten digits.
+pub(super) fn digits() -> Vec<String> {
+    (0..CLASSES).map(|digit| digit.to_string()).collect()
 }
 
 impl DataSet for FashionMnist {
@@ -167,6 +187,7 @@ impl DataSet for FashionMnist {
             validation,
             test,
             classes: CLASSES,
+            class_names: ARTICLES.map(String::from).to_vec(),
             mean: vec![0.2860],
             std: vec![0.3530],
             note: "IDX files".to_owned(),

@@ -252,6 +252,8 @@ pub struct Splits {
     pub test: Images,
     /// Number of classes; every label is below it.
     pub classes: usize,
+    /// What the classes are called, in the order of their labels; empty where the source does not say.
+    pub class_names: Vec<String>,
     /// Mean of `pixel / 255` per channel, to be subtracted.
     pub mean: Vec<f32>,
     /// Standard deviation of `pixel / 255` per channel, to divide by.

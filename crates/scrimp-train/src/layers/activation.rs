@@ -5,6 +5,7 @@ use burn::tensor::{Tensor, activation};
 
 use crate::ops;
 use crate::tap::{Arithmetic, Scope, Tap};
+use crate::trace::Op;
 
 /// `max(x, 0)`; keeps one bit for each value. Its input and output are tapped, and the gradients of both.
 #[derive(Module, Debug)]
@@ -24,6 +25,7 @@ impl Relu {
         match self.tap.arithmetic() {
             Arithmetic::Kernels => ops::relu(x, &self.tap),
             Arithmetic::Engine => self.tap.output(activation::relu(self.tap.input(x))),
+            Arithmetic::Recorded => self.tap.record("", Op::Relu, &[&x], x.dims()),
         }
     }
 }

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::ops;
 use crate::tap::{Arithmetic, Scope, Tap};
+use crate::trace::Op;
 
 /// Normalizes each channel by its mean and variance over a batch, then scales and shifts it; when the network is
 /// evaluated, by running averages. All eight tensors are tapped; the output is what leaves the layer, after the residual and
@@ -74,10 +75,14 @@ impl BatchNorm {
 
     fn normalize(&self, x: Tensor<4>, relu: bool, residual: Option<Tensor<4>>) -> Tensor<4> {
         let training = x.device().is_autodiff();
-        if self.tap.arithmetic() == Arithmetic::Engine {
-            let y = self.with_engine(self.tap.input(x), training);
-            let y = residual.map_or_else(|| y.clone(), |residual| y.clone() + residual);
-            return self.tap.output(if relu { activation::relu(y) } else { y });
+        match self.tap.arithmetic() {
+            Arithmetic::Kernels => {}
+            Arithmetic::Engine => {
+                let y = self.with_engine(self.tap.input(x), training);
+                let y = residual.map_or_else(|| y.clone(), |residual| y.clone() + residual);
+                return self.tap.output(if relu { activation::relu(y) } else { y });
+            }
+            Arithmetic::Recorded => return self.record(&x, relu, residual.as_ref()),
         }
         let averages = (!training).then(|| [self.running_mean.value(), self.running_var.value()]);
         let parameters = self.parameters();
@@ -92,6 +97,18 @@ impl BatchNorm {
         );
         if let Some([mean, var]) = batch {
             self.follow(mean, var);
+        }
+        y
+    }
+
+    fn record(&self, x: &Tensor<4>, relu: bool, residual: Option<&Tensor<4>>) -> Tensor<4> {
+        let shape = x.dims();
+        let mut y = self.tap.record("", Op::BatchNorm { epsilon: self.epsilon }, &[x], shape);
+        if let Some(residual) = residual {
+            y = self.tap.record("add", Op::Add, &[&y, residual], shape);
+        }
+        if relu {
+            y = self.tap.record("relu", Op::Relu, &[&y], shape);
         }
         y
     }

@@ -9,6 +9,7 @@ use scrimp_kernels::conv2d::{Conv2dShape, Window};
 use super::{Init, uniform};
 use crate::ops::Geometry;
 use crate::tap::{Arithmetic, Scope, Tap};
+use crate::trace::Op;
 
 /// Geometry of a convolution; each pair is (height, width).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,11 +102,15 @@ impl Conv2d {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (w, b) = (self.weight.val(), self.bias.as_ref().map(Param::val));
         let Conv2dOptions { stride, padding, dilation, groups, .. } = self.options;
+        let window = Window { stride, padding, dilation, groups };
+        // Of an image with channels on the last axis.
+        let shape = |x: [usize; 4]| {
+            Conv2dShape::new(x, w.dims(), window)
+                .unwrap_or_else(|e| panic!("{}: {e}", self.tap.site().path))
+        };
         match self.tap.arithmetic() {
             Arithmetic::Kernels => {
-                let window = Window { stride, padding, dilation, groups };
-                let shape = Conv2dShape::new(x.dims(), w.dims(), window)
-                    .unwrap_or_else(|e| panic!("{}: {e}", self.tap.site().path));
+                let shape = shape(x.dims());
                 let output = shape.output();
                 self.tap.product(x, w, b, Geometry::Conv2d(shape), output)
             }
@@ -115,6 +120,12 @@ impl Conv2d {
                 let b = b.map(|b| self.tap.bias(b));
                 let options = ConvOptions::new(stride, padding, dilation, groups);
                 self.tap.output(conv2d(x, w, b, options))
+            }
+            Arithmetic::Recorded => {
+                let [batch, channels, height, width] = x.dims();
+                let [_, height, width, outputs] = shape([batch, height, width, channels]).output();
+                let op = Op::Conv2d { window, bias: b.is_some() };
+                self.tap.record("", op, &[&x], [batch, outputs, height, width])
             }
         }
     }

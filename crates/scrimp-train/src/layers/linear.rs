@@ -7,6 +7,7 @@ use scrimp_kernels::linear::LinearShape;
 use super::{Init, uniform};
 use crate::ops::Geometry;
 use crate::tap::{Arithmetic, Scope, Tap};
+use crate::trace::Op;
 
 /// `y = x w^T + b`, with all eight tensors tapped.
 ///
@@ -58,6 +59,11 @@ impl Linear {
                     y = y + self.tap.bias(bias).unsqueeze();
                 }
                 self.tap.output(y)
+            }
+            Arithmetic::Recorded => {
+                let mut output = x.dims();
+                output[D - 1] = w.dims()[0];
+                self.tap.record("", Op::Linear { bias: b.is_some() }, &[&x], output)
             }
         }
     }

@@ -19,7 +19,7 @@ pub use attention::SelfAttention;
 pub use batch_norm::BatchNorm;
 pub use conv2d::{Conv2d, Conv2dOptions};
 pub use embedding::{Embedding, Ids};
-pub use functions::{add, channels_last, concat, features};
+pub use functions::{add, channels_last, concat, features, subsample_and_widen};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use pooling::{AveragePool, GlobalAverage, MaxPool, Pool};

@@ -9,6 +9,7 @@ pub use scrimp_kernels::pool::Window as Pool;
 
 use crate::ops;
 use crate::tap::{Arithmetic, Scope, Tap};
+use crate::trace::Op;
 
 /// The largest value of each window; keeps one byte for each output. Its input and output are tapped, and the gradients
 /// of both.
@@ -47,6 +48,11 @@ impl MaxPool {
                 let options = MaxPoolOptions::new(window.kernel).with_stride(window.stride);
                 tap.output(max_pool2d(x, options.with_padding(window.padding)))
             }
+            Arithmetic::Recorded => {
+                let shape = x.dims();
+                let x = if *relu { tap.record("relu", Op::Relu, &[&x], shape) } else { x };
+                tap.record("", Op::MaxPool(*window), &[&x], pooled(*window, shape))
+            }
         }
     }
 }
@@ -79,6 +85,10 @@ impl AveragePool {
                 let options = AvgPoolOptions::new(window.kernel).with_stride(window.stride);
                 tap.output(avg_pool2d(tap.input(x), options.with_padding(window.padding)))
             }
+            Arithmetic::Recorded => {
+                let shape = pooled(*window, x.dims());
+                tap.record("", Op::AveragePool(*window), &[&x], shape)
+            }
         }
     }
 }
@@ -108,6 +118,19 @@ impl GlobalAverage {
                 let x: Tensor<3> = self.tap.input(x).flatten(2, 3);
                 self.tap.output(x.mean_dim(2).flatten(1, 2))
             }
+            Arithmetic::Recorded => {
+                let [batch, channels, ..] = x.dims();
+                let pixel = [batch, channels, 1, 1];
+                let y: Tensor<4> = self.tap.record("", Op::GlobalAverage, &[&x], pixel);
+                y.flatten(1, 3)
+            }
         }
     }
+}
+
+/// The shape with a pixel for each window, of an image whose channels stand on axis 1.
+fn pooled(window: Pool, [batch, channels, height, width]: [usize; 4]) -> [usize; 4] {
+    let out = window.output([batch, height, width, channels]);
+    let [_, height, width, _] = out.unwrap_or_else(|e| panic!("pooling: {e}"));
+    [batch, channels, height, width]
 }

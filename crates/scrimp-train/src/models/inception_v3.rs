@@ -10,7 +10,7 @@ use crate::layers::{
     AveragePool, BatchNorm, Conv2d, Conv2dOptions, GlobalAverage, Init, Linear, MaxPool, Pool,
     channels_last, concat,
 };
-use crate::tap::{Arithmetic, Scope};
+use crate::tap::{Arithmetic, Place, Scope};
 
 /// A stem of five convolutions, eleven blocks of three or four branches, and a linear classifier.
 ///
@@ -194,7 +194,7 @@ struct Square {
     pool: AveragePool,
     branch_pool: Convolution,
     #[module(skip)]
-    arithmetic: Arithmetic,
+    concat: Place,
 }
 
 impl Square {
@@ -211,7 +211,7 @@ impl Square {
             branch3x3dbl_3: conv("branch3x3dbl_3", [96, 96], 3),
             pool: AveragePool::new(&scope.at("pool"), AROUND),
             branch_pool: conv("branch_pool", [inputs, pool], 1),
-            arithmetic: scope.arithmetic(),
+            concat: scope.at("concat").place(),
         }
     }
 
@@ -221,7 +221,7 @@ impl Square {
         let three = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x.clone()));
         let three = self.branch3x3dbl_3.forward(three);
         let pool = self.branch_pool.forward(self.pool.forward(x));
-        concat(vec![one, five, three, pool], self.arithmetic)
+        concat(vec![one, five, three, pool], &self.concat)
     }
 }
 
@@ -234,7 +234,7 @@ struct SquareReduction {
     branch3x3dbl_3: Convolution,
     pool: MaxPool,
     #[module(skip)]
-    arithmetic: Arithmetic,
+    concat: Place,
 }
 
 impl SquareReduction {
@@ -248,7 +248,7 @@ impl SquareReduction {
             branch3x3dbl_2: conv("branch3x3dbl_2", [64, 96], 3, SAME),
             branch3x3dbl_3: conv("branch3x3dbl_3", [96, 96], 3, STRIDED),
             pool: MaxPool::new(&scope.at("pool"), HALF),
-            arithmetic: scope.arithmetic(),
+            concat: scope.at("concat").place(),
         }
     }
 
@@ -256,7 +256,7 @@ impl SquareReduction {
         let one = self.branch3x3.forward(x.clone());
         let two = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x.clone()));
         let two = self.branch3x3dbl_3.forward(two);
-        concat(vec![one, two, self.pool.forward(x)], self.arithmetic)
+        concat(vec![one, two, self.pool.forward(x)], &self.concat)
     }
 }
 
@@ -275,7 +275,7 @@ struct Factorized {
     pool: AveragePool,
     branch_pool: Convolution,
     #[module(skip)]
-    arithmetic: Arithmetic,
+    concat: Place,
 }
 
 /// Channels before and after such a block.
@@ -298,7 +298,7 @@ impl Factorized {
             branch7x7dbl_5: conv("branch7x7dbl_5", [inner, 192], [1, 7]),
             pool: AveragePool::new(&scope.at("pool"), AROUND),
             branch_pool: conv("branch_pool", [WIDTH, 192], [1, 1]),
-            arithmetic: scope.arithmetic(),
+            concat: scope.at("concat").place(),
         }
     }
 
@@ -310,7 +310,7 @@ impl Factorized {
         let twice = self.branch7x7dbl_4.forward(self.branch7x7dbl_3.forward(twice));
         let twice = self.branch7x7dbl_5.forward(twice);
         let pool = self.branch_pool.forward(self.pool.forward(x));
-        concat(vec![none, once, twice, pool], self.arithmetic)
+        concat(vec![none, once, twice, pool], &self.concat)
     }
 }
 
@@ -325,7 +325,7 @@ struct FactorizedReduction {
     branch7x7x3_4: Convolution,
     pool: MaxPool,
     #[module(skip)]
-    arithmetic: Arithmetic,
+    concat: Place,
 }
 
 impl FactorizedReduction {
@@ -341,7 +341,7 @@ impl FactorizedReduction {
             branch7x7x3_3: conv("branch7x7x3_3", [192, 192], [7, 1], SAME),
             branch7x7x3_4: conv("branch7x7x3_4", [192, 192], [3, 3], STRIDED),
             pool: MaxPool::new(&scope.at("pool"), HALF),
-            arithmetic: scope.arithmetic(),
+            concat: scope.at("concat").place(),
         }
     }
 
@@ -349,7 +349,7 @@ impl FactorizedReduction {
         let three = self.branch3x3_2.forward(self.branch3x3_1.forward(x.clone()));
         let seven = self.branch7x7x3_2.forward(self.branch7x7x3_1.forward(x.clone()));
         let seven = self.branch7x7x3_4.forward(self.branch7x7x3_3.forward(seven));
-        concat(vec![three, seven, self.pool.forward(x)], self.arithmetic)
+        concat(vec![three, seven, self.pool.forward(x)], &self.concat)
     }
 }
 
@@ -367,7 +367,11 @@ struct Expanded {
     pool: AveragePool,
     branch_pool: Convolution,
     #[module(skip)]
-    arithmetic: Arithmetic,
+    branch3x3: Place,
+    #[module(skip)]
+    branch3x3dbl: Place,
+    #[module(skip)]
+    concat: Place,
 }
 
 impl Expanded {
@@ -386,21 +390,23 @@ impl Expanded {
             branch3x3dbl_3b: conv("branch3x3dbl_3b", [384, 384], [3, 1]),
             pool: AveragePool::new(&scope.at("pool"), AROUND),
             branch_pool: conv("branch_pool", [inputs, 192], [1, 1]),
-            arithmetic: scope.arithmetic(),
+            branch3x3: scope.at("branch3x3").at("concat").place(),
+            branch3x3dbl: scope.at("branch3x3dbl").at("concat").place(),
+            concat: scope.at("concat").place(),
         }
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let both = |x: Tensor<4>, a: &Convolution, b: &Convolution| {
-            concat(vec![a.forward(x.clone()), b.forward(x)], self.arithmetic)
+        let both = |x: Tensor<4>, a: &Convolution, b: &Convolution, place: &Place| {
+            concat(vec![a.forward(x.clone()), b.forward(x)], place)
         };
         let one = self.branch1x1.forward(x.clone());
         let three = self.branch3x3_1.forward(x.clone());
-        let three = both(three, &self.branch3x3_2a, &self.branch3x3_2b);
+        let three = both(three, &self.branch3x3_2a, &self.branch3x3_2b, &self.branch3x3);
         let double = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x.clone()));
-        let double = both(double, &self.branch3x3dbl_3a, &self.branch3x3dbl_3b);
+        let double = both(double, &self.branch3x3dbl_3a, &self.branch3x3dbl_3b, &self.branch3x3dbl);
         let pool = self.branch_pool.forward(self.pool.forward(x));
-        concat(vec![one, three, double, pool], self.arithmetic)
+        concat(vec![one, three, double, pool], &self.concat)
     }
 }
 
@@ -430,7 +436,7 @@ mod tests {
             let seen = last.shape(crate::Role::Input).unwrap();
             let expected = match arithmetic {
                 Arithmetic::Kernels => [1, 1, 2048],
-                Arithmetic::Engine => [2048, 1, 1],
+                _ => [2048, 1, 1],
             };
             assert_eq!(seen, expected);
         }

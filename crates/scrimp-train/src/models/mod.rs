@@ -21,10 +21,12 @@ pub use text_transformer::{TextTransformer, TextTransformerOptions};
 pub use vgg_small::VggSmall;
 
 use crate::engine;
+use crate::evaluation::{self, EvaluationJob, Evaluator};
 use crate::params;
 use crate::plan::{self, Plan, PlanError, PlanRequest};
 use crate::stepper::{self, StepJob, Stepper};
 use crate::tap::Scope;
+use crate::trace::{self, Trace};
 use crate::trainer::{self, Observer, Outcome, TrainError, TrainJob};
 use crate::weights::{FirstValues, WeightsReport};
 
@@ -73,6 +75,10 @@ pub struct ModelEntry {
     pub fit: fn(&PlanRequest, &FirstValues) -> Result<WeightsReport, TrainError>,
     /// Builds the network to time its training steps.
     pub stepper: fn(&StepJob) -> Result<Box<dyn Stepper>, PlanError>,
+    /// The network as a graph.
+    pub trace: fn(&PlanRequest) -> Result<Trace, PlanError>,
+    /// Builds a trained network to run it on images.
+    pub evaluator: fn(EvaluationJob) -> Result<Box<dyn Evaluator>, TrainError>,
     /// Trains, or only evaluates where the job has no epochs.
     pub train: fn(&TrainJob, &mut dyn Observer) -> Result<Outcome, TrainError>,
 }
@@ -96,6 +102,8 @@ macro_rules! model {
             plan: |request| plan::plan_network(&BLUEPRINT, request),
             fit: |request, values| fit(&BLUEPRINT, request, values),
             stepper: |job| stepper::stepper(&BLUEPRINT, job),
+            trace: |request| trace::trace(&BLUEPRINT, request),
+            evaluator: |job| evaluation::evaluator(&BLUEPRINT, job),
             train: |job, observer| trainer::train(&BLUEPRINT, job, observer),
         }
     }};

@@ -1,12 +1,10 @@
 //! The blocks that residual networks are made of.
 
 use burn::module::Module;
-use burn::tensor::module::max_pool2d;
-use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
 
-use crate::layers::{BatchNorm, Conv2d, Conv2dOptions, Init};
-use crate::tap::{Arithmetic, Scope};
+use crate::layers::{BatchNorm, Conv2d, Conv2dOptions, Init, subsample_and_widen};
+use crate::tap::{Place, Scope};
 
 /// `relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))`; a bottleneck has one more convolution.
 ///
@@ -25,7 +23,7 @@ pub(super) struct Block {
     #[module(skip)]
     stride: usize,
     #[module(skip)]
-    arithmetic: Arithmetic,
+    shortcut: Place,
 }
 
 /// How the input gets past a block that changes its shape (section 3.3 of the paper).
@@ -114,7 +112,7 @@ impl Block {
             bn3,
             downsample: project.then(downsample),
             stride,
-            arithmetic: scope.arithmetic(),
+            shortcut: scope.at("shortcut").place(),
         }
     }
 
@@ -151,34 +149,17 @@ impl Block {
         if let Some((conv, norm)) = &self.downsample {
             return norm.forward(conv.forward(x));
         }
-        let stride = self.stride;
-        if stride == 1 {
+        if self.stride == 1 {
             return x;
         }
-        match self.arithmetic {
-            Arithmetic::Kernels => {
-                let [batch, height, width, channels] = x.dims();
-                let (height, width) = (height / stride, width / stride);
-                let x: Tensor<6> = x.reshape([batch, height, stride, width, stride, channels]);
-                let x = x.slice([0..batch, 0..height, 0..1, 0..width, 0..1, 0..channels]);
-                let x: Tensor<4> = x.reshape([batch, height, width, channels]);
-                let zeros = Tensor::zeros([batch, height, width, channels / 2], &x.device());
-                Tensor::cat(vec![zeros.clone(), x, zeros], 3)
-            }
-            Arithmetic::Engine => {
-                // A 1x1 window takes the pixels themselves.
-                let x = max_pool2d(x, MaxPoolOptions::new([1; 2]).with_stride([stride; 2]));
-                let [batch, channels, height, width] = x.dims();
-                let zeros = Tensor::zeros([batch, channels / 2, height, width], &x.device());
-                Tensor::cat(vec![zeros.clone(), x, zeros], 1)
-            }
-        }
+        subsample_and_widen(x, self.stride, &self.shortcut)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tap::Arithmetic;
 
     #[test]
     fn the_shortcut_takes_every_second_pixel_and_pads_channels() {
@@ -193,7 +174,7 @@ mod tests {
                 Arithmetic::Kernels => {
                     block.shortcut(x.clone().permute([0, 2, 3, 1])).permute([0, 3, 1, 2])
                 }
-                Arithmetic::Engine => block.shortcut(x.clone()),
+                _ => block.shortcut(x.clone()),
             };
             assert_eq!(crate::engine::values_of(y), expected.concat());
         }

@@ -130,7 +130,7 @@ mod tests {
             let seen = first.shape(crate::Role::Input).unwrap();
             let expected = match arithmetic {
                 Arithmetic::Kernels => [16, 17, 64],
-                Arithmetic::Engine => [64, 16, 17],
+                _ => [64, 16, 17],
             };
             assert_eq!(seen, expected);
         }

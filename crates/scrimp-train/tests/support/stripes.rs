@@ -17,6 +17,7 @@ pub fn splits(validation: usize) -> Splits {
         train: images(50),
         validation: images(validation),
         test: images(30),
+        class_names: Vec::new(),
         classes: 2,
         mean: vec![0.4],
         std: vec![0.3],

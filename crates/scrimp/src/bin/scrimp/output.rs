@@ -26,6 +26,11 @@ pub struct Output {
 }
 
 impl Output {
+    /// Whether files that exist are replaced.
+    pub fn force(&self) -> bool {
+        self.force
+    }
+
     /// The path to write, given the file that is read: one of these extensions, neither the input
     /// nor, without `--force`, any file that exists.
     ///

@@ -9,6 +9,7 @@ mod bench;
 mod completions;
 mod decode;
 mod encode;
+mod export;
 mod formats;
 mod inspect;
 mod plan;
@@ -67,6 +68,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Score(score::ScoreCommand),
     Quantize(Box<quantize::QuantizeCommand>),
+    Export(export::Export),
     Bench(bench::Bench),
     Schema(schema::Schema),
     Completions(completions::Completions),
@@ -88,6 +90,7 @@ impl Cli {
             Command::Inspect(command) => command.run(ui),
             Command::Score(command) => command.run(ui),
             Command::Quantize(command) => command.run(ui),
+            Command::Export(command) => command.run(ui),
             Command::Bench(command) => command.run(ui),
             Command::Schema(command) => command.run(ui),
             Command::Completions(command) => command.run(ui),
