@@ -5,27 +5,16 @@
 //! ```
 #![allow(clippy::print_stdout, reason = "a program for the terminal")]
 
-use std::path::{Path, PathBuf};
+#[path = "support/files.rs"]
+mod files;
+
+use std::path::Path;
 
 use scrimp_onnx::Model;
 
-fn files(folder: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files(&path, found)?;
-        } else if path.extension().is_some_and(|e| e == "onnx") {
-            found.push(path);
-        }
-    }
-    Ok(())
-}
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = std::env::args().nth(1).ok_or("usage: round_trip FOLDER")?;
-    let mut found = Vec::new();
-    files(Path::new(&folder), &mut found)?;
-    found.sort();
+    let found = files::under(Path::new(&folder))?;
     let mut same = 0;
     for path in &found {
         let bytes = std::fs::read(path)?;

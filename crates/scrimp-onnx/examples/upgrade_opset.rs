@@ -7,21 +7,12 @@
 //! `tools/check_onnx_opsets.py` has the `onnx` package look at what comes out.
 #![allow(clippy::print_stdout, reason = "a program for the terminal")]
 
-use std::path::{Path, PathBuf};
+#[path = "support/files.rs"]
+mod files;
+
+use std::path::Path;
 
 use scrimp_onnx::{Model, upgrade_opset};
-
-fn files(folder: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files(&path, found)?;
-        } else if path.extension().is_some_and(|e| e == "onnx") {
-            found.push(path);
-        }
-    }
-    Ok(())
-}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let usage = "usage: upgrade_opset FOLDER OPSET OUT";
@@ -29,9 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err(usage.into());
     };
     let opset = opset.parse().map_err(|_| usage)?;
-    let mut found = Vec::new();
-    files(Path::new(folder), &mut found)?;
-    found.sort();
+    let found = files::under(Path::new(folder))?;
     for path in &found {
         let name = path.strip_prefix(folder)?;
         let raised = Model::open(path).and_then(|mut model| {

@@ -8,16 +8,17 @@
 //! - `awq`: so that weights of large activations lose less, `s = mean|X|^r`, with the `r` of 21 that loses least. Lin et al.
 //!   2024, arXiv:2306.00978.
 
+use crate::batches::Batches;
 use crate::config::{Config, Equalize};
 use crate::data::Data;
-use crate::engine::Engine;
+use crate::engine::{Engine, LoadOptions};
 use crate::graph::Index;
-use crate::layers::{Batches, float_constant, input_moments};
+use crate::layers::{float_constant, input_moments};
 use crate::plan::{Plan, WeightPlan};
 use crate::proto::{GraphProto, NodeProto, TensorProto};
 use crate::quantize::QuantizeError;
 use crate::weights::Layout;
-use crate::{Model, rounding};
+use crate::{Model, rounding, tensor};
 
 /// Rounds of the cross-layer way; ranges of chains settle in few.
 const ROUNDS: usize = 20;
@@ -117,7 +118,14 @@ fn rows_of(node: &NodeProto, graph: &GraphProto, index: &Index) -> Option<usize>
     }
     let layer = ["Conv", "Gemm", "MatMul"].iter().any(|op| node.is(op));
     let layout = Layout::of(node, graph)?;
-    (layer && constants(1)).then(|| layout.rows())
+    // One number of a bias for all rows, or others for each sample, cannot be divided by row.
+    let bias = node.arg(2).is_none_or(|name| {
+        graph.constant(name).is_some_and(|bias| {
+            let last = bias.dims.last().copied();
+            last == Some(layout.rows_i64()) && tensor::elems(&bias.dims) == Some(layout.rows())
+        })
+    });
+    (layer && bias && constants(1)).then(|| layout.rows())
 }
 
 /// The number of input channels that a layer can scale; `None` where it cannot.
@@ -232,11 +240,12 @@ fn channel_magnitudes(
 ) -> Result<Vec<Vec<f32>>, QuantizeError> {
     let outputs: Vec<String> = joints.iter().map(|joint| joint.tensor.clone()).collect();
     let mut all: Vec<Vec<f32>> = joints.iter().map(|joint| vec![0f32; joint.channels]).collect();
-    let mut batches = Batches::new(model, &outputs, data, engine)?;
+    let mut batches = Batches::new(model, &outputs, data, engine, LoadOptions::default())?;
     while let Some(values) = batches.next()? {
-        for (channels, value) in all.iter_mut().zip(&values) {
+        for ((channels, value), joint) in all.iter_mut().zip(&values).zip(joints) {
             let Some(elements) = value.as_f32() else { continue };
-            let axis = if value.shape.len() == 4 { 1 } else { value.shape.len() - 1 };
+            let convolved = model.graph().node[joint.maker].is("Conv");
+            let axis = if convolved { 1 } else { value.shape.len() - 1 };
             let inner: usize = value.shape[axis + 1..].iter().product();
             let count = channels.len();
             for (at, run) in elements.chunks_exact(inner.max(1)).enumerate() {
@@ -368,6 +377,27 @@ mod tests {
             assert!(
                 (x[at] / factor - shared).abs() < 1e-3 && (w[at] * factor - shared).abs() < 1e-3
             );
+        }
+    }
+
+    #[test]
+    fn a_bias_that_is_no_number_for_each_row_leaves_the_layer_alone() {
+        let with = |dims: &[usize]| GraphProto {
+            node: vec![
+                NodeProto::call("Gemm", "a", &["x", "w1", "b1"], &["h"]).with_int("transB", 1),
+                NodeProto::call("Gemm", "b", &["h", "w2"], &["y"]).with_int("transB", 1),
+            ],
+            initializer: vec![
+                TensorProto::from_f32("w1", &[2, 1], &[0.2, 4.0]),
+                TensorProto::from_f32("b1", dims, &vec![1.0; dims.iter().product()]),
+                TensorProto::from_f32("w2", &[1, 2], &[1.0, 0.02]),
+            ],
+            ..GraphProto::default()
+        };
+        assert_eq!(joints(&with(&[2])).len(), 1);
+        assert_eq!(joints(&with(&[1, 2])).len(), 1);
+        for dims in [&[][..], &[1], &[2, 1], &[3, 2]] {
+            assert!(joints(&with(dims)).is_empty(), "{dims:?}");
         }
     }
 }

@@ -329,17 +329,7 @@ impl GraphProto {
 
     /// A name that nothing in the graph has, made from `base`.
     pub fn fresh_name(&self, base: &str) -> String {
-        let mut taken = HashSet::new();
-        self.names(&mut |name| {
-            taken.insert(name.to_owned());
-        });
-        let mut name = base.to_owned();
-        let mut number = 0;
-        while taken.contains(&name) {
-            number += 1;
-            name = format!("{base}_{number}");
-        }
-        name
+        Names::of_graph(self).fresh(base)
     }
 
     /// The values that come from this graph, and not from one around it.
@@ -495,5 +485,51 @@ impl ValueInfoProto {
                 .collect()
         });
         Some((tensor.elem_type(), dims))
+    }
+}
+
+/// Names of values that are taken.
+pub(crate) struct Names {
+    taken: HashSet<String>,
+    /// Where to look on for a free number.
+    next: HashMap<String, usize>,
+}
+
+impl Names {
+    /// Those of a whole model, its graphs for training and functions among them.
+    pub(crate) fn of(model: &ModelProto) -> Self {
+        let mut taken = HashSet::new();
+        let mut note = |name: &str| {
+            taken.insert(name.to_owned());
+        };
+        let training =
+            model.training_info.iter().flat_map(|t| t.initialization.iter().chain(&t.algorithm));
+        model.graph.iter().chain(training).for_each(|graph| graph.names(&mut note));
+        for function in &model.functions {
+            function.input.iter().chain(&function.output).for_each(|name| note(name));
+            function.node.iter().for_each(|node| node.names(&mut note));
+        }
+        Self { taken, next: HashMap::new() }
+    }
+
+    /// Those of one graph and the graphs inside of it.
+    pub(crate) fn of_graph(graph: &GraphProto) -> Self {
+        let mut taken = HashSet::new();
+        graph.names(&mut |name| {
+            taken.insert(name.to_owned());
+        });
+        Self { taken, next: HashMap::new() }
+    }
+
+    /// A name that was free, made from `base`; it is taken now.
+    pub(crate) fn fresh(&mut self, base: &str) -> String {
+        let mut name = base.to_owned();
+        let next = self.next.entry(name.clone()).or_default();
+        while self.taken.contains(&name) {
+            *next += 1;
+            name = format!("{base}_{next}");
+        }
+        self.taken.insert(name.clone());
+        name
     }
 }

@@ -1,16 +1,16 @@
 //! Rounding the weights of a model, one layer after the other, each on what the layers before it really give.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
+use crate::batches::Batches;
 use crate::config::{Config, Statistics, WeightRounding};
 use crate::data::Data;
-use crate::engine::{Engine, LoadOptions, Session};
+use crate::engine::{Engine, LoadOptions};
 use crate::gptq::{self, Moments};
 use crate::graph::Index;
 use crate::plan::{Plan, WeightPlan};
 use crate::proto::{GraphProto, TensorProto};
-use crate::quantize::{Progress, QuantizeError, Watch, batches, run};
+use crate::quantize::{Progress, QuantizeError, Watch};
 use crate::weights::{Packed, Sharing};
 use crate::{Model, OnnxError, Value, patches, rounding};
 
@@ -127,56 +127,14 @@ pub(crate) fn input_moments(
         return Ok(None);
     };
     let outputs = [input.to_owned()];
-    let mut floats = Batches::new(float, &outputs, data, engine)?;
-    let mut values = Batches::new(model, &outputs, data, engine)?;
+    let mut floats = Batches::new(float, &outputs, data, engine, LoadOptions::default())?;
+    let mut values = Batches::new(model, &outputs, data, engine, LoadOptions::default())?;
     while let (Some(values), Some(floats)) = (values.next()?, floats.next()?) {
         refuse_not_finite(input, &values[0])?;
         refuse_not_finite(input, &floats[0])?;
         patches::add(node, &weight.layout, &values[0], &floats[0], &mut moments);
     }
     Ok((moments.count > 0).then_some(moments))
-}
-
-/// The values of some tensors of a model on all data, batch by batch.
-pub(crate) struct Batches<'a> {
-    outputs: &'a [String],
-    data: &'a dyn Data,
-    /// `None` where all of the tensors are what the caller gives.
-    session: Option<Box<dyn Session>>,
-    parts: std::vec::IntoIter<Range<usize>>,
-}
-
-impl<'a> Batches<'a> {
-    pub(crate) fn new(
-        model: &Model,
-        outputs: &'a [String],
-        data: &'a dyn Data,
-        engine: &dyn Engine,
-    ) -> Result<Self, QuantizeError> {
-        let given = |name: &String| model.graph().input.iter().any(|input| input.name() == name);
-        let computed: Vec<String> = outputs.iter().filter(|name| !given(name)).cloned().collect();
-        let session = if computed.is_empty() {
-            None
-        } else {
-            Some(engine.load(model, &computed, LoadOptions::default())?)
-        };
-        Ok(Self { outputs, data, session, parts: batches(model, data)?.into_iter() })
-    }
-
-    pub(crate) fn next(&mut self) -> Result<Option<Vec<Value>>, QuantizeError> {
-        let Some(part) = self.parts.next() else { return Ok(None) };
-        let inputs = self.data.batch(part.start, part.end).map_err(QuantizeError::Data)?;
-        let made = match &mut self.session {
-            Some(session) => run(&mut **session, &inputs)?,
-            None => Vec::new(),
-        };
-        let mut made = made.into_iter();
-        let value = |name: &String| {
-            let given = inputs.iter().find(|(input, _)| input == name);
-            given.map(|(_, value)| value.clone()).or_else(|| made.next())
-        };
-        Ok(Some(self.outputs.iter().filter_map(value).collect()))
-    }
 }
 
 /// Mean and variance of each channel of a tensor.
@@ -212,7 +170,7 @@ fn channel_statistics(
     };
     let convolved: Vec<bool> = outputs.iter().map(convolved).collect();
     let mut sums: Vec<(Vec<f64>, Vec<f64>, f64)> = vec![Default::default(); outputs.len()];
-    let mut batches = Batches::new(model, outputs, data, engine)?;
+    let mut batches = Batches::new(model, outputs, data, engine, LoadOptions::default())?;
     while let Some(values) = batches.next()? {
         for (at, ((sum, squares, count), value)) in sums.iter_mut().zip(&values).enumerate() {
             let Some(elements) = value.as_f32() else { continue };
@@ -300,8 +258,10 @@ fn bias_of(graph: &mut GraphProto, node: usize, rows: usize) -> Option<String> {
         return None;
     }
     if let Some(name) = layer.arg(2).map(str::to_owned) {
-        let own = Index::of(graph).only_reader(&name).is_some() && graph.constant(&name).is_some();
-        return own.then_some(name);
+        let own = Index::of(graph).only_reader(&name).is_some();
+        // A bias that is another for each sample cannot be moved by row.
+        let by_row = graph.constant(&name).is_some_and(|bias| is_bias(&bias.dims, rows));
+        return (own && by_row).then_some(name);
     }
     let name = graph.fresh_name(&format!("{}/b", layer.label()));
     graph.initializer.push(TensorProto::from_f32(&name, &[rows], &vec![0.0; rows]));
@@ -309,4 +269,10 @@ fn bias_of(graph: &mut GraphProto, node: usize, rows: usize) -> Option<String> {
     layer.input.truncate(2);
     layer.input.push(name.clone());
     Some(name)
+}
+
+/// Whether a bias of this shape is one number for each row of a weight, or one for all.
+fn is_bias(dims: &[i64], rows: usize) -> bool {
+    let last = dims.last().and_then(|&last| usize::try_from(last).ok()).unwrap_or(1);
+    dims.iter().rev().skip(1).all(|&size| size == 1) && (last == rows || last == 1)
 }

@@ -2,6 +2,7 @@
 //!
 //! [`quantize()`] does the whole of it; [`Model`] is a file, [`Data`] what it is calibrated on, [`Engine`] what runs it.
 
+mod batches;
 pub mod calibration;
 mod config;
 mod data;
@@ -45,4 +46,4 @@ pub use profile::{PROFILES, Profile, find as find_profile};
 pub use quantize::{Progress, QuantizeError, Quantized, Watch, quantize};
 pub use tensor::DataType;
 pub use value::{Data as Elements, Value};
-pub use weights::{Layout, Packed, Sharing};
+pub use weights::{BLOCKS_SINCE, Layout, Packed, Sharing};

@@ -26,63 +26,56 @@ pub struct Profile {
     pub inputs: &'static [&'static str],
 }
 
+/// What both kinds of ONNX Runtime have in common.
+const ONNX_RUNTIME: Profile = Profile {
+    name: "ort-x86",
+    about: "ONNX Runtime on x86: unsigned activations, without which convolutions stay float",
+    activations: "uint8",
+    symmetric: false,
+    pair_per_reader: false,
+    float_ops: &["ConvTranspose"],
+    integer_bias: &["Gemm"],
+    zero_points: &["Gemm", "MatMul"],
+    weights: &[
+        "int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "int2", "uint2", "e4m3fn",
+        "e5m2",
+    ],
+    inputs: &["uint8", "int8", "uint16", "int16"],
+};
+
+/// A runtime that takes biases and zero points as they come.
+const OPENVINO: Profile = Profile {
+    name: "openvino",
+    about: "OpenVINO on the CPU: signed and unsigned alike, and every small float",
+    float_ops: &[],
+    integer_bias: &[],
+    zero_points: &[],
+    weights: &[
+        "int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "e4m3fn", "e5m2", "e2m1fn",
+    ],
+    inputs: &["uint8", "int8", "uint16", "int16", "e4m3fn", "e5m2"],
+    ..ONNX_RUNTIME
+};
+
 /// Every profile; the first is the default.
 pub static PROFILES: &[Profile] = &[
-    Profile {
-        name: "ort-x86",
-        about: "ONNX Runtime on x86: unsigned activations, without which convolutions stay float",
-        activations: "uint8",
-        symmetric: false,
-        pair_per_reader: false,
-        float_ops: &["ConvTranspose"],
-        integer_bias: &["Gemm"],
-        zero_points: &["Gemm", "MatMul"],
-        weights: &[
-            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "int2", "uint2", "e4m3fn",
-            "e5m2",
-        ],
-        inputs: &["uint8", "int8", "uint16", "int16"],
-    },
+    ONNX_RUNTIME,
     Profile {
         name: "ort-arm",
         about: "ONNX Runtime on ARM: signed activations, for which its kernels are made",
         activations: "int8",
-        symmetric: false,
-        pair_per_reader: false,
-        float_ops: &["ConvTranspose"],
-        integer_bias: &["Gemm"],
-        zero_points: &["Gemm", "MatMul"],
-        weights: &[
-            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "int2", "uint2", "e4m3fn",
-            "e5m2",
-        ],
-        inputs: &["int8", "uint8", "int16", "uint16"],
+        ..ONNX_RUNTIME
     },
-    Profile {
-        name: "openvino",
-        about: "OpenVINO on the CPU: signed and unsigned alike, and every small float",
-        activations: "uint8",
-        symmetric: false,
-        pair_per_reader: false,
-        float_ops: &[],
-        integer_bias: &[],
-        zero_points: &[],
-        weights: &[
-            "int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "e4m3fn", "e5m2", "e2m1fn",
-        ],
-        inputs: &["uint8", "int8", "uint16", "int16", "e4m3fn", "e5m2"],
-    },
+    OPENVINO,
     Profile {
         name: "tensorrt",
         about: "TensorRT: signed and symmetric, a pair of quantizers for each reader",
         activations: "int8",
         symmetric: true,
         pair_per_reader: true,
-        float_ops: &[],
-        integer_bias: &[],
-        zero_points: &[],
         weights: &["int8", "int4", "int3", "e4m3fn", "e2m1fn"],
         inputs: &["int8", "e4m3fn", "e2m1fn"],
+        ..OPENVINO
     },
 ];
 

@@ -1,22 +1,22 @@
 //! A float model in, a quantized one out.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::batches::{batches, run};
 use crate::calibration::{self, Stats};
 use crate::config::{Config, Mode};
 use crate::data::Data;
-use crate::engine::{Engine, EngineError, LoadOptions, Session};
+use crate::engine::{Engine, EngineError, LoadOptions};
 use crate::equalize;
-use crate::insert::{self, Grid};
+use crate::insert::{self, Grid, Writer};
 use crate::layers;
 use crate::opset;
 use crate::plan::{self, Plan, State};
-use crate::proto::ValueInfoProto;
+use crate::proto::{NodeProto, ValueInfoProto};
 use crate::simplify::{self, Simplified};
-use crate::weights::Packed;
+use crate::weights::{BLOCKS_SINCE, Packed};
 use crate::{DataType, Model, OnnxError, Value};
 
 /// Why a model could not be quantized.
@@ -150,22 +150,14 @@ pub fn quantize(
     // The working model has the biases that were corrected.
     let mut quantized = working;
     let graph = quantized.graph_mut();
-    for (weight, packed) in plan.weights.iter().zip(&mut weights) {
-        let asked = plan.nodes.iter().any(|node| {
-            weight.readers.contains(&node.name)
-                && node.state == State::Quantized
-                && config.profile.zero_points.contains(&node.op.as_str())
-        });
-        if asked && packed.zeros.is_empty() && packed.element.codes().is_some() {
-            packed.zeros = vec![0; packed.scales.len()];
-        }
-    }
-    insert::biases(graph, &plan, &weights, &grids, config.profile.integer_bias);
+    insert::zero_points(&plan, config.profile.zero_points, &mut weights);
+    let mut writer = Writer::new(graph);
+    writer.biases(&plan, &weights, &grids, config.profile.integer_bias);
     if config.mode == Mode::Dynamic {
-        insert::dynamic(graph, &plan, &weights)?;
+        writer.dynamic(&plan, &weights)?;
     }
-    insert::weights(graph, &plan, &weights);
-    insert::activations(graph, &plan, &grids, config.profile.pair_per_reader)?;
+    writer.weights(&plan, &weights);
+    writer.activations(&plan, &grids, config.profile.pair_per_reader)?;
     graph.sort()?;
     graph.drop_dead();
     // A constant that a float node reads too is there beside its codes, as it was.
@@ -199,7 +191,13 @@ fn refuse_quantized(model: &Model) -> Result<(), QuantizeError> {
         "QLinearMatMul",
         "MatMulInteger",
     ];
-    match model.graph().node.iter().find(|node| OPS.contains(&node.op_type())) {
+    fn within<'a>(nodes: &'a [NodeProto], ops: &[&str]) -> Option<&'a NodeProto> {
+        nodes.iter().find_map(|node| {
+            let own = ops.contains(&node.op_type()).then_some(node);
+            own.or_else(|| node.subgraphs().find_map(|graph| within(&graph.node, ops)))
+        })
+    }
+    match within(&model.graph().node, &OPS) {
         Some(node) => {
             Err(QuantizeError::Quantized { node: node.label().into(), op: node.op_type().into() })
         }
@@ -217,7 +215,7 @@ fn needed_opset(model: &Model, config: &Config) -> i64 {
     }
     for spec in specs.into_iter().chain(rules) {
         let blocks = matches!(spec.granularity, scrimp_codec::Granularity::Group(_));
-        needed = needed.max(spec.element.opset).max(if blocks { 21 } else { 13 });
+        needed = needed.max(spec.element.opset).max(if blocks { BLOCKS_SINCE } else { 13 });
     }
     needed.max(model.opset())
 }
@@ -233,79 +231,6 @@ fn why_nothing(plan: &Plan) -> String {
         }
     }
     counts.iter().map(|(text, count)| format!("{count} {text}")).collect::<Vec<_>>().join(", ")
-}
-
-/// Samples that are run at a time where the model leaves it open: enough to keep the processor busy, few enough to keep
-/// memory low.
-const BATCH: usize = 16;
-
-/// The parts of the data that a model is run on, one after the other. A model with a fixed batch leaves out the samples at
-/// the end that do not fill one.
-pub(crate) fn batches(model: &Model, data: &dyn Data) -> Result<Vec<Range<usize>>, QuantizeError> {
-    let (batch, fixed) = batch_size(model, data)?;
-    let total = if fixed { data.len() / batch * batch } else { data.len() };
-    if total == 0 {
-        return Err(QuantizeError::Data(format!(
-            "{} samples, and the model runs {batch} at a time",
-            data.len()
-        )));
-    }
-    Ok((0..total).step_by(batch).map(|start| start..(start + batch).min(total)).collect())
-}
-
-/// How many samples are run at a time, and whether the model takes no other number. The inputs that a caller gives are
-/// checked against the data.
-fn batch_size(model: &Model, data: &dyn Data) -> Result<(usize, bool), QuantizeError> {
-    if data.is_empty() {
-        return Err(QuantizeError::Data("no samples".into()));
-    }
-    let sample = data.batch(0, 1).map_err(QuantizeError::Data)?;
-    let given: HashSet<&str> = sample.iter().map(|(name, _)| name.as_str()).collect();
-    let mut batch = usize::MAX;
-    for input in model.graph().required_inputs() {
-        let name = input.name();
-        let Some((_, value)) = sample.iter().find(|(given, _)| given == name) else {
-            return Err(QuantizeError::Data(format!(
-                "no input `{name}`; the data has {}, and the model wants {}",
-                names(given.iter().copied()),
-                names(model.graph().required_inputs().map(ValueInfoProto::name)),
-            )));
-        };
-        let Some((kind, dims)) = input.tensor_type() else { continue };
-        if kind != value.kind() as i32 {
-            let wanted = DataType::from_number(kind).map_or("another type", DataType::name);
-            return Err(QuantizeError::Data(format!(
-                "input `{name}` is {} in the data, and the model wants {wanted}",
-                value.kind().name()
-            )));
-        }
-        let Some(dims) = dims else { continue };
-        let fits = dims.len() == value.shape.len()
-            && dims
-                .iter()
-                .zip(&value.shape)
-                .skip(1)
-                .all(|(dim, &size)| dim.is_none_or(|dim| usize::try_from(dim) == Ok(size)));
-        if !fits {
-            let wanted: Vec<String> =
-                dims.iter().map(|d| d.map_or("?".into(), |d| d.to_string())).collect();
-            return Err(QuantizeError::Data(format!(
-                "input `{name}` has shape {:?} in the data, and the model wants [{}]",
-                value.shape,
-                wanted.join(", ")
-            )));
-        }
-        if let Some(Some(first)) = dims.first() {
-            batch = batch.min(usize::try_from(*first).unwrap_or(1).max(1));
-        }
-    }
-    Ok(if batch == usize::MAX { (BATCH, false) } else { (batch, true) })
-}
-
-fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    let mut names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
-    names.sort();
-    names.join(", ")
 }
 
 /// The element type of every value that may get codes, found by running one sample.
@@ -348,14 +273,6 @@ fn computed<'a>(tensors: impl Iterator<Item = &'a String>, model: &Model) -> Vec
         .filter(|name| !inputs.contains(name.as_str()) && model.graph().constant(name).is_none())
         .cloned()
         .collect()
-}
-
-pub(crate) fn run(
-    session: &mut dyn Session,
-    inputs: &[(String, Value)],
-) -> Result<Vec<Value>, EngineError> {
-    let inputs: Vec<(&str, &Value)> = inputs.iter().map(|(name, v)| (name.as_str(), v)).collect();
-    session.run(&inputs)
 }
 
 /// Scale and zero point of each group of activations, and the number of samples seen.

@@ -2,13 +2,15 @@
 
 use std::collections::HashSet;
 
+use crate::batches::Batches;
 use crate::data::Data;
 use crate::engine::{Engine, LoadOptions};
-use crate::insert;
+use crate::graph::Index;
+use crate::insert::Writer;
 use crate::plan::{Plan, State, Why};
 use crate::proto::TensorProto;
-use crate::quantize::{QuantizeError, Quantized, batches, run};
-use crate::verify::sqnr;
+use crate::quantize::{QuantizeError, Quantized};
+use crate::verify::Sums;
 use crate::{Model, Value};
 
 /// What a layer does to the outputs of the model when it alone has codes.
@@ -94,8 +96,9 @@ fn only(quantized: &Quantized, at: usize, pair_per_reader: bool) -> Result<Model
     }
     let mut model = quantized.float.clone();
     let graph = model.graph_mut();
-    insert::weights(graph, &plan, &weights);
-    insert::activations(graph, &plan, &grids, pair_per_reader)?;
+    let mut writer = Writer::new(graph);
+    writer.weights(&plan, &weights);
+    writer.activations(&plan, &grids, pair_per_reader)?;
     graph.sort()?;
     graph.drop_dead();
     Ok(model)
@@ -110,14 +113,6 @@ pub fn tensors(
     data: &dyn Data,
     engine: &dyn Engine,
 ) -> Result<Vec<TensorError>, QuantizeError> {
-    let made: HashSet<&str> = quantized
-        .model
-        .graph()
-        .node
-        .iter()
-        .flat_map(|node| &node.output)
-        .map(String::as_str)
-        .collect();
     let constants: HashSet<&str> =
         quantized.float.graph().initializer.iter().map(TensorProto::name).collect();
     let names: Vec<&String> = quantized
@@ -127,60 +122,55 @@ pub fn tensors(
         .flat_map(|group| &group.tensors)
         .filter(|name| !constants.contains(name.as_str()))
         .collect();
-    // The value after the codes, under the name that it got.
+    let graph = quantized.model.graph();
+    let index = Index::of(graph);
+    let after = |name: &str, op: &str| {
+        let mut readers = index.readers(name).iter().map(|&(at, _)| &graph.node[at]);
+        readers.find(|node| node.is(op)).map(|node| node.output[0].clone())
+    };
+    // What comes out of the pair behind the tensor; an output of the model has that name itself.
     let coded = |name: &String| {
-        let value = format!("{name}/dq");
-        if made.contains(value.as_str()) { value } else { name.clone() }
+        let codes = after(name, "QuantizeLinear");
+        codes.and_then(|codes| after(&codes, "DequantizeLinear")).unwrap_or_else(|| name.clone())
     };
     let float: Vec<String> = names.iter().map(|name| (*name).clone()).collect();
     let codes: Vec<String> = names.iter().map(|name| coded(name)).collect();
-    let reference = outputs_of(&quantized.float, &float, data, engine)?;
-    let values = outputs_of(&quantized.model, &codes, data, engine)?;
-    let mut errors = Vec::with_capacity(names.len());
-    for (at, name) in names.into_iter().enumerate() {
-        let one = |batches: &[Vec<Value>]| -> Vec<Vec<Value>> {
-            batches.iter().map(|batch| vec![batch[at].clone()]).collect()
-        };
-        errors.push(TensorError {
-            tensor: name.clone(),
-            sqnr_db: error_of(&one(&reference), &one(&values)),
-        });
+    let mut floats = Batches::new(&quantized.float, &float, data, engine, PLAIN)?;
+    let mut values = Batches::new(&quantized.model, &codes, data, engine, PLAIN)?;
+    let mut sums = vec![Sums::default(); names.len()];
+    while let (Some(floats), Some(values)) = (floats.next()?, values.next()?) {
+        for (sums, (a, b)) in sums.iter_mut().zip(floats.iter().zip(&values)) {
+            sums.add(a, b);
+        }
     }
-    Ok(errors)
+    let errors = names.into_iter().zip(&sums);
+    Ok(errors
+        .map(|(name, sums)| TensorError { tensor: name.clone(), sqnr_db: sums.sqnr_db() })
+        .collect())
 }
 
-/// The values of some tensors on all of the data, unoptimized, so that every tensor exists.
+/// Nothing is joined, so that every tensor exists.
+const PLAIN: LoadOptions = LoadOptions { threads: 2, optimize: false };
+
+/// The outputs of a model on all of the data.
 fn outputs_of(
     model: &Model,
     outputs: &[String],
     data: &dyn Data,
     engine: &dyn Engine,
 ) -> Result<Vec<Vec<Value>>, QuantizeError> {
-    let given = |name: &String| model.graph().input.iter().any(|input| input.name() == name);
-    let computed: Vec<String> = outputs.iter().filter(|name| !given(name)).cloned().collect();
-    let options = LoadOptions { optimize: false, ..LoadOptions::default() };
-    let mut session = engine.load(model, &computed, options)?;
+    let mut batches = Batches::new(model, outputs, data, engine, PLAIN)?;
     let mut all = Vec::new();
-    for batch in batches(model, data)? {
-        let inputs = data.batch(batch.start, batch.end).map_err(QuantizeError::Data)?;
-        let mut made = run(&mut *session, &inputs)?.into_iter();
-        let value = |name: &String| {
-            let given = inputs.iter().find(|(input, _)| input == name);
-            given.map(|(_, value)| value.clone()).or_else(|| made.next())
-        };
-        all.push(outputs.iter().filter_map(value).collect());
+    while let Some(values) = batches.next()? {
+        all.push(values);
     }
     Ok(all)
 }
 
 fn error_of(reference: &[Vec<Value>], values: &[Vec<Value>]) -> f64 {
-    let (mut signal, mut noise) = (0.0, 0.0);
+    let mut sums = Sums::default();
     for (a, b) in reference.iter().flatten().zip(values.iter().flatten()) {
-        let (Some(a), Some(b)) = (a.as_f32(), b.as_f32()) else { continue };
-        for (&a, &b) in a.iter().zip(b) {
-            signal += f64::from(a).powi(2);
-            noise += f64::from(a - b).powi(2);
-        }
+        sums.add(a, b);
     }
-    sqnr(signal, noise)
+    sums.sqnr_db()
 }

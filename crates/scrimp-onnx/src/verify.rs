@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use crate::batches::{batches, run};
 use crate::data::Data;
 use crate::engine::{Engine, LoadOptions};
-use crate::quantize::{QuantizeError, batches, run};
+use crate::quantize::QuantizeError;
 use crate::{Model, Value};
 
 /// Two models on the same data.
@@ -59,7 +60,7 @@ pub fn compare(
         engine.load(float, &outputs, LoadOptions::default())?,
         engine.load(quantized, &outputs, LoadOptions::default())?,
     ];
-    let mut sums = vec![(0.0f64, 0.0f64, 0.0f32); outputs.len()];
+    let mut sums = vec![Sums::default(); outputs.len()];
     let (mut same, mut right, mut seen, mut labelled) = (0usize, [0usize; 2], 0usize, true);
     for Range { start, end } in batches {
         if !watch(start, total) {
@@ -69,19 +70,11 @@ pub fn compare(
         let inputs = data.batch(start, end).map_err(QuantizeError::Data)?;
         let [a, b] = &mut sessions;
         let (a, b) = (run(&mut **a, &inputs)?, run(&mut **b, &inputs)?);
-        for (((signal, noise, largest), (a, b)), name) in
-            sums.iter_mut().zip(a.iter().zip(&b)).zip(&outputs)
-        {
-            let (Some(a), Some(b)) = (a.as_f32(), b.as_f32()) else { continue };
-            for (&a, &b) in a.iter().zip(b) {
-                if a.is_finite() && !b.is_finite() {
-                    return Err(QuantizeError::Config(format!(
-                        "output `{name}` of the quantized model is {b} where that of the float model is {a}"
-                    )));
-                }
-                *signal += f64::from(a).powi(2);
-                *noise += f64::from(a - b).powi(2);
-                *largest = largest.max((a - b).abs());
+        for ((sums, (a, b)), name) in sums.iter_mut().zip(a.iter().zip(&b)).zip(&outputs) {
+            if let Some((a, b)) = sums.add(a, b) {
+                return Err(QuantizeError::Config(format!(
+                    "output `{name}` of the quantized model is {b} where that of the float model is {a}"
+                )));
             }
         }
         let (Some(first), Some(second)) = (classes_of(&a[0], batch), classes_of(&b[0], batch))
@@ -107,10 +100,10 @@ pub fn compare(
         outputs: outputs
             .into_iter()
             .zip(sums)
-            .map(|(name, (signal, noise, largest))| OutputError {
+            .map(|(name, sums)| OutputError {
                 name,
-                sqnr_db: sqnr(signal, noise),
-                largest,
+                sqnr_db: sums.sqnr_db(),
+                largest: sums.largest,
             })
             .collect(),
         classes: (seen > 0).then(|| Classes {
@@ -121,9 +114,34 @@ pub fn compare(
     })
 }
 
-/// Signal against noise in dB; infinite without noise.
-pub(crate) fn sqnr(signal: f64, noise: f64) -> f64 {
-    if noise == 0.0 { f64::INFINITY } else { 10.0 * (signal / noise).log10() }
+/// What two values have and lack in common.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sums {
+    signal: f64,
+    noise: f64,
+    largest: f32,
+}
+
+impl Sums {
+    /// Adds two values, float and rounded; gives the first pair of which only the float one is finite.
+    pub(crate) fn add(&mut self, float: &Value, rounded: &Value) -> Option<(f32, f32)> {
+        let (floats, rounded) = (float.as_f32()?, rounded.as_f32()?);
+        let mut spoilt = None;
+        for (&a, &b) in floats.iter().zip(rounded) {
+            if a.is_finite() && !b.is_finite() {
+                spoilt = spoilt.or(Some((a, b)));
+            }
+            self.signal += f64::from(a).powi(2);
+            self.noise += f64::from(a - b).powi(2);
+            self.largest = self.largest.max((a - b).abs());
+        }
+        spoilt
+    }
+
+    /// Signal against noise in dB; infinite without noise.
+    pub(crate) fn sqnr_db(&self) -> f64 {
+        if self.noise == 0.0 { f64::INFINITY } else { 10.0 * (self.signal / self.noise).log10() }
+    }
 }
 
 /// The class that comes first for each sample; `None` where the value has not a row of classes for each.

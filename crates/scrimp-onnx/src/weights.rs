@@ -93,6 +93,9 @@ impl Layout {
     }
 }
 
+/// The version of the standard operators that first has scales for blocks.
+pub const BLOCKS_SINCE: i64 = 21;
+
 /// Which elements of a tensor share a scale, as `DequantizeLinear` can say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
@@ -206,7 +209,7 @@ impl Packed {
             ));
             inputs.push(zero_name);
         }
-        let node = NodeProto::call("DequantizeLinear", &format!("{output}/dq"), &inputs, &[output]);
+        let node = NodeProto::call("DequantizeLinear", output, &inputs, &[output]);
         let node = match self.sharing {
             Sharing::Tensor => node,
             Sharing::Axis(axis) => node.with_int("axis", as_i64(axis)),

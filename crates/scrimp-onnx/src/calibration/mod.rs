@@ -147,24 +147,30 @@ pub fn find(name: &str) -> Result<Box<dyn Calibration>, String> {
             _ => Err(format!("`{name}`: a percentile lies above 50 and is at most 100")),
         };
     }
-    match name {
-        "mse" => Ok(Box::new(mse::Mse)),
-        "min-max" => Ok(Box::new(minmax::MinMax)),
-        "moving-average" => Ok(Box::new(moving::MovingAverage)),
-        "percentile" => Ok(Box::new(percentile::Percentile { percent: 99.999 })),
-        "entropy" => Ok(Box::new(entropy::Entropy)),
-        "l2" => Ok(Box::new(l2::HistogramL2)),
-        "aciq" => Ok(Box::new(aciq::Aciq)),
-        _ => {
-            let names: Vec<&str> = CALIBRATIONS.iter().map(|c| c.name()).collect();
-            let near = scrimp_codec::nearest(name, names.iter().copied())
-                .map(|near| format!(" (did you mean `{near}`?)"));
-            Err(format!(
-                "unknown calibration `{name}`{}; known are {}",
-                near.unwrap_or_default(),
-                names.join(", ")
-            ))
-        }
+    if let Some(&row) = CALIBRATIONS.iter().find(|row| row.name() == name) {
+        return Ok(Box::new(row));
+    }
+    let names: Vec<&str> = CALIBRATIONS.iter().map(Calibration::name).collect();
+    let near = scrimp_codec::nearest(name, names.iter().copied())
+        .map(|near| format!(" (did you mean `{near}`?)"));
+    Err(format!(
+        "unknown calibration `{name}`{}; known are {}",
+        near.unwrap_or_default(),
+        names.join(", ")
+    ))
+}
+
+impl Calibration for &'static dyn Calibration {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn about(&self) -> &'static str {
+        (**self).about()
+    }
+
+    fn range(&self, stats: &Stats, element: &Element, symmetric: bool) -> Range {
+        (**self).range(stats, element, symmetric)
     }
 }
 

@@ -17,12 +17,11 @@
 mod convert;
 mod facts;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use self::facts::Scope;
-use crate::proto::{
-    FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
-};
+use crate::graph::Names;
+use crate::proto::{FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto};
 use crate::{Model, OnnxError};
 
 /// The oldest version that models can be raised from: the one that brought broadcasting as it still is.
@@ -360,41 +359,6 @@ impl Context<'_> {
         let name = self.name(node, what);
         tensor.name = Some(name.clone());
         self.constants.push(tensor);
-        name
-    }
-}
-
-/// All names of values in a model.
-struct Names {
-    taken: HashSet<String>,
-    /// Where to look on for a free number.
-    next: HashMap<String, usize>,
-}
-
-impl Names {
-    fn of(model: &ModelProto) -> Self {
-        let mut taken = HashSet::new();
-        let mut note = |name: &str| {
-            taken.insert(name.to_owned());
-        };
-        let training =
-            model.training_info.iter().flat_map(|t| t.initialization.iter().chain(&t.algorithm));
-        model.graph.iter().chain(training).for_each(|graph| graph.names(&mut note));
-        for function in &model.functions {
-            function.input.iter().chain(&function.output).for_each(|name| note(name));
-            function.node.iter().for_each(|node| node.names(&mut note));
-        }
-        Self { taken, next: HashMap::new() }
-    }
-
-    fn fresh(&mut self, base: &str) -> String {
-        let mut name = base.to_owned();
-        let next = self.next.entry(name.clone()).or_default();
-        while self.taken.contains(&name) {
-            *next += 1;
-            name = format!("{base}_{next}");
-        }
-        self.taken.insert(name.clone());
         name
     }
 }

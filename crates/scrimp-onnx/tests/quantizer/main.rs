@@ -11,6 +11,7 @@ mod calibration;
 mod elements;
 mod graphs;
 mod models;
+mod passes;
 mod plan;
 mod simplify;
 mod wrong_input;

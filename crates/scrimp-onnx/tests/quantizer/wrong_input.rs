@@ -1,6 +1,6 @@
 //! Wrong models and wrong data: what the errors say.
 
-use scrimp_onnx::proto::NodeProto;
+use scrimp_onnx::proto::{AttributeProto, GraphProto, NodeProto, ValueInfoProto};
 use scrimp_onnx::{Data, Mode, Model, Statistics, Value, WeightRounding, quantize};
 
 use super::graphs::{Samples, Sketch, config, engine, info, quantized, tried};
@@ -162,4 +162,26 @@ fn a_watch_stops_the_work() {
         told < 2
     });
     assert_eq!(stopped.unwrap_err().to_string(), "stopped");
+}
+
+#[test]
+fn a_pair_within_a_branch_is_seen() {
+    let inner = GraphProto {
+        name: Some("then".into()),
+        node: vec![NodeProto::call("DequantizeLinear", "inner", &["c", "s"], &["t"])],
+        output: vec![ValueInfoProto::of_kind("t", 1)],
+        ..GraphProto::default()
+    };
+    let mut branch = NodeProto::call("If", "choice", &["which"], &["z"]);
+    branch.attribute.push(AttributeProto {
+        name: Some("then_branch".into()),
+        g: Some(inner),
+        r#type: Some(5),
+        ..AttributeProto::default()
+    });
+    let model = Sketch::of(&[4, 6, 6]).conv("x", "y", [4, 4]).with(branch).model();
+    assert_eq!(
+        refusal(&model, &images()),
+        "the model is quantized already: node `inner` is a DequantizeLinear; start from the float model"
+    );
 }
