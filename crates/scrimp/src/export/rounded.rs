@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use scrimp_codec::formats::Card;
 use scrimp_codec::{Format, Granularity, Params, Range, Rounding as Way, Scheme, Stream};
 use scrimp_onnx::proto::{NodeProto, TensorProto};
-use scrimp_onnx::{Element, Packed, Sharing};
+use scrimp_onnx::{BLOCKS_SINCE, Element, Packed, Sharing};
 use scrimp_train::Role;
 use scrimp_train::data::{Loader, epoch_order};
 use scrimp_train::evaluation::{Evaluator, FixedRange, Held};
@@ -342,9 +342,6 @@ impl Rounding {
         is
     }
 }
-
-/// The version of the standard operators that first has scales for blocks.
-const BLOCKS_SINCE: i64 = 21;
 
 /// The element type that has the values of a scheme at scale 1.
 fn element(scheme: &Scheme) -> Result<Element, String> {

@@ -39,7 +39,7 @@ pub struct QuantizeCommand {
     choice: ChoiceFlags,
 
     /// Take layers back to float, the worst first, until accuracy drops by no more per cent
-    #[arg(long, value_name = "PERCENT", value_parser = percent, help_heading = "What to keep")]
+    #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "eval", help_heading = "What to keep")]
     max_drop: Option<f64>,
 
     /// Keep nodes with these names float: a glob, or a regular expression between slashes
@@ -583,6 +583,12 @@ fn say_plan(ui: &Ui, outcome: &Outcome, job: &Job<'_>) -> anyhow::Result<()> {
             ui::count(folded.biases, "bias addition"),
         ))?;
     }
+    if quantized.equalized > 0 {
+        ui.say(format_args!(
+            "equalized  the channels of {}",
+            ui::count(quantized.equalized, "tensor")
+        ))?;
+    }
     if !whole.is_empty() {
         ui.say(format_args!(
             "plan       {} → w {}, x {} ({})",
@@ -606,4 +612,27 @@ fn say_plan(ui: &Ui, outcome: &Outcome, job: &Job<'_>) -> anyhow::Result<()> {
         if float.is_empty() { String::new() } else { format!(": {}", float.join(", ")) },
     ))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use scrimp::onnx::PROFILES;
+    use scrimp::onnx::calibration::CALIBRATIONS;
+
+    #[derive(clap::Parser)]
+    struct Alone {
+        #[command(flatten)]
+        _choice: super::ChoiceFlags,
+    }
+
+    #[test]
+    fn the_help_names_every_target_and_calibration() {
+        let help = Alone::command().render_long_help().to_string();
+        let words: Vec<&str> = help.split([' ', ',', '\n', '[', ']']).collect();
+        let targets = PROFILES.iter().map(|profile| profile.name);
+        for name in targets.chain(CALIBRATIONS.iter().map(|method| method.name())) {
+            assert!(words.contains(&name), "{name}: {help}");
+        }
+    }
 }
