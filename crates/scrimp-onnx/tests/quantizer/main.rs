@@ -12,6 +12,7 @@ mod elements;
 mod graphs;
 mod models;
 mod passes;
+mod peers;
 mod plan;
 mod simplify;
 mod wrong_input;
