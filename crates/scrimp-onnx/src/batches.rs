@@ -11,7 +11,7 @@ use crate::{DataType, Model, Value};
 
 /// Samples that are run at a time where the model leaves it open: enough to keep the processor busy, few enough to keep
 /// memory low.
-const BATCH: usize = 16;
+const BATCH: usize = 8;
 
 /// The parts of the data that a model is run on, one after the other. A model with a fixed batch leaves out the samples at
 /// the end that do not fill one.
@@ -25,6 +25,12 @@ pub(crate) fn batches(model: &Model, data: &dyn Data) -> Result<Vec<Range<usize>
         )));
     }
     Ok((0..total).step_by(batch).map(|start| start..(start + batch).min(total)).collect())
+}
+
+/// The fewest samples that the model runs on.
+pub(crate) fn fewest(model: &Model, data: &dyn Data) -> Result<usize, QuantizeError> {
+    let (batch, fixed) = batch_size(model, data)?;
+    Ok(if fixed { batch } else { 1 })
 }
 
 /// How many samples are run at a time, and whether the model takes no other number. The inputs that a caller gives are

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use rayon::prelude::*;
 
-use crate::batches::{batches, run};
+use crate::batches::{batches, fewest, run};
 use crate::calibration::{self, Stats};
 use crate::config::{Config, Mode};
 use crate::data::Data;
@@ -258,10 +258,12 @@ fn probe(
     if outputs.is_empty() {
         return Ok(kinds);
     }
+    // As few samples as the model takes: types do not depend on them.
     let first = batches(model, data)?[0].clone();
+    let count = fewest(model, data)?.min(first.len());
     let mut session = engine.load(model, &outputs, LoadOptions::default())?;
-    let values =
-        run(&mut *session, &data.batch(first.start, first.end).map_err(QuantizeError::Data)?)?;
+    let inputs = data.batch(first.start, first.start + count).map_err(QuantizeError::Data)?;
+    let values = run(&mut *session, &inputs)?;
     kinds.extend(outputs.into_iter().zip(values.iter().map(Value::kind)));
     Ok(kinds)
 }

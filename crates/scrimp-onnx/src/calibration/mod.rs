@@ -58,14 +58,24 @@ impl Stats {
     pub fn add(&mut self, values: &[f32]) {
         let mut range = Range::EMPTY;
         let (mut nans, mut infinities) = (0, 0);
+        // Without a branch, so that many values are looked at at once; what is not finite is hardly ever there.
+        let mut finite = true;
         for &v in values {
-            if v.is_finite() {
-                range.min = range.min.min(v);
-                range.max = range.max.max(v);
-            } else if v.is_nan() {
-                nans += 1;
-            } else {
-                infinities += 1;
+            finite &= v.is_finite();
+            range.min = if v < range.min { v } else { range.min };
+            range.max = if v > range.max { v } else { range.max };
+        }
+        if !finite {
+            range = Range::EMPTY;
+            for &v in values {
+                if v.is_finite() {
+                    range.min = range.min.min(v);
+                    range.max = range.max.max(v);
+                } else if v.is_nan() {
+                    nans += 1;
+                } else {
+                    infinities += 1;
+                }
             }
         }
         self.nans += nans;

@@ -157,8 +157,9 @@ impl Session for OrtSession {
             })
             .collect::<Result<Vec<(String, ort::session::SessionInputValue<'_>)>, EngineError>>()?;
         let results = self.loaded.run(given).map_err(|error| failed(error.to_string()))?;
+        // Each of theirs is given back once it is copied, so that no more than one of them is there twice.
         results
-            .iter()
+            .into_iter()
             .map(|(name, value)| {
                 from_theirs(&value).map_err(|error| failed(format!("output `{name}`: {error}")))
             })
