@@ -26,8 +26,8 @@ pub fn zero_points(plan: &Plan, ops: &[&str], weights: &mut [Packed]) {
                 && node.state == State::Quantized
                 && ops.contains(&node.op.as_str())
         });
-        if asked && packed.zeros.is_empty() && packed.element.codes().is_some() {
-            packed.zeros = vec![0; packed.scales.len()];
+        if asked {
+            packed.spell_zero_points();
         }
     }
 }
@@ -144,39 +144,18 @@ impl<'a> Writer<'a> {
             else {
                 continue;
             };
-            let packed = &packed[weight];
-            let values = graph.constant(name).and_then(|t| t.to_f32().ok());
-            let rows = plan.weights[weight].layout.rows();
-            let by_row = packed.sharing == Sharing::Axis(plan.weights[weight].layout.axis);
-            let Some(values) = values.filter(|v| v.len() == rows) else { continue };
-            if !by_row && packed.sharing != Sharing::Tensor {
-                continue;
-            }
-            let scales: Vec<f32> = packed.scales.iter().map(|s| s * scale).collect();
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "saturates, as the specification says"
-            )]
-            let codes: Vec<u8> = values
-                .iter()
-                .enumerate()
-                .map(|(row, v)| (v / scales[if by_row { row } else { 0 }]).round_ties_even() as i32)
-                .flat_map(i32::to_le_bytes)
-                .collect();
-            let name = name.to_owned();
+            let Some(values) = graph.constant(name).and_then(|t| t.to_f32().ok()) else { continue };
             let [output, code_name, scale_name] =
                 ["/dq", "/c", "/s"].map(|end| names.fresh(&format!("{name}{end}")));
-            let shape: Vec<usize> = if by_row { vec![rows] } else { Vec::new() };
-            graph.initializer.push(TensorProto::from_raw(
-                &code_name,
-                DataType::Int32,
-                &[rows],
-                codes,
-            ));
-            graph.initializer.push(TensorProto::from_f32(&scale_name, &shape, &scales));
-            let inputs = [code_name.as_str(), scale_name.as_str()];
-            let dequantize = NodeProto::call("DequantizeLinear", &output, &inputs, &[&output]);
-            graph.node.push(if by_row { dequantize.with_int("axis", 0) } else { dequantize });
+            let layout = &plan.weights[weight].layout;
+            let own = [code_name.as_str(), scale_name.as_str()];
+            let Some((dequantize, constants)) =
+                packed[weight].write_bias(layout, &values, scale, &output, own)
+            else {
+                continue;
+            };
+            graph.node.push(dequantize);
+            graph.initializer.extend(constants);
             graph.node[at].input[2] = output;
         }
     }

@@ -10,6 +10,7 @@ mod element;
 mod engine;
 mod equalize;
 mod error;
+mod facts;
 mod gptq;
 mod graph;
 mod insert;

@@ -220,6 +220,49 @@ impl Packed {
         (node, constants)
     }
 
+    /// Gives an integer weight zero points, all 0, where it has none: some runtimes compute in integers only where they are
+    /// there.
+    pub fn spell_zero_points(&mut self) {
+        if self.zeros.is_empty() && self.element.codes().is_some() {
+            self.zeros = vec![0; self.scales.len()];
+        }
+    }
+
+    /// The bias of a layer with this weight as 32-bit integers at the scale of the products that it is added to: the node that
+    /// gives the values, and the codes and scales that it reads.
+    ///
+    /// `input_scale` is the scale of what the layer reads. `None` where there is not one value for each row, or the weight has
+    /// other scales than for rows or for all of it.
+    pub fn write_bias(
+        &self,
+        layout: &Layout,
+        values: &[f32],
+        input_scale: f32,
+        output: &str,
+        [code_name, scale_name]: [&str; 2],
+    ) -> Option<(NodeProto, [TensorProto; 2])> {
+        let rows = layout.rows();
+        let by_row = self.sharing == Sharing::Axis(layout.axis);
+        if values.len() != rows || !(by_row || self.sharing == Sharing::Tensor) {
+            return None;
+        }
+        let scales: Vec<f32> = self.scales.iter().map(|s| s * input_scale).collect();
+        #[expect(clippy::cast_possible_truncation, reason = "saturates, as the specification says")]
+        let codes: Vec<u8> = values
+            .iter()
+            .enumerate()
+            .map(|(row, v)| (v / scales[if by_row { row } else { 0 }]).round_ties_even() as i32)
+            .flat_map(i32::to_le_bytes)
+            .collect();
+        let shape: &[usize] = if by_row { &[rows] } else { &[] };
+        let constants = [
+            TensorProto::from_raw(code_name, DataType::Int32, &[rows], codes),
+            TensorProto::from_f32(scale_name, shape, &scales),
+        ];
+        let node = NodeProto::call("DequantizeLinear", output, &[code_name, scale_name], &[output]);
+        Some((if by_row { node.with_int("axis", 0) } else { node }, constants))
+    }
+
     /// What a `DequantizeLinear` of constants reads; `None` where it reads something else.
     ///
     /// # Errors

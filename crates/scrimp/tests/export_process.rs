@@ -115,6 +115,17 @@ fn pairs_of_a_runtime_round_as_the_network_does_within_a_step() {
             assert_eq!(range, Some(expected), "{tensor:?}");
         }
         assert_eq!(exported.model.opset(), 17);
+        // Without these ONNX Runtime computes a Gemm in floats.
+        let graph = exported.model.graph();
+        let index = scrimp::onnx::Index::of(graph);
+        for gemm in graph.node.iter().filter(|node| node.is("Gemm") && !rule.contains("int6")) {
+            let makers = gemm.input.iter().map(|input| &graph.node[index.maker(input).unwrap()]);
+            let makers: Vec<&NodeProto> = makers.collect();
+            assert!(makers.iter().all(|maker| maker.is("DequantizeLinear")), "{rule}: {makers:?}");
+            assert!(makers[1].arg(2).is_some(), "the zero points of {}", gemm.label());
+            let bias = graph.constant(makers[2].arg(0).unwrap()).unwrap();
+            assert_eq!(bias.kind(), Some(scrimp::onnx::DataType::Int32));
+        }
     }
 }
 
@@ -255,7 +266,8 @@ fn the_program_writes_a_model_of_the_run_that_is_meant() {
     let model = Model::open(&at.join("m.onnx")).unwrap();
     let ops: Vec<&str> = model.graph().node.iter().map(NodeProto::op_type).collect();
     assert_eq!(ops.iter().filter(|op| **op == "QuantizeLinear").count(), 3);
-    assert_eq!(ops.iter().filter(|op| **op == "DequantizeLinear").count(), 6);
+    // Of each layer the input, the weight and the bias.
+    assert_eq!(ops.iter().filter(|op| **op == "DequantizeLinear").count(), 9);
     let reference = scrimp::files::open(&at.join("images.safetensors")).unwrap();
     let shapes: Vec<_> = ["input", "logits", "labels"]
         .map(|name| reference.entries()[reference.find(name).unwrap()].shape.clone())

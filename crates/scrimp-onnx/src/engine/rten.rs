@@ -1,5 +1,7 @@
 //! rten, an engine in Rust.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use rten::Value as Theirs;
 use rten::{Model as Loaded, ModelOptions, NodeId, RunOptions, ValueOrView, ValueView};
 use rten_tensor::Layout;
@@ -71,9 +73,11 @@ impl Session for RtenSession {
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
         let options = RunOptions::default().with_thread_pool(Some(self.pool.clone()));
-        let results = self
-            .loaded
-            .run(given, &self.outputs, Some(options))
+        // Its fused products panic where a bias has one value for all columns.
+        let ran =
+            catch_unwind(AssertUnwindSafe(|| self.loaded.run(given, &self.outputs, Some(options))));
+        let results = ran
+            .map_err(|_| failed("it panicked; ONNX Runtime may run the model".into()))?
             .map_err(|error| failed(error.to_string()))?;
         results.into_iter().map(|value| from_theirs(value).map_err(failed)).collect()
     }

@@ -15,11 +15,10 @@
 //! - `Cast` 24: infinity becomes the largest value of the `FNUZ` types, not NaN.
 
 mod convert;
-mod facts;
 
 use std::collections::{BTreeMap, HashSet};
 
-use self::facts::Scope;
+use crate::facts::Scope;
 use crate::graph::Names;
 use crate::proto::{FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto};
 use crate::{Model, OnnxError};

@@ -5,6 +5,7 @@ mod biases;
 mod constants;
 mod dequantize;
 mod norms;
+mod products;
 
 use std::collections::HashSet;
 
@@ -42,8 +43,10 @@ pub fn simplify(model: &mut Model) -> Result<Simplified, OnnxError> {
     let constants = constants::fold(graph)?;
     constants::hoist(graph);
     drop_dead_within(graph);
+    // Before norms, so that those after such a product have a layer to become part of.
+    let products = products::fold(graph)?;
     let norms = norms::fold(graph)?;
-    let biases = biases::fold(graph)?;
+    let biases = products + biases::fold(graph)?;
     graph.drop_dead();
     // Shapes and types of intermediate values are no longer those of the file.
     graph.value_info.clear();

@@ -128,6 +128,83 @@ fn additions_become_biases() {
 }
 
 #[test]
+fn a_product_and_the_addition_after_it_become_one() {
+    let data = Samples::of(3, &[4, 3]);
+    let flat = |sketch: Sketch| sketch.node("Flatten", &["x"], "f").weight("w", &[12, 5]);
+    for (shape, folds) in [
+        (vec![5], true),
+        (vec![1, 5], true),
+        (vec![1], true),
+        (vec![], true),
+        // The sum has an axis more than the product.
+        (vec![1, 1, 5], false),
+        (vec![3, 5], false),
+    ] {
+        for swapped in [false, true] {
+            let inputs = if swapped { ["b", "p"] } else { ["p", "b"] };
+            let sketch = flat(Sketch::of(&[4, 3])).node("MatMul", &["f", "w"], "p");
+            let mut model = sketch.weight("b", &shape).node("Add", &inputs, "y").model();
+            // What the engine makes of a bias of one value is a panic, so it sees the sum of a plain product alone.
+            let product = flat(Sketch::of(&[4, 3])).node("MatMul", &["f", "w"], "y").model();
+            let bias = model.graph().constant("b").unwrap().to_f32().unwrap();
+            assert_eq!(simplify(&mut model).unwrap().biases, usize::from(folds), "{shape:?}");
+            if folds {
+                assert_eq!((count(&model, "Gemm"), count(&model, "Add")), (1, 0), "{shape:?}");
+                let mut wanted = outputs(&product, &data);
+                wanted.iter_mut().enumerate().for_each(|(at, v)| *v += bias[at % 5 % bias.len()]);
+                let far = distance(&wanted, &outputs(&model, &data));
+                assert!(far < 1e-5, "{shape:?}: {far}");
+            }
+        }
+    }
+    // Without a bias of its own, and with another order of the weight.
+    let gemm = NodeProto::call("Gemm", "p", &["f", "v"], &["p"]).with_int("transB", 1);
+    let model = flat(Sketch::of(&[4, 3]))
+        .weight("v", &[5, 12])
+        .with(gemm.with_float("alpha", 0.5))
+        .weight("b", &[5])
+        .node("Add", &["p", "b"], "y")
+        .model();
+    assert_eq!(kept(&model, &data).1.biases, 1);
+    // Where the input has more axes, or as many as nobody says, there is no Gemm of it.
+    let model = Sketch::of(&[4, 3])
+        .weight("w", &[3, 5])
+        .node("MatMul", &["x", "w"], "p")
+        .weight("b", &[5])
+        .node("Add", &["p", "b"], "y")
+        .model();
+    let (simple, done) = kept(&model, &data);
+    assert_eq!((done.biases, count(&simple, "MatMul")), (0, 1));
+    let unknown = {
+        let mut model = model;
+        model.graph_mut().input[0] = ValueInfoProto::of_kind("x", 1);
+        model
+    };
+    assert_eq!(kept(&unknown, &data).1.biases, 0);
+    // What something else reads stays, too.
+    let model = flat(Sketch::of(&[4, 3]))
+        .node("MatMul", &["f", "w"], "p")
+        .weight("b", &[5])
+        .node("Add", &["p", "b"], "s")
+        .node("Mul", &["p", "s"], "y")
+        .model();
+    assert_eq!(kept(&model, &data).1.biases, 0);
+}
+
+#[test]
+fn a_norm_after_a_product_and_an_addition_becomes_part_of_both() {
+    let sketch = Sketch::of(&[12])
+        .weight("w", &[12, 5])
+        .node("MatMul", &["x", "w"], "p")
+        .weight("b", &[5])
+        .node("Add", &["p", "b"], "s");
+    let model = norm(sketch, "s", "y", 5).model();
+    let (simple, done) = kept(&model, &Samples::of(3, &[12]));
+    assert_eq!((done.biases, done.norms), (1, 1));
+    assert_eq!(simple.graph().node.len(), 1);
+}
+
+#[test]
 fn constants_of_half_precision_are_left_as_they_are() {
     let half = |name: &str, dims: &[usize]| {
         let count: usize = dims.iter().product();

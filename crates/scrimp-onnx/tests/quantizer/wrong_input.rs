@@ -141,6 +141,21 @@ fn nothing_to_quantize_says_what_there_was() {
 }
 
 #[test]
+fn a_panic_of_the_engine_is_an_error() {
+    let model = Sketch::of(&[2, 4])
+        .weight("w", &[4, 3])
+        .node("MatMul", &["x", "w"], "m")
+        .weight("b", &[1])
+        .node("Add", &["m", "b"], "y")
+        .model();
+    // It may be right one day.
+    if let Err(error) = tried(&model, &Samples::of(2, &[2, 4]), |_| {}) {
+        let said = error.to_string();
+        assert!(said.contains("it panicked; ONNX Runtime may run the model"), "{said}");
+    }
+}
+
+#[test]
 fn a_cycle_is_named() {
     let mut model = model();
     model.graph_mut().node[0].input[0] = "y".into();

@@ -1,12 +1,13 @@
 //! Whether a runtime computes what the network does.
 
 use scrimp_files::{Dtype, Tensor, TensorError};
+use scrimp_onnx::proto::NodeProto;
 use scrimp_onnx::{Engine, LoadOptions, Value};
 use scrimp_train::data::{Loader, Splits};
 use scrimp_train::models;
 use scrimp_train::plan::PlanRequest;
 
-use super::{As, ExportError, Exported, INPUT, OUTPUT, evaluator};
+use super::{ExportError, Exported, INPUT, OUTPUT, evaluator};
 use crate::run::TrainedRun;
 
 /// What a runtime made of a model.
@@ -128,16 +129,18 @@ impl Exported {
 
     /// Bytes of the parameters: codes, scales and zero points, and what stays in f32.
     pub fn parameter_bytes(&self) -> usize {
-        let of_codes: usize = self.tensors.iter().map(|t| codes(&t.is)).sum();
         let graph = self.model.graph();
         let is_float = |name: &str| !name.contains('/');
         let floats = graph.initializer.iter().filter(|t| is_float(t.name()));
-        of_codes + floats.filter_map(|t| t.raw_data.as_deref()).map(<[u8]>::len).sum::<usize>()
+        // What a parameter is read from by way of a DequantizeLinear; one of an activation reads a value.
+        let constant = |name: &String| graph.constant(name);
+        let reads = |node: &&NodeProto| {
+            node.is("DequantizeLinear") && node.input.first().and_then(constant).is_some()
+        };
+        let codes =
+            graph.node.iter().filter(reads).flat_map(|n| n.input.iter().filter_map(constant));
+        floats.chain(codes).filter_map(|t| t.raw_data.as_deref()).map(<[u8]>::len).sum()
     }
-}
-
-fn codes(is: &As) -> usize {
-    if let As::Codes { bytes, .. } = is { *bytes } else { 0 }
 }
 
 fn class(logits: &[f32]) -> Option<usize> {

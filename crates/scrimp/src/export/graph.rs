@@ -137,6 +137,21 @@ impl Builder<'_> {
         name
     }
 
+    /// Adds the bias of a linear layer, as integers where it stands between codes.
+    fn bias(&mut self, layer: &str) -> String {
+        let name = format!("{layer}.bias");
+        let values = match self.rounding.stored(&name) {
+            Some(Stored::Values(rounded)) => rounded,
+            _ => &self.values[name.as_str()].values,
+        };
+        let Some((node, constants)) = self.rounding.bias(layer, &name, values) else {
+            return self.parameter(layer, "bias");
+        };
+        self.graph.node.push(node);
+        self.graph.initializer.extend(constants);
+        name
+    }
+
     /// Adds a list of numbers that an operator wants as an input.
     fn list(&mut self, node: &str, what: &str, numbers: &[i64]) -> String {
         let name = format!("{node}/{what}");
@@ -157,7 +172,10 @@ impl Builder<'_> {
                 "Conv"
             }
             Op::Linear { bias } => {
-                parameters(self, with_bias(bias));
+                parameters(self, &["weight"]);
+                if bias {
+                    inputs.push(self.bias(layer));
+                }
                 "Gemm"
             }
             Op::BatchNorm { .. } => {

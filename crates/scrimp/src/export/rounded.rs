@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use scrimp_codec::formats::Card;
 use scrimp_codec::{Format, Granularity, Params, Range, Rounding as Way, Scheme, Stream};
 use scrimp_onnx::proto::{NodeProto, TensorProto};
-use scrimp_onnx::{BLOCKS_SINCE, Element, Packed, Sharing};
+use scrimp_onnx::{BLOCKS_SINCE, Element, Layout, Packed, Sharing};
 use scrimp_train::Role;
 use scrimp_train::data::{Loader, epoch_order};
 use scrimp_train::evaluation::{Evaluator, FixedRange, Held};
@@ -51,6 +51,11 @@ pub enum As {
         zero: i32,
         /// Where the range is from; `None` where the scale does not go by one.
         range: Option<RangeSource>,
+    },
+    /// 32-bit integers at the scale of the products that a bias is added to: its rounded values within half a step of that.
+    Sums {
+        /// Bytes of codes and scales.
+        bytes: usize,
     },
     /// Its rounded values as they are, in f32.
     Values {
@@ -259,7 +264,68 @@ impl Rounding {
             let scheme = tensor.scheme.to_string();
             rounding.tensors.push(RoundedTensor { layer, role, scheme, is });
         }
+        for tensor in wanted.iter().filter(|t| t.kind == "linear") {
+            match tensor.role {
+                Role::Weight => rounding.spell_zero_points(&tensor.layer),
+                Role::Bias => rounding.note_sums(&tensor.layer),
+                _ => {}
+            }
+        }
         Ok(rounding)
+    }
+
+    /// The weight of a linear layer that ONNX Runtime can compute in integers: between codes of eight bits. Codes of fewer bits
+    /// in a wider type are left out: the steps of their sums are so coarse that a bias which moves by half of one shows.
+    fn octets(&self, layer: &str) -> Option<(&Pair, &Packed)> {
+        let pair = self.pair(layer, Role::Input).filter(|pair| pair.clip.is_none())?;
+        let Stored::Codes(packed) = self.stored(&format!("{layer}.weight"))? else { return None };
+        let is_octet = |element: &Element| element.bits() == 8 && element.codes().is_some();
+        (is_octet(&pair.element) && is_octet(&packed.element)).then_some((pair, packed))
+    }
+
+    /// What became of a parameter.
+    fn fate(&mut self, layer: &str, role: Role) -> Option<&mut As> {
+        let mut tensors = self.tensors.iter_mut();
+        tensors.find(|t| t.role == role && t.layer == layer).map(|tensor| &mut tensor.is)
+    }
+
+    /// Gives such a weight zero points, without which ONNX Runtime computes the layer in floats.
+    fn spell_zero_points(&mut self, layer: &str) {
+        if self.octets(layer).is_none() {
+            return;
+        }
+        let name = format!("{layer}.weight");
+        let Some(Stored::Codes(packed)) = self.stored.get_mut(&name) else { return };
+        packed.spell_zero_points();
+        let bytes_now = packed.bytes();
+        if let Some(As::Codes { bytes, .. }) = self.fate(layer, Role::Weight) {
+            *bytes = bytes_now;
+        }
+    }
+
+    /// Notes that the rounded bias of such a layer is integers in the model.
+    fn note_sums(&mut self, layer: &str) {
+        let name = format!("{layer}.bias");
+        let Some(Stored::Values(values)) = self.stored(&name) else { return };
+        let Some((_, constants)) = self.bias(layer, &name, values) else { return };
+        let bytes = constants.iter().filter_map(|t| t.raw_data.as_deref()).map(<[u8]>::len).sum();
+        if let Some(is) = self.fate(layer, Role::Bias) {
+            *is = As::Sums { bytes };
+        }
+    }
+
+    /// The bias of such a layer as the integers that ONNX Runtime wants: the node that gives it under `name`, and the constants
+    /// that it reads. It moves by half a step of the sums at most.
+    pub(super) fn bias(
+        &self,
+        layer: &str,
+        name: &str,
+        values: &[f32],
+    ) -> Option<(NodeProto, [TensorProto; 2])> {
+        let (pair, packed) = self.octets(layer)?;
+        let layout = Layout { shape: packed.shape.clone(), axis: 0 };
+        let parts = ["/c", "/s"].map(|end| format!("{name}{end}"));
+        packed.write_bias(&layout, values, pair.scale, name, parts.each_ref().map(String::as_str))
     }
 
     /// How an activation is rounded.

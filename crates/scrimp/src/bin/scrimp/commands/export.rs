@@ -270,6 +270,9 @@ impl Made {
                 As::Pair { element, scale, zero, .. } => {
                     (format!("{element} pair"), format!("{scale:.4e}"), zero.to_string(), none())
                 }
+                As::Sums { bytes } => {
+                    ("int32 codes".into(), none(), none(), ui::number(*bytes as u64))
+                }
                 As::Values { .. } => ("rounded, stored as f32".into(), none(), none(), none()),
                 As::Float { .. } => ("float".into(), none(), none(), none()),
             };
@@ -312,7 +315,7 @@ impl Made {
             let (what, why) = match &tensor.is {
                 As::Values { why } => ("rounded, stored as f32", why),
                 As::Float { why } => ("left float", why),
-                As::Codes { .. } | As::Pair { .. } => continue,
+                As::Codes { .. } | As::Sums { .. } | As::Pair { .. } => continue,
             };
             let name = format!("{}.{}", tensor.layer, tensor.role);
             reasons.entry((what, why)).or_default().push(name);

@@ -21,13 +21,13 @@ struct Fact {
 
 /// What is known in a graph, and in those around it.
 #[derive(Debug)]
-pub(super) struct Scope<'a> {
+pub(crate) struct Scope<'a> {
     outer: Option<&'a Scope<'a>>,
     facts: HashMap<String, Fact>,
 }
 
 impl<'a> Scope<'a> {
-    pub(super) fn of_graph(graph: &GraphProto, outer: Option<&'a Scope<'a>>) -> Self {
+    pub(crate) fn of_graph(graph: &GraphProto, outer: Option<&'a Scope<'a>>) -> Self {
         let mut scope = Self { outer, facts: HashMap::new() };
         for value in graph.value_info.iter().chain(&graph.output).chain(&graph.input) {
             scope.note_declared(value);
@@ -45,7 +45,7 @@ impl<'a> Scope<'a> {
         scope
     }
 
-    pub(super) fn of_function(function: &FunctionProto) -> Self {
+    pub(crate) fn of_function(function: &FunctionProto) -> Self {
         let mut scope = Self { outer: None, facts: HashMap::new() };
         for value in &function.value_info {
             scope.note_declared(value);
@@ -55,22 +55,22 @@ impl<'a> Scope<'a> {
     }
 
     /// The element type of a value; for a sequence or an optional value, that of the tensors in it.
-    pub(super) fn kind(&self, name: &str) -> Option<DataType> {
+    pub(crate) fn kind(&self, name: &str) -> Option<DataType> {
         self.fact(name)?.kind
     }
 
     /// The number of a value's axes.
-    pub(super) fn rank(&self, name: &str) -> Option<usize> {
+    pub(crate) fn rank(&self, name: &str) -> Option<usize> {
         self.fact(name)?.rank
     }
 
     /// The value itself, where it is a short constant.
-    pub(super) fn constant(&self, name: &str) -> Option<&TensorProto> {
+    pub(crate) fn constant(&self, name: &str) -> Option<&TensorProto> {
         self.fact(name)?.constant.as_ref()
     }
 
     /// Whether anything is known of the value, if only that a node makes it.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.fact(name).is_some()
     }
 
