@@ -7,7 +7,7 @@ use scrimp_codec::{Granularity, Scheme};
 use crate::element::Element;
 use crate::profile::Profile;
 use crate::proto::NodeProto;
-use crate::weights::{Layout, Sharing};
+use crate::weights::{BLOCKS_SINCE, Layout, POWERS_SINCE, Sharing};
 
 /// How activations are treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,15 +22,25 @@ pub enum Mode {
     Weights,
 }
 
+/// Blocks of 32 under a power of two (OCP Microscaling): the name of the scheme, and that of the element.
+const MICROSCALED: [(&str, &str); 3] =
+    [("mxfp8_e4m3", "e4m3fn"), ("mxfp8_e5m2", "e5m2"), ("mxfp4", "e2m1fn")];
+/// Elements of one of these blocks.
+const MICROSCALED_LEN: usize = 32;
+
 /// How a tensor becomes codes.
 #[derive(Clone, Debug)]
 pub struct Spec {
     /// The scheme as it was written.
     pub text: String,
+    /// What profiles and files call it: the element, or the scheme of blocks.
+    pub name: &'static str,
     /// The element.
     pub element: Element,
     /// Which elements share a scale, by the words of the scheme.
     pub granularity: Granularity,
+    /// The scheme that gives each block its power of two; `None` where scales are floats.
+    pub blocks: Option<Scheme>,
 }
 
 impl Spec {
@@ -41,7 +51,30 @@ impl Spec {
     pub fn parse(text: &str) -> Result<Self, String> {
         let scheme: Scheme =
             text.parse().map_err(|error: scrimp_codec::SchemeError| error.to_string())?;
-        let names = || Element::names().collect::<Vec<_>>().join(", ");
+        let canonical = scheme.to_string();
+        let (head, words) = canonical.split_once('/').unwrap_or((canonical.as_str(), ""));
+        let row = MICROSCALED.iter().find(|(name, _)| *name == head);
+        if let Some(&(name, element)) = row
+            && let Some(element) = Element::named(element)
+        {
+            if !words.split('/').all(|word| word.is_empty() || word.starts_with("scale:")) {
+                return Err(format!(
+                    "`{text}`: its blocks are of {MICROSCALED_LEN} elements and it knows no other words than those of \
+                     `scale:`; `{name}` fits"
+                ));
+            }
+            return Ok(Self {
+                text: canonical.clone(),
+                name,
+                element,
+                granularity: Granularity::Group(MICROSCALED_LEN),
+                blocks: Some(scheme),
+            });
+        }
+        let names = || {
+            let blocks = MICROSCALED.iter().map(|(name, _)| *name);
+            Element::names().chain(blocks).collect::<Vec<_>>().join(", ")
+        };
         let element =
             scheme.format().and_then(|format| Element::named(&format.name())).ok_or_else(|| {
                 format!("`{text}` has no element type in ONNX, which has {}", names())
@@ -52,12 +85,27 @@ impl Spec {
             other => format!("{}/{other}", element.name),
         };
         // Words that choose rounding or how scales are stored have no place in a DequantizeLinear.
-        if plain.parse::<Scheme>().ok().map(|s| s.to_string()) != Some(scheme.to_string()) {
+        if plain.parse::<Scheme>().ok().map(|s| s.to_string()).as_ref() != Some(&canonical) {
             return Err(format!(
                 "`{text}`: ONNX stores scales as f32 and knows no other words; `{plain}` fits"
             ));
         }
-        Ok(Self { text: scheme.to_string(), element, granularity })
+        Ok(Self { text: canonical, name: element.name, element, granularity, blocks: None })
+    }
+
+    /// Whether scales are powers of two, of which the file holds the exponents.
+    pub fn is_microscaled(&self) -> bool {
+        self.blocks.is_some()
+    }
+
+    /// The first version of the standard operators that has all of it.
+    pub fn opset(&self) -> i64 {
+        let granularity = match self.granularity {
+            Granularity::Group(_) => BLOCKS_SINCE,
+            _ => 13,
+        };
+        let scales = if self.is_microscaled() { POWERS_SINCE } else { 13 };
+        self.element.opset.max(granularity).max(scales)
     }
 
     /// Which elements of a weight share a scale.
@@ -80,6 +128,18 @@ impl Spec {
                 Err(format!("ONNX has no scales for `{other}`; it has tensor, channel and group:N"))
             }
         }
+    }
+
+    /// Bytes of codes, scales and, where it has them, zero points of a weight.
+    ///
+    /// # Errors
+    /// As [`sharing`](Self::sharing).
+    pub fn bytes(&self, layout: &Layout, zero_points: bool) -> Result<usize, String> {
+        let groups: usize = self.sharing(layout)?.scale_shape(&layout.shape).iter().product();
+        let codes: usize = layout.shape.iter().product();
+        let packed = |count| self.element.kind.bytes(count).unwrap_or(usize::MAX);
+        let scales = if self.is_microscaled() { groups } else { 4 * groups };
+        Ok(packed(codes) + scales + if zero_points { packed(groups) } else { 0 })
     }
 }
 

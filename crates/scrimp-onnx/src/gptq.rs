@@ -258,6 +258,7 @@ mod tests {
             shape: vec![rows, 3],
             sharing: Sharing::Tensor,
             scales: vec![scale],
+            powers: false,
             zeros: Vec::new(),
             codes: Vec::new(),
         }

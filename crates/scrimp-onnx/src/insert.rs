@@ -51,9 +51,9 @@ impl<'a> Writer<'a> {
             let name = &weight.tensor;
             let output = names.fresh(&format!("{name}/dq"));
             let own = ["/c", "/s", "/z"].map(|end| names.fresh(&format!("{name}{end}")));
-            let (node, constants) = packed.write(&output, own.each_ref().map(String::as_str));
+            let (nodes, constants) = packed.write(&output, own.each_ref().map(String::as_str));
             read_instead(&mut graph.node, &weight.readers, name, &output);
-            graph.node.push(node);
+            graph.node.extend(nodes);
             graph.initializer.extend(constants);
         }
     }
@@ -215,12 +215,13 @@ impl<'a> Writer<'a> {
             shape: tensor.shape()?,
             sharing: Sharing::Tensor,
             scales: vec![grid.scale],
+            powers: false,
             zeros: vec![grid.zero],
             codes: values.iter().map(|&v| element.encode(v, grid.scale, grid.zero)).collect(),
         };
         let output = names.fresh(&format!("{name}/dq"));
         let code_name = names.fresh(&format!("{name}/c"));
-        let (node, mut constants) = packed.write(&output, [&code_name, scale, zero]);
+        let (nodes, mut constants) = packed.write(&output, [&code_name, scale, zero]);
         constants.truncate(1);
         for at in 0..graph.node.len() {
             for slot in coded_slots(&graph.node[at], states) {
@@ -229,7 +230,7 @@ impl<'a> Writer<'a> {
                 }
             }
         }
-        graph.node.push(node);
+        graph.node.extend(nodes);
         graph.initializer.extend(constants);
         Ok(())
     }

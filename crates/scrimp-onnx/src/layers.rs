@@ -215,7 +215,8 @@ fn bring_back(
     }
     let by_row = match packed.sharing {
         Sharing::Axis(axis) => axis == weight.layout.axis,
-        Sharing::Blocks { .. } => true,
+        // A power of two times a factor is none.
+        Sharing::Blocks { .. } => !packed.powers,
         Sharing::Tensor => false,
     };
     let factors: Vec<f64> = if statistics == Statistics::MeanAndSpread && by_row {

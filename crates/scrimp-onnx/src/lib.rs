@@ -47,4 +47,4 @@ pub use profile::{PROFILES, Profile, find as find_profile};
 pub use quantize::{Progress, QuantizeError, Quantized, Watch, quantize};
 pub use tensor::DataType;
 pub use value::{Data as Elements, Value};
-pub use weights::{BLOCKS_SINCE, Layout, Packed, Sharing};
+pub use weights::{BLOCKS_SINCE, Layout, POWERS_SINCE, Packed, Sharing};

@@ -1,5 +1,9 @@
 //! What each runtime computes in integers, and in which form it wants to be told.
 
+use scrimp_codec::Granularity;
+
+use crate::config::{Mode, Spec};
+
 /// A runtime that a model is made for.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Profile {
@@ -20,8 +24,11 @@ pub struct Profile {
     pub integer_bias: &'static [&'static str],
     /// Operators that it computes in integers only if the zero points of their weights are there, although all are 0.
     pub zero_points: &'static [&'static str],
-    /// The elements of weights that it runs.
+    /// The elements and schemes of blocks that it runs for weights.
     pub weights: &'static [&'static str],
+    /// Those of them that it runs only beside float activations, or with scales for blocks: it would put others into operators
+    /// that do not know them.
+    pub beside_floats: &'static [&'static str],
     /// The elements of activations that it runs.
     pub inputs: &'static [&'static str],
 }
@@ -37,9 +44,21 @@ const ONNX_RUNTIME: Profile = Profile {
     integer_bias: &["Gemm"],
     zero_points: &["Gemm", "MatMul"],
     weights: &[
-        "int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "int2", "uint2", "e4m3fn",
+        "int8",
+        "uint8",
+        "int16",
+        "uint16",
+        "int4",
+        "uint4",
+        "int3",
+        "int2",
+        "uint2",
+        "e4m3fn",
         "e5m2",
+        "mxfp8_e4m3",
+        "mxfp8_e5m2",
     ],
+    beside_floats: &["int2", "uint2", "e4m3fn", "e5m2"],
     inputs: &["uint8", "int8", "uint16", "int16"],
 };
 
@@ -48,10 +67,23 @@ const OPENVINO: Profile = Profile {
     name: "openvino",
     about: "OpenVINO on the CPU: signed and unsigned alike, and every small float",
     float_ops: &[],
+    beside_floats: &[],
     integer_bias: &[],
     zero_points: &[],
     weights: &[
-        "int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "e4m3fn", "e5m2", "e2m1fn",
+        "int8",
+        "uint8",
+        "int16",
+        "uint16",
+        "int4",
+        "uint4",
+        "int3",
+        "e4m3fn",
+        "e5m2",
+        "e2m1fn",
+        "mxfp8_e4m3",
+        "mxfp8_e5m2",
+        "mxfp4",
     ],
     inputs: &["uint8", "int8", "uint16", "int16", "e4m3fn", "e5m2"],
     ..ONNX_RUNTIME
@@ -78,6 +110,39 @@ pub static PROFILES: &[Profile] = &[
         ..OPENVINO
     },
 ];
+
+impl Profile {
+    /// Whether the runtime runs weights of this scheme.
+    ///
+    /// # Errors
+    /// A sentence that names what it runs.
+    pub fn check_weights(&self, spec: &Spec, mode: Mode) -> Result<(), String> {
+        if !self.weights.contains(&spec.name) {
+            let known = self.weights.join(", ");
+            return Err(format!("{} runs no weights in {}; it runs {known}", self.name, spec.name));
+        }
+        let blocks = matches!(spec.granularity, Granularity::Group(_));
+        if mode == Mode::Static && !blocks && self.beside_floats.contains(&spec.name) {
+            return Err(format!(
+                "{} runs weights in {} only beside float activations; {}/group:32 it runs beside codes too",
+                self.name, spec.text, spec.name
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the runtime runs activations of this scheme.
+    ///
+    /// # Errors
+    /// A sentence that names what it runs.
+    pub fn check_activations(&self, spec: &Spec) -> Result<(), String> {
+        if self.inputs.contains(&spec.name) {
+            return Ok(());
+        }
+        let known = self.inputs.join(", ");
+        Err(format!("{} runs no activations in {}; it runs {known}", self.name, spec.name))
+    }
+}
 
 /// The profile with this name.
 ///

@@ -16,7 +16,7 @@ use crate::opset;
 use crate::plan::{self, Plan, State};
 use crate::proto::{NodeProto, ValueInfoProto};
 use crate::simplify::{self, Simplified};
-use crate::weights::{BLOCKS_SINCE, Packed};
+use crate::weights::Packed;
 use crate::{DataType, Model, OnnxError, Value};
 
 /// Why a model could not be quantized.
@@ -214,8 +214,7 @@ fn needed_opset(model: &Model, config: &Config) -> i64 {
         specs.push(&config.activations);
     }
     for spec in specs.into_iter().chain(rules) {
-        let blocks = matches!(spec.granularity, scrimp_codec::Granularity::Group(_));
-        needed = needed.max(spec.element.opset).max(if blocks { BLOCKS_SINCE } else { 13 });
+        needed = needed.max(spec.opset());
     }
     needed.max(model.opset())
 }

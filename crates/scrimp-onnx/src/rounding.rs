@@ -1,7 +1,9 @@
 //! From the values of a weight to its codes.
 
+use scrimp_codec::{Scheme, Stream};
+
 use crate::config::{Spec, WeightRange};
-use crate::weights::{Layout, Packed, Sharing};
+use crate::weights::{Layout, Packed, Sharing, power_of};
 
 /// Shares of the largest magnitude that are tried: from 0.4 to 1 in steps of 0.0125.
 const SHARES: usize = 49;
@@ -24,12 +26,16 @@ pub fn nearest(
         return Err(format!("value {at} is {}", values[at]));
     }
     let sharing = spec.sharing(layout)?;
-    let (scales, zeros) = scales(values, layout, spec, sharing, range, importance);
+    let (scales, zeros) = match &spec.blocks {
+        Some(scheme) => (powers(values, &layout.shape, sharing, scheme)?, Vec::new()),
+        None => scales(values, layout, spec, sharing, range, importance),
+    };
     let mut packed = Packed {
         element: spec.element.clone(),
         shape: layout.shape.clone(),
         sharing,
         scales,
+        powers: spec.is_microscaled(),
         zeros,
         codes: Vec::new(),
     };
@@ -47,6 +53,31 @@ pub fn nearest(
         packed.zeros.clear();
     }
     Ok(packed)
+}
+
+/// The powers of two that a scheme gives the blocks of a weight: those of the codec, block by block.
+fn powers(
+    values: &[f32],
+    shape: &[usize],
+    sharing: Sharing,
+    scheme: &Scheme,
+) -> Result<Vec<f32>, String> {
+    let count: usize = sharing.scale_shape(shape).iter().product();
+    let group = sharing.groups(shape);
+    let mut blocks = vec![Vec::new(); count];
+    for (at, &v) in values.iter().enumerate() {
+        blocks[group(at)].push(v);
+    }
+    let mut bytes = Vec::new();
+    let power = |block: &Vec<f32>| {
+        bytes.clear();
+        scheme
+            .encode(block, &[1, block.len()], &Stream::new(0, 0), &mut bytes)
+            .map_err(|error| error.to_string())?;
+        // The exponent comes before the codes.
+        Ok(bytes.first().map_or(1.0, |&byte| power_of(byte)))
+    };
+    blocks.iter().map(power).collect()
 }
 
 fn scales(

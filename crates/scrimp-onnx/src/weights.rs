@@ -157,10 +157,30 @@ pub struct Packed {
     pub sharing: Sharing,
     /// The scales.
     pub scales: Vec<f32>,
+    /// Whether the scales are powers of two from 2^-127 to 2^127, of which a file holds the exponents.
+    pub powers: bool,
     /// The zero points; empty where all are 0.
     pub zeros: Vec<i32>,
     /// The codes, in storage order.
     pub codes: Vec<i32>,
+}
+
+/// The version of the standard operators that first has exponents for scales.
+pub const POWERS_SINCE: i64 = 24;
+
+/// The byte of a scale that is a power of two: its exponent and 127.
+fn exponent_byte(scale: f32) -> u8 {
+    // 2^-127 is subnormal, and the exponent in its bits is 0 as its byte is.
+    (scale.to_bits() >> 23).to_le_bytes()[0]
+}
+
+/// The power of two that a byte stands for; 255 stands for NaN.
+pub(crate) fn power_of(byte: u8) -> f32 {
+    match byte {
+        0 => f32::from_bits(1 << 22),
+        255 => f32::NAN,
+        exponent => f32::from_bits(u32::from(exponent) << 23),
+    }
 }
 
 impl Packed {
@@ -186,18 +206,32 @@ impl Packed {
     /// Bytes of codes, scales and zero points.
     pub fn bytes(&self) -> usize {
         let packed = |count| self.element.kind.bytes(count).unwrap_or(0);
-        packed(self.codes.len()) + 4 * self.scales.len() + packed(self.zeros.len())
+        let scale_bytes = if self.powers { 1 } else { 4 };
+        packed(self.codes.len()) + scale_bytes * self.scales.len() + packed(self.zeros.len())
     }
 
-    /// The node that gives the values, and the constants it reads: codes, scales, and zero points where there are any.
-    pub fn write(&self, output: &str, names: [&str; 3]) -> (NodeProto, Vec<TensorProto>) {
-        let [code_name, scale_name, zero_name] = names;
+    /// The nodes that give the values, and the constants they read: codes, scales, and zero points where there are any. The
+    /// names are those of the constants; the third is free for scales as floats where the file holds exponents, as which no
+    /// element with zero points has its scales.
+    ///
+    /// `DequantizeLinear` takes exponents for scales too, but ONNX Runtime has only a `Cast` of them.
+    pub fn write(&self, output: &str, names: [&str; 3]) -> (Vec<NodeProto>, Vec<TensorProto>) {
+        let [code_name, mut scale_name, zero_name] = names;
         let scale_shape = self.sharing.scale_shape(&self.shape);
         let packed = self.element.pack(&self.codes);
-        let mut constants = vec![
-            TensorProto::from_raw(code_name, self.element.kind, &self.shape, packed),
-            TensorProto::from_f32(scale_name, &scale_shape, &self.scales),
-        ];
+        let mut constants =
+            vec![TensorProto::from_raw(code_name, self.element.kind, &self.shape, packed)];
+        let mut nodes = Vec::new();
+        if self.powers {
+            let exponents = self.scales.iter().map(|&scale| exponent_byte(scale)).collect();
+            let kind = DataType::Float8E8M0;
+            constants.push(TensorProto::from_raw(scale_name, kind, &scale_shape, exponents));
+            let cast = NodeProto::call("Cast", zero_name, &[scale_name], &[zero_name]);
+            nodes.push(cast.with_int("to", i64::from(DataType::Float as i32)));
+            scale_name = zero_name;
+        } else {
+            constants.push(TensorProto::from_f32(scale_name, &scale_shape, &self.scales));
+        }
         let mut inputs = vec![code_name, scale_name];
         if !self.zeros.is_empty() {
             let packed = self.element.pack(&self.zeros);
@@ -217,7 +251,8 @@ impl Packed {
                 node.with_int("axis", as_i64(axis)).with_int("block_size", as_i64(len))
             }
         };
-        (node, constants)
+        nodes.push(node);
+        (nodes, constants)
     }
 
     /// Gives an integer weight zero points, all 0, where it has none: some runtimes compute in integers only where they are
@@ -321,7 +356,15 @@ impl Packed {
             return Err(contradicts("its zero points"));
         }
         let values = read(codes, "its codes")?;
-        Ok(Some(Self { element, shape, sharing, scales: scale_values, zeros, codes: values }))
+        Ok(Some(Self {
+            element,
+            shape,
+            sharing,
+            scales: scale_values,
+            powers: false,
+            zeros,
+            codes: values,
+        }))
     }
 }
 

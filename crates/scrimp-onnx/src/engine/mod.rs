@@ -62,6 +62,8 @@ pub trait Engine: Debug + Send + Sync {
     fn version(&self) -> String;
     /// Whether what it runs is what users deploy, so that its time and its refusals mean something.
     fn is_deployed(&self) -> bool;
+    /// Whether it runs a model with weights of this scheme; the name is that of a [`Spec`](crate::Spec).
+    fn runs_weights(&self, name: &str) -> bool;
     /// Loads a model, which gives `outputs` besides its own outputs' order: exactly these values, in this order.
     ///
     /// # Errors

@@ -110,6 +110,11 @@ impl Engine for OnnxRuntime {
         true
     }
 
+    fn runs_weights(&self, name: &str) -> bool {
+        // Its processor kernels of DequantizeLinear have every type but floats of four bits.
+        !["e2m1fn", "mxfp4"].contains(&name)
+    }
+
     fn load(
         &self,
         model: &Model,

@@ -25,6 +25,11 @@ impl Engine for Rten {
         false
     }
 
+    fn runs_weights(&self, _name: &str) -> bool {
+        // Weights are computed back to floats before it sees them.
+        true
+    }
+
     fn load(
         &self,
         model: &Model,

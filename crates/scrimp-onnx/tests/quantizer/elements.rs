@@ -218,6 +218,7 @@ fn what_is_written_is_read_again() {
                         shape: shape.clone(),
                         sharing,
                         scales: (0..scales).map(|at| 0.5 + at as f32).collect(),
+                        powers: false,
                         zeros: if zeros && element.codes().is_some() {
                             (0..scales).map(code).collect()
                         } else {
@@ -225,10 +226,10 @@ fn what_is_written_is_read_again() {
                         },
                         codes: (0..count).map(code).collect(),
                     };
-                    let (node, constants) = packed.write("y", ["c", "s", "z"]);
+                    let (nodes, constants) = packed.write("y", ["c", "s", "z"]);
                     let known: HashMap<String, TensorProto> =
                         constants.into_iter().map(|t| (t.name().to_owned(), t)).collect();
-                    let again = Packed::read(&node, &known).unwrap().unwrap();
+                    let again = Packed::read(&nodes[0], &known).unwrap().unwrap();
                     let what = format!("{name}, {shape:?}, {sharing:?}");
                     assert_eq!(again.values(), packed.values(), "{what}");
                     assert_eq!(
@@ -257,15 +258,17 @@ fn codes_that_contradict_their_shape_are_refused() {
         shape: vec![3, 5],
         sharing: Sharing::Blocks { axis: 1, len: 2 },
         scales: vec![1.0; 9],
+        powers: false,
         zeros: Vec::new(),
         codes: vec![1; 15],
     };
-    let (node, constants) = packed.write("y", ["c", "s", "z"]);
+    let (nodes, constants) = packed.write("y", ["c", "s", "z"]);
+    let node = &nodes[0];
     let read = |change: &dyn Fn(&mut HashMap<String, TensorProto>)| {
         let mut known: HashMap<String, TensorProto> =
             constants.iter().map(|t| (t.name().to_owned(), t.clone())).collect();
         change(&mut known);
-        Packed::read(&node, &known).map(|found| found.is_some()).map_err(|e| e.to_string())
+        Packed::read(node, &known).map(|found| found.is_some()).map_err(|e| e.to_string())
     };
     assert_eq!(read(&|_| {}), Ok(true));
     assert_eq!(read(&|known| drop(known.remove("s"))), Ok(false));

@@ -273,6 +273,75 @@ fn blocks_of_int4_declare_the_version_that_has_them() {
 }
 
 #[test]
+fn blocks_under_powers_of_two_are_those_of_the_codec() {
+    // Three blocks of 32, 32 and 6, along either axis.
+    let model = Sketch::of(&[70])
+        .weight("w", &[70, 12])
+        .node("MatMul", &["x", "w"], "m")
+        .weight("v", &[6, 12])
+        .with(NodeProto::call("Gemm", "y", &["m", "v"], &["y"]).with_int("transB", 1))
+        .model();
+    let data = Samples::of(16, &[70]);
+    for (name, least) in [("mxfp8_e4m3", 22.0), ("mxfp8_e5m2", 17.0), ("mxfp4/scale:even", 9.0)] {
+        let done = quantized(&model, &data, |config| {
+            config.mode = Mode::Weights;
+            config.weights = spec(name);
+            // A spread is brought back by scales, which these cannot.
+            config.statistics = scrimp_onnx::Statistics::MeanAndSpread;
+        });
+        assert_eq!((done.model.opset(), done.model.proto.ir_version), (24, Some(12)), "{name}");
+        let graph = done.model.graph();
+        let exponents = graph.constant("w/s").unwrap();
+        assert_eq!(exponents.kind(), Some(DataType::Float8E8M0));
+        assert_eq!(exponents.dims, [3, 12]);
+        assert_eq!(count(&done.model, "Cast"), 2);
+        let node = graph.node.iter().find(|n| n.arg(0) == Some("w/c")).unwrap();
+        assert_eq!((node.int("block_size", 0), node.int("axis", -1)), (32, 0));
+
+        let scheme: scrimp_codec::Scheme = name.parse().unwrap();
+        let values = done.float.graph().constant("w").unwrap().to_f32().unwrap();
+        let packed = &done.weights[0];
+        let stored = packed.values();
+        for column in 0..12 {
+            let column: Vec<usize> = (0..70).map(|row| row * 12 + column).collect();
+            for block in column.chunks(32) {
+                let mut wanted: Vec<f32> = block.iter().map(|&at| values[at]).collect();
+                let shape = [1, wanted.len()];
+                scheme.emulate(&mut wanted, &shape, &scrimp_codec::Stream::new(0, 0)).unwrap();
+                let found: Vec<f32> = block.iter().map(|&at| stored[at]).collect();
+                assert_eq!(found, wanted, "{name}");
+            }
+        }
+        let spec = spec(name);
+        assert_eq!(spec.bytes(&done.plan.weights[0].layout, false), Ok(packed.bytes()));
+        assert!(quality(&done, &data) > least, "{name}: {} dB", quality(&done, &data));
+    }
+}
+
+#[test]
+fn the_least_and_the_largest_power_of_two_are_exponents() {
+    let mut values = vec![0.0; 32];
+    values.extend([f32::MAX; 32]);
+    values.extend([1e-45; 32]);
+    let model =
+        Sketch::of(&[96]).floats("w", &[96, 1], &values).node("MatMul", &["x", "w"], "y").model();
+    let none = Samples::of(0, &[96]);
+    let done = quantized(&model, &none, |config| {
+        config.mode = Mode::Weights;
+        config.weights = spec("mxfp4");
+    });
+    let exponents = done.model.graph().constant("w/s").unwrap();
+    assert_eq!(exponents.raw_data.as_deref(), Some(&[0, 252, 0][..]));
+    // And they are read as what they were written from.
+    let mut folded = done.model.clone();
+    scrimp_onnx::simplify::fold_weights(&mut folded).unwrap();
+    let read = folded.graph().constant("w/dq").unwrap().to_f32().unwrap();
+    assert_eq!(read, done.weights[0].values());
+    assert_eq!(folded.graph().node.len(), 1);
+    assert!(read[32..64].iter().all(|&v| v > 2e38 && v.is_finite()), "{}", read[32]);
+}
+
+#[test]
 fn blocks_run_along_what_is_summed_over() {
     let lstm = NodeProto::call("LSTM", "l", &["x", "w", "r"], &["l"]).with_int("hidden_size", 8);
     let channel = NodeProto::call("Conv", "y", &["c", "d"], &["y"]).with_int("group", 4);

@@ -122,8 +122,8 @@ impl Builder<'_> {
         match self.rounding.stored(&name) {
             Some(Stored::Codes(packed)) => {
                 let parts = ["/c", "/s", "/z"].map(|end| format!("{name}{end}"));
-                let (node, constants) = packed.write(&name, parts.each_ref().map(String::as_str));
-                self.graph.node.push(node);
+                let (nodes, constants) = packed.write(&name, parts.each_ref().map(String::as_str));
+                self.graph.node.extend(nodes);
                 self.graph.initializer.extend(constants);
             }
             Some(Stored::Values(values)) => {

@@ -484,6 +484,7 @@ fn codes(
         shape: shape.to_vec(),
         sharing,
         scales: params.iter().map(|p| p.scale).collect(),
+        powers: false,
         zeros,
         codes: found.into_iter().map(code).collect(),
     };
