@@ -33,40 +33,59 @@ pub struct TensorError {
     pub sqnr_db: f64,
 }
 
-/// The error of each quantized layer alone, the worst first.
-///
-/// # Errors
-/// If a model does not run.
-pub fn layers(
-    quantized: &Quantized,
-    data: &dyn Data,
-    engine: &dyn Engine,
+/// The nodes whose error can be told, by their places: those with codes in the main graph.
+pub fn measurable(quantized: &Quantized) -> Vec<usize> {
+    let nodes = &quantized.plan.nodes;
+    (0..nodes.len())
+        .filter(|&at| matches!(nodes[at].state, State::Quantized | State::Weights))
+        .collect()
+}
+
+/// Tells the error of layers, each alone.
+#[derive(Debug)]
+pub struct Alone<'a> {
+    quantized: &'a Quantized,
+    data: &'a dyn Data,
+    engine: &'a dyn Engine,
     pair_per_reader: bool,
-    watch: &mut dyn FnMut(usize, usize) -> bool,
-) -> Result<Vec<LayerError>, QuantizeError> {
-    let outputs: Vec<String> =
-        quantized.float.graph().output.iter().map(|o| o.name().to_owned()).collect();
-    let reference = outputs_of(&quantized.float, &outputs, data, engine)?;
-    let chosen: Vec<usize> = (0..quantized.plan.nodes.len())
-        .filter(|&at| matches!(quantized.plan.nodes[at].state, State::Quantized | State::Weights))
-        .collect();
-    let mut errors = Vec::with_capacity(chosen.len());
-    for (done, &at) in chosen.iter().enumerate() {
-        if !watch(done, chosen.len()) {
-            return Err(QuantizeError::Stopped);
-        }
-        let node = &quantized.plan.nodes[at];
-        let alone = only(quantized, at, pair_per_reader)?;
-        let values = outputs_of(&alone, &outputs, data, engine)?;
-        errors.push(LayerError {
+    outputs: Vec<String>,
+    reference: Vec<Vec<Value>>,
+}
+
+impl<'a> Alone<'a> {
+    /// Runs the float model.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn new(
+        quantized: &'a Quantized,
+        data: &'a dyn Data,
+        engine: &'a dyn Engine,
+        pair_per_reader: bool,
+    ) -> Result<Self, QuantizeError> {
+        let graph = quantized.float.graph();
+        let outputs: Vec<String> = graph.output.iter().map(|o| o.name().to_owned()).collect();
+        let reference = outputs_of(&quantized.float, &outputs, data, engine)?;
+        Ok(Self { quantized, data, engine, pair_per_reader, outputs, reference })
+    }
+
+    /// The error of the node at this place, when it alone has codes.
+    ///
+    /// # Errors
+    /// If the model does not run so.
+    ///
+    /// # Panics
+    /// If the graph has no such node.
+    pub fn error(&self, at: usize) -> Result<LayerError, QuantizeError> {
+        let node = &self.quantized.plan.nodes[at];
+        let alone = only(self.quantized, at, self.pair_per_reader)?;
+        let values = outputs_of(&alone, &self.outputs, self.data, self.engine)?;
+        Ok(LayerError {
             node: node.name.clone(),
             op: node.op.clone(),
-            sqnr_db: error_of(&reference, &values),
-        });
+            sqnr_db: error_of(&self.reference, &values),
+        })
     }
-    watch(chosen.len(), chosen.len());
-    errors.sort_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
-    Ok(errors)
 }
 
 /// The float model with the codes of one layer: its weights and what it reads.

@@ -1,7 +1,9 @@
 //! From a float ONNX model to a quantized one: calibrate, quantize, run both, and keep what a limit allows.
 
+mod bytes;
 mod page;
 mod rfc;
+mod trials;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,6 +18,7 @@ use crate::feed::FeedError;
 pub use crate::page::PageError;
 pub use page::render;
 pub use rfc::mode_of;
+pub use trials::Trials;
 
 /// Why there is no quantized model.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +38,27 @@ pub enum Error {
     /// Quantization failed.
     #[error(transparent)]
     Quantize(#[from] QuantizeError),
+    /// A file could not be written.
+    #[error(transparent)]
+    File(#[from] scrimp_files::FileError),
+    /// The file that keeps trials is none, or of something else.
+    #[error("{} does not fit: {reason}", path.display())]
+    Trials {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// No choice of schemes is small enough.
+    #[error(
+        "the limit is {limit} bytes, and with the fewest bits everywhere the model has about {least}"
+    )]
+    Bytes {
+        /// The limit.
+        limit: u64,
+        /// What is left with the fewest bits.
+        least: u64,
+    },
     /// No choice of layers keeps the limit.
     #[error(
         "even with every layer but one float, the drop is above {limit}; the model cannot be quantized so"
@@ -43,6 +67,13 @@ pub enum Error {
         /// The limit, as it was given.
         limit: f64,
     },
+}
+
+impl Error {
+    /// A choice that does not fit the model.
+    fn config(reason: impl Into<String>) -> Self {
+        Self::Quantize(QuantizeError::Config(reason.into()))
+    }
 }
 
 /// What is wrong with a model, after the name of its file, which errors of files say themselves.
@@ -67,6 +98,8 @@ pub struct Job<'a> {
     /// The largest drop of accuracy that is allowed, as a share: of right classes with labels, of same classes without.
     /// Layers go back to float, the worst first, until it is kept.
     pub max_drop: Option<f64>,
+    /// The most bytes that the file may have. Layers get fewer bits, those that lose least first, until it has.
+    pub max_bytes: Option<u64>,
     /// Threads of the runs whose time is taken.
     pub threads: usize,
 }
@@ -84,6 +117,8 @@ pub struct Outcome {
     pub latency: Vec<Latency>,
     /// Layers that went back to float for the limit.
     pub fallback: Vec<String>,
+    /// Layers that got fewer bits for the limit, and their schemes.
+    pub fewer: Vec<(String, String)>,
     /// Each layer's error alone, the worst first; empty unless it was needed or asked for.
     pub layers: Vec<sensitivity::LayerError>,
     /// How far each tensor is from the float model, in the order of the graph; empty unless it was asked for.
@@ -92,8 +127,68 @@ pub struct Outcome {
     pub time: Duration,
 }
 
-/// Told what is going on: the stage, done, total. Answers whether to go on.
-pub type Watch<'a> = &'a mut dyn FnMut(&'static str, usize, usize) -> bool;
+/// What is going on.
+#[derive(Clone, Copy, Debug)]
+pub enum News {
+    /// A stage, and how much of it is done.
+    Stage {
+        /// Its name.
+        stage: &'static str,
+        /// Units done.
+        done: usize,
+        /// Units in all.
+        total: usize,
+    },
+    /// A search for a limit begins.
+    Search(Search),
+}
+
+/// Told what is going on; answers whether to go on.
+pub type Watch<'a> = &'a mut dyn FnMut(News) -> bool;
+
+/// How long a search for a limit will take.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Search {
+    /// Layers that are still to be measured alone.
+    pub layers: usize,
+    /// How long one took.
+    pub layer_time: Duration,
+    /// Models that are made at most.
+    pub trials: usize,
+    /// How long the first took, with judging.
+    pub trial_time: Duration,
+    /// Measurements that were kept from before.
+    pub kept: usize,
+    said: bool,
+}
+
+impl Search {
+    /// The time in all, at most.
+    pub fn time(&self) -> Duration {
+        let times = |time: Duration, count: usize| time.as_secs_f64() * count as f64;
+        let all = times(self.layer_time, self.layers) + times(self.trial_time, self.trials);
+        Duration::try_from_secs_f64(all).unwrap_or(Duration::MAX)
+    }
+
+    /// Measures a layer; after the first it is known how long the search takes.
+    fn timed<T>(&mut self, watch: Watch<'_>, measure: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let found = measure();
+        if !self.said {
+            self.layer_time = start.elapsed();
+            self.say(watch);
+        }
+        found
+    }
+
+    /// Says how long it takes, once.
+    fn say(&mut self, watch: Watch<'_>) {
+        if !self.said {
+            self.said = true;
+            watch(News::Search(*self));
+        }
+    }
+}
 
 /// Samples that tell the error of single layers.
 const SENSITIVITY_SAMPLES: usize = 64;
@@ -114,16 +209,26 @@ pub fn save(model: &Model, path: &Path) -> Result<u64, Error> {
     model.save(path).map_err(|reason| Error::Model { path: path.to_owned(), reason })
 }
 
-/// Does the job.
+/// Does the job. What a search for a limit measures is kept in `trials`.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn run(
     model: &Model,
     job: &Job<'_>,
+    trials: &mut Trials,
     analyse: bool,
     watch: Watch<'_>,
 ) -> Result<Outcome, Error> {
+    let rules = job.config.rules.iter().filter_map(|rule| rule.weights.as_ref());
+    let mut schemes = std::iter::once(&job.config.weights).chain(rules);
+    if let Some(spec) = schemes.find(|spec| !job.engine.runs_weights(spec.name)) {
+        return Err(Error::config(format!(
+            "{} runs no weights in {}, so the model could not be checked; rten, which computes them back to floats, runs all",
+            job.engine.version(),
+            spec.name
+        )));
+    }
     let start = Instant::now();
     let quantized = quantize(model, &job.config, job, watch)?;
     let time = start.elapsed();
@@ -134,20 +239,40 @@ pub fn run(
         quantized,
         latency: Vec::new(),
         fallback: Vec::new(),
+        fewer: Vec::new(),
         layers: Vec::new(),
         tensors: Vec::new(),
         time,
     };
-    if analyse || job.max_drop.is_some() {
-        outcome.layers = layers(&outcome.quantized, job, watch)?;
+    let mut search = Search {
+        trial_time: start.elapsed(),
+        kept: trials.len(),
+        // Where no limit is searched for, there is nothing to say.
+        said: job.max_drop.is_none() && job.max_bytes.is_none(),
+        ..Search::default()
+    };
+    if let Some(limit) = job.max_bytes {
+        bytes::keep(limit, &mut outcome, (job, &mut search), model, trials, watch)?;
+        outcome.time = start.elapsed();
     }
-    if let Some(limit) = job.max_drop {
-        keep(model, job, limit, &mut outcome, watch)?;
+    let drop =
+        job.max_drop.map(|limit| Ok::<_, Error>((limit, drop_for(&outcome)?))).transpose()?;
+    let too_far = drop.filter(|(limit, drop)| drop > limit);
+    if too_far.is_some() {
+        outcome.layers = layers(&outcome.quantized, job, &mut search, trials, watch)?;
+    } else if analyse {
+        // The layers of a model that a search has found are no part of the search.
+        let mut apart = Trials::forgotten();
+        search.said = true;
+        outcome.layers = layers(&outcome.quantized, job, &mut search, &mut apart, watch)?;
+    }
+    if let Some((limit, _)) = too_far {
+        keep(model, job, limit, &mut outcome, trials, watch)?;
         outcome.time = start.elapsed();
     }
     if analyse {
-        let first = First { data: job.calibration, count: SENSITIVITY_SAMPLES };
-        outcome.tensors = sensitivity::tensors(&outcome.quantized, &first, job.engine)?;
+        outcome.tensors =
+            sensitivity::tensors(&outcome.quantized, &first_samples(job), job.engine)?;
     }
     if let Some(data) = job.evaluation {
         for batch in [1, 32] {
@@ -173,8 +298,12 @@ fn quantize(
         job.calibration,
         job.engine,
         &mut |progress| match progress {
-            Progress::Calibration { done, total } => watch("calibrate", done, total),
-            Progress::Weights { done, total } => watch("weights", done, total),
+            Progress::Calibration { done, total } => {
+                watch(News::Stage { stage: "calibrate", done, total })
+            }
+            Progress::Weights { done, total } => {
+                watch(News::Stage { stage: "weights", done, total })
+            }
         },
     )
 }
@@ -186,8 +315,10 @@ fn compare(
 ) -> Result<Option<Comparison>, QuantizeError> {
     let Some(data) = job.evaluation else { return Ok(None) };
     let models = [&quantized.float, &quantized.model];
-    verify::compare(job.engine, models, data, &mut |done, total| watch("verify", done, total))
-        .map(Some)
+    verify::compare(job.engine, models, data, &mut |done, total| {
+        watch(News::Stage { stage: "verify", done, total })
+    })
+    .map(Some)
 }
 
 /// The first samples of other data.
@@ -207,16 +338,45 @@ impl Data for First<'_> {
     }
 }
 
+/// The samples that tell the error of single layers.
+fn first_samples<'a>(job: &'a Job<'_>) -> First<'a> {
+    First { data: job.calibration, count: SENSITIVITY_SAMPLES }
+}
+
+/// The error of each layer alone, the worst first.
 fn layers(
     quantized: &Quantized,
     job: &Job<'_>,
+    search: &mut Search,
+    trials: &mut Trials,
     watch: Watch<'_>,
-) -> Result<Vec<sensitivity::LayerError>, QuantizeError> {
-    let first = First { data: job.calibration, count: SENSITIVITY_SAMPLES };
+) -> Result<Vec<sensitivity::LayerError>, Error> {
+    let first = first_samples(job);
     let pairs = job.config.profile.pair_per_reader;
-    sensitivity::layers(quantized, &first, job.engine, pairs, &mut |done, total| {
-        watch("layers", done, total)
-    })
+    let alone = sensitivity::Alone::new(quantized, &first, job.engine, pairs)?;
+    let nodes = sensitivity::measurable(quantized);
+    let name = |at: usize| format!("{} {}", job.config.weights.text, quantized.plan.nodes[at].name);
+    search.layers = nodes.iter().filter(|&&at| trials.get(&name(at)).is_none()).count();
+    // The number of layers is halved until one is left.
+    search.trials = nodes.len().next_power_of_two().ilog2() as usize;
+    let mut errors = Vec::with_capacity(nodes.len());
+    for (done, &at) in nodes.iter().enumerate() {
+        if !watch(News::Stage { stage: "layers", done, total: nodes.len() }) {
+            return Err(QuantizeError::Stopped.into());
+        }
+        let error = if let Some(sqnr_db) = trials.get(&name(at)) {
+            let node = &quantized.plan.nodes[at];
+            sensitivity::LayerError { node: node.name.clone(), op: node.op.clone(), sqnr_db }
+        } else {
+            let error = search.timed(watch, || alone.error(at))?;
+            trials.keep(name(at), error.sqnr_db)?;
+            error
+        };
+        errors.push(error);
+    }
+    search.say(watch);
+    errors.sort_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
+    Ok(errors)
 }
 
 /// The drop of accuracy: of right classes with labels, else of same classes.
@@ -228,40 +388,61 @@ fn drop_of(comparison: Option<&Comparison>) -> Option<f64> {
     }
 }
 
+/// The drop of accuracy, where a limit asks for it.
+fn drop_for(outcome: &Outcome) -> Result<f64, Error> {
+    drop_of(outcome.comparison.as_ref()).ok_or_else(|| {
+        Error::config(
+            "a limit needs data to judge with, and a model whose first output is one value for each class",
+        )
+    })
+}
+
 /// Takes the worst layers back to float, as few as keep the limit.
 fn keep(
     model: &Model,
     job: &Job<'_>,
     limit: f64,
     outcome: &mut Outcome,
+    trials: &mut Trials,
     watch: Watch<'_>,
 ) -> Result<(), Error> {
-    let drop = drop_of(outcome.comparison.as_ref()).ok_or_else(|| {
-        QuantizeError::Config(
-            "a limit needs data to judge with, and a model whose first output is one value for each class".into(),
-        )
-    })?;
-    if drop <= limit {
-        return Ok(());
-    }
     let order: Vec<String> = outcome.layers.iter().map(|layer| layer.node.clone()).collect();
     // Between `low` layers, which are too few, and `high`, which are enough.
     let (mut low, mut high) = (0, order.len());
     let mut best = None;
-    while high - low > 1 {
-        let middle = low.midpoint(high);
+    let mut without = |count: usize| -> Result<_, QuantizeError> {
         let mut config = job.config.clone();
-        config.rules.extend(order[..middle].iter().map(|name| NodeRule::float(name)));
+        config.rules.extend(order[..count].iter().map(|name| NodeRule::float(name)));
         let quantized = quantize(model, &config, job, watch)?;
         let comparison = compare(&quantized, job, watch)?;
-        if drop_of(comparison.as_ref()).is_some_and(|drop| drop <= limit) {
+        Ok((quantized, comparison))
+    };
+    while high - low > 1 {
+        let middle = low.midpoint(high);
+        let name = format!("float {middle}");
+        let (drop, made) = if let Some(drop) = trials.get(&name) {
+            (drop, None)
+        } else {
+            let made = without(middle)?;
+            let drop = drop_of(made.1.as_ref()).unwrap_or(f64::INFINITY);
+            trials.keep(name, drop)?;
+            (drop, Some(made))
+        };
+        if drop <= limit {
             high = middle;
-            best = Some((quantized, comparison));
+            best = made;
         } else {
             low = middle;
         }
     }
-    let Some((quantized, comparison)) = best else { return Err(Error::Limit { limit }) };
+    if high == order.len() {
+        return Err(Error::Limit { limit });
+    }
+    // A drop that was kept from before has no model.
+    let (quantized, comparison) = match best {
+        Some(best) => best,
+        None => without(high)?,
+    };
     outcome.quantized = quantized;
     outcome.comparison = comparison;
     outcome.fallback = order[..high].to_vec();

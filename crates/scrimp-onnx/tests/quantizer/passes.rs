@@ -129,7 +129,10 @@ fn the_layer_with_fewest_bits_loses_most() {
         });
     });
     let engine = engine();
-    let layers = sensitivity::layers(&done, &data, &*engine, false, &mut |_, _| true).unwrap();
+    let alone = sensitivity::Alone::new(&done, &data, &*engine, false).unwrap();
+    let mut layers: Vec<_> =
+        sensitivity::measurable(&done).into_iter().map(|at| alone.error(at).unwrap()).collect();
+    layers.sort_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
     let names: Vec<&str> = layers.iter().map(|layer| layer.node.as_str()).collect();
     assert_eq!(names, ["y", "a"]);
     assert!(layers[0].sqnr_db + 10.0 < layers[1].sqnr_db, "{layers:?}");

@@ -10,8 +10,9 @@ use scrimp::onnx::{
     Choice, Config, Data, Equalize, Mode, NodeRule, Spec, State, Statistics, WeightRange,
     WeightRounding, find_profile, open_engine,
 };
-use scrimp::quantize::{self, Job, Outcome, census};
+use scrimp::quantize::{self, Job, News, Outcome, Search, Trials, census};
 
+use crate::allocator;
 use crate::interrupt::{self, Interrupted};
 use crate::output::{Output, check_free};
 use crate::ui::{self, Side, Table, Ui};
@@ -41,6 +42,10 @@ pub struct QuantizeCommand {
     /// Take layers back to float, the worst first, until accuracy drops by no more per cent
     #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "eval", help_heading = "What to keep")]
     max_drop: Option<f64>,
+
+    /// Give layers fewer bits, those that lose least first, until the file has no more bytes: 300000, 300kB or 0.3MB
+    #[arg(long, value_name = "SIZE", value_parser = bytes, conflicts_with = "max_drop", help_heading = "What to keep")]
+    max_bytes: Option<u64>,
 
     /// Keep nodes with these names float: a glob, or a regular expression between slashes
     #[arg(long, value_name = "PATTERN", help_heading = "What to keep")]
@@ -178,6 +183,24 @@ fn percent(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A number of bytes, with a unit or without.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the number is checked to be positive and small"
+)]
+fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, f64); 6] =
+        [("KiB", 1024.0), ("MiB", 1_048_576.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("B", 1.0)];
+    let unit = UNITS.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)));
+    let (number, factor) = unit.unwrap_or((text, &1.0));
+    let count = number.trim().parse::<f64>().map(|number| number * factor);
+    match count {
+        Ok(count) if (1.0..1e15).contains(&count) => Ok(count as u64),
+        _ => Err("a number of bytes, as 300000, 300kB, 0.3MB or 256KiB".into()),
+    }
+}
+
 fn calibration(text: &str) -> Result<String, String> {
     scrimp::onnx::calibration::find(text).map(|_| text.to_owned())
 }
@@ -203,9 +226,11 @@ impl Data for NoData {
 impl QuantizeCommand {
     pub fn run(self, ui: &Ui) -> anyhow::Result<()> {
         interrupt::catch();
+        // What data and batches leave behind goes back at once, so that it does not stand beside the next.
+        allocator::set_memory(true);
         let model = quantize::open(&self.model)?;
         let config = self.config()?;
-        let suffix = format!(".{}.onnx", config.weights.element.name);
+        let suffix = format!(".{}.onnx", config.weights.name);
         let path = self.output.path(&self.model, &suffix, &["onnx"])?;
         if let Some(html) = &self.html {
             check_free(html, &[&self.model], self.output.force)?;
@@ -241,25 +266,37 @@ impl QuantizeCommand {
             evaluation: evaluation.as_ref().map(|feed| feed as &dyn Data),
             engine: &*engine,
             max_drop: self.max_drop,
+            max_bytes: self.max_bytes,
             threads: rayon::current_num_threads(),
         };
         if !self.output.json {
             self.say_model(ui, &model, &job, [calibration.as_ref(), evaluation.as_ref()])?;
         }
-        let mut bars = Bars { ui, current: None };
+        let mut trials = match (self.max_drop, self.max_bytes) {
+            (None, None) => Trials::forgotten(),
+            _ => Trials::open(&beside(&path, ".trials.json"), &model, &job, self.output.force)?,
+        };
+        let mut bars = Bars { ui, current: None, quiet: self.output.json };
         let outcome = quantize::run(
             &model,
             &job,
+            &mut trials,
             self.layers || self.html.is_some(),
-            &mut |stage, done, total| bars.show(stage, done, total),
+            &mut |news| bars.show(news),
         );
         drop(bars);
         if interrupt::requested() {
-            return Err(Interrupted { outcome: "nothing was written" }.into());
+            let outcome = if trials.is_empty() {
+                "nothing was written"
+            } else {
+                "what was measured is kept, and the same command goes on from there"
+            };
+            return Err(Interrupted { outcome }.into());
         }
         let outcome = outcome.with_context(|| self.model.display().to_string())?;
         let predicted = outcome.quantized.model.to_bytes().len() as u64;
         let bytes = quantize::save(&outcome.quantized.model, &path)?;
+        trials.remove()?;
         let before = std::fs::metadata(&self.model)?.len();
         if let Some(html) = &self.html {
             let title = self.model.file_name().unwrap_or_default().to_string_lossy();
@@ -304,29 +341,20 @@ impl QuantizeCommand {
             config.mode = quantize::mode_of(&text)
                 .map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
         }
-        let mut asked = vec![(&config.weights, profile.weights, "weights")];
+        profile.check_weights(&config.weights, config.mode).map_err(anyhow::Error::msg)?;
         if config.mode == Mode::Static {
-            asked.push((&config.activations, profile.inputs, "activations"));
-        }
-        for (spec, runs, what) in asked {
-            if !runs.contains(&spec.element.name) {
-                bail!(
-                    "{} runs no {what} in {}; it runs {}",
-                    profile.name,
-                    spec.element.name,
-                    runs.join(", ")
-                );
-            }
+            profile.check_activations(&config.activations).map_err(anyhow::Error::msg)?;
         }
         config.equalize = self.choice.equalize;
         config.calibration.clone_from(&self.choice.calibration);
-        let few_bits = config.weights.element.bits() < 8 && self.data.data.is_some();
+        let any_few_bits = config.weights.element.bits() < 8 || self.max_bytes.is_some();
+        let few_bits = any_few_bits && self.data.data.is_some();
         config.weight_rounding = match self.choice.rounding {
             Some(Rounding::Gptq) => WeightRounding::Gptq,
             None if few_bits => WeightRounding::Gptq,
             Some(Rounding::Nearest) | None => WeightRounding::Nearest,
         };
-        if config.weights.element.bits() < 8 {
+        if any_few_bits {
             config.weight_range = WeightRange::Mse;
         }
         config.statistics = match self.choice.correct {
@@ -437,6 +465,9 @@ fn json(
             "batch": l.batch, "float_ms": l.float_ms, "ms": l.quantized_ms,
         })).collect::<Vec<_>>(),
         "fallback": outcome.fallback,
+        "fewer": outcome.fewer.iter().map(|(node, scheme)| serde_json::json!({
+            "node": node, "scheme": scheme,
+        })).collect::<Vec<_>>(),
     }))?;
     Ok(())
 }
@@ -446,14 +477,35 @@ fn finite(value: f64) -> Option<f64> {
     value.is_finite().then_some(value)
 }
 
-/// One bar for each stage.
+/// The file of this name and ending.
+fn beside(path: &std::path::Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// One bar for each stage, and a line for a search.
 struct Bars<'a> {
     ui: &'a Ui,
     current: Option<(&'static str, Option<indicatif::ProgressBar>, Instant)>,
+    quiet: bool,
 }
 
 impl Bars<'_> {
-    fn show(&mut self, stage: &'static str, done: usize, total: usize) -> bool {
+    fn show(&mut self, news: News) -> bool {
+        match news {
+            News::Stage { stage, done, total } => self.stage(stage, done, total),
+            News::Search(search) if !self.quiet => {
+                self.clear();
+                // A reader that is gone ends the command where it writes its result.
+                self.search(&search).ok();
+            }
+            News::Search(_) => {}
+        }
+        !interrupt::requested()
+    }
+
+    fn stage(&mut self, stage: &'static str, done: usize, total: usize) {
         if self.current.as_ref().is_none_or(|(shown, ..)| *shown != stage) {
             self.clear();
             let bar = self.ui.step_bar(format!("{stage:<10}"), total as u64);
@@ -462,7 +514,22 @@ impl Bars<'_> {
         if let Some((_, Some(bar), _)) = &self.current {
             bar.set_position(done as u64);
         }
-        !interrupt::requested()
+    }
+
+    fn search(&self, search: &Search) -> anyhow::Result<()> {
+        let kept = match search.kept {
+            0 => String::new(),
+            count => format!(" · {} kept from before", ui::count(count, "measurement")),
+        };
+        self.ui.say(format_args!(
+            "search     {} of {:.2} s, then up to {} of {:.1} s: about {:.0} s{kept}",
+            ui::count(search.layers, "layer"),
+            search.layer_time.as_secs_f64(),
+            ui::count(search.trials, "trial"),
+            search.trial_time.as_secs_f64(),
+            search.time().as_secs_f64().ceil(),
+        ))?;
+        Ok(())
     }
 
     fn clear(&mut self) {
@@ -500,7 +567,7 @@ fn say_outcome(
     let mut table = Table::new(&[
         ("", Side::Left),
         ("float", Side::Right),
-        (job.config.weights.element.name, Side::Right),
+        (job.config.weights.name, Side::Right),
         ("", Side::Left),
     ]);
     if let Some(comparison) = &outcome.comparison {
@@ -601,6 +668,9 @@ fn say_plan(ui: &Ui, outcome: &Outcome, job: &Job<'_>) -> anyhow::Result<()> {
     if !weights.is_empty() {
         ui.say(format_args!("weights    {} → {}", weights.join(", "), job.config.weights.text))?;
     }
+    for (scheme, names) in by_scheme(&outcome.fewer) {
+        ui.say(format_args!("fewer bits  {scheme}: {}", names.join(", ")))?;
+    }
     if !outcome.fallback.is_empty() {
         ui.say(format_args!("back to float  {}", outcome.fallback.join(", ")))?;
     }
@@ -614,6 +684,18 @@ fn say_plan(ui: &Ui, outcome: &Outcome, job: &Job<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The layers of each scheme, in the order of their first ones.
+fn by_scheme(fewer: &[(String, String)]) -> Vec<(&str, Vec<&str>)> {
+    let mut found: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (node, scheme) in fewer {
+        match found.iter_mut().find(|(known, _)| known == scheme) {
+            Some((_, nodes)) => nodes.push(node),
+            None => found.push((scheme, vec![node])),
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -624,6 +706,22 @@ mod tests {
     struct Alone {
         #[command(flatten)]
         _choice: super::ChoiceFlags,
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, count) in [
+            ("300000", 300_000),
+            ("300kB", 300_000),
+            ("0.3 MB", 300_000),
+            ("2KiB", 2048),
+            ("7B", 7),
+        ] {
+            assert_eq!(super::bytes(text), Ok(count), "{text}");
+        }
+        for text in ["", "0", "-3kB", "many", "NaN", "inf", "1e30", "3 bytes"] {
+            assert!(super::bytes(text).is_err(), "{text}");
+        }
     }
 
     #[test]
