@@ -95,13 +95,20 @@ pub struct Job<'a> {
     pub evaluation: Option<&'a dyn Data>,
     /// The engine.
     pub engine: &'a dyn Engine,
-    /// The largest drop of accuracy that is allowed, as a share: of right classes with labels, of same classes without.
-    /// Layers go back to float, the worst first, until it is kept.
-    pub max_drop: Option<f64>,
-    /// The most bytes that the file may have. Layers get fewer bits, those that lose least first, until it has.
-    pub max_bytes: Option<u64>,
+    /// What the model has to keep, if anything.
+    pub limit: Option<Limit>,
     /// Threads of the runs whose time is taken.
     pub threads: usize,
+}
+
+/// What a model has to keep, by a search for the choice of schemes that does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    /// The largest drop of accuracy, as a share: of right classes with labels, of same classes without. Layers go back to
+    /// float, the worst first, until it is kept.
+    Drop(f64),
+    /// The most bytes of the file. Layers get fewer bits, those that lose least first, until it has no more.
+    Bytes(u64),
 }
 
 /// What came out.
@@ -248,16 +255,17 @@ pub fn run(
         trial_time: start.elapsed(),
         kept: trials.len(),
         // Where no limit is searched for, there is nothing to say.
-        said: job.max_drop.is_none() && job.max_bytes.is_none(),
+        said: job.limit.is_none(),
         ..Search::default()
     };
-    if let Some(limit) = job.max_bytes {
+    if let Some(Limit::Bytes(limit)) = job.limit {
         bytes::keep(limit, &mut outcome, (job, &mut search), model, trials, watch)?;
         outcome.time = start.elapsed();
     }
-    let drop =
-        job.max_drop.map(|limit| Ok::<_, Error>((limit, drop_for(&outcome)?))).transpose()?;
-    let too_far = drop.filter(|(limit, drop)| drop > limit);
+    let too_far = match job.limit {
+        Some(Limit::Drop(limit)) if drop_for(&outcome)? > limit => Some(limit),
+        _ => None,
+    };
     if too_far.is_some() {
         outcome.layers = layers(&outcome.quantized, job, &mut search, trials, watch)?;
     } else if analyse {
@@ -266,7 +274,7 @@ pub fn run(
         search.said = true;
         outcome.layers = layers(&outcome.quantized, job, &mut search, &mut apart, watch)?;
     }
-    if let Some((limit, _)) = too_far {
+    if let Some(limit) = too_far {
         keep(model, job, limit, &mut outcome, trials, watch)?;
         outcome.time = start.elapsed();
     }

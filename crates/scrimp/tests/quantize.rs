@@ -10,7 +10,7 @@ use scrimp::onnx::{
     Choice, Config, Data, DataType, Engine, EngineError, LoadOptions, Mode, Model, Session, State,
     Value, find_profile, open_engine,
 };
-use scrimp::quantize::{Error, Job, News, Outcome, Search, Trials, run};
+use scrimp::quantize::{Error, Job, Limit, News, Outcome, Search, Trials, run};
 
 /// Values near a normal distribution that are the same everywhere.
 fn values(count: usize, seed: u32) -> Vec<f32> {
@@ -110,8 +110,7 @@ fn job(engine: &dyn Engine) -> Job<'_> {
         calibration: &SAMPLES,
         evaluation: Some(&SAMPLES),
         engine,
-        max_drop: None,
-        max_bytes: None,
+        limit: None,
         threads: 1,
     }
 }
@@ -134,7 +133,7 @@ fn bits_are_taken_from_layers_that_need_them_least() {
     // Half of the second layer alone is 576 bytes. Beside codes of activations there are weights of 4 bits, alone also of 2.
     budgets(&engine, Mode::Static, &[0, 300, 600, 800]);
     budgets(&engine, Mode::Weights, &[0, 300, 600, 900, 1100]);
-    let too_small = Job { max_bytes: Some(500), ..job(&engine) };
+    let too_small = Job { limit: Some(Limit::Bytes(500)), ..job(&engine) };
     let refused = run(&model(), &too_small, &mut Trials::forgotten(), false, &mut |_| true);
     assert!(matches!(refused, Err(Error::Bytes { limit: 500, least }) if least > 500));
     let config = Config {
@@ -142,7 +141,7 @@ fn bits_are_taken_from_layers_that_need_them_least() {
         weights: scrimp::onnx::Spec::parse("e4m3fn/channel").unwrap(),
         ..job(&engine).config
     };
-    let none_narrower = Job { config, max_bytes: Some(500), ..job(&engine) };
+    let none_narrower = Job { config, limit: Some(Limit::Bytes(500)), ..job(&engine) };
     let refused = run(&model(), &none_narrower, &mut Trials::forgotten(), false, &mut |_| true);
     let said = refused.unwrap_err().to_string();
     assert_eq!(
@@ -161,7 +160,7 @@ fn budgets(engine: &Counting, mode: Mode, all: &[u64]) {
     let mut last = f64::INFINITY;
     for &saved in all {
         let limit = size(&whole) - saved;
-        let outcome = done(&Job { max_bytes: Some(limit), ..job() });
+        let outcome = done(&Job { limit: Some(Limit::Bytes(limit)), ..job() });
         assert!(size(&outcome) <= limit, "{saved}: {} of {limit}", size(&outcome));
         let names: Vec<&str> = outcome.fewer.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names.is_empty(), saved == 0, "{names:?}");
@@ -219,7 +218,7 @@ fn a_search_that_was_stopped_goes_on_where_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("out.onnx.trials.json");
     let limit = size(&done(&job(&engine))) - 600;
-    let by_bytes = Job { max_bytes: Some(limit), ..job(&engine) };
+    let by_bytes = Job { limit: Some(Limit::Bytes(limit)), ..job(&engine) };
     // Four layers with two schemes each.
     let [(whole, loads), (again, fewer)] = stopped(&by_bytes, &engine, &file, 6);
     assert_eq!(again.quantized.model.to_bytes(), whole.quantized.model.to_bytes());
@@ -228,7 +227,7 @@ fn a_search_that_was_stopped_goes_on_where_it_was() {
     // No layer with two bits keeps the class of every sample.
     let config =
         Config { weights: scrimp::onnx::Spec::parse("int2").unwrap(), ..job(&engine).config };
-    let by_drop = Job { config, max_drop: Some(0.4), ..job(&engine) };
+    let by_drop = Job { config, limit: Some(Limit::Drop(0.4)), ..job(&engine) };
     let [(whole, loads), (again, fewer)] = stopped(&by_drop, &engine, &file, 3);
     assert_eq!(again.quantized.model.to_bytes(), whole.quantized.model.to_bytes());
     assert_eq!(again.fallback, whole.fallback);
@@ -247,7 +246,8 @@ fn trials_of_something_else_are_refused_until_they_may_be_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("trials.json");
     let job_of = |samples: &'static Samples| Job { calibration: samples, ..job(&engine) };
-    let before = Job { max_bytes: Some(size(&done(&job(&engine))) - 300), ..job(&engine) };
+    let before =
+        Job { limit: Some(Limit::Bytes(size(&done(&job(&engine))) - 300)), ..job(&engine) };
     let mut trials = Trials::open(&file, &model(), &before, false).unwrap();
     let mut count = 0;
     let cut = run(&model(), &before, &mut trials, false, &mut |news| {
@@ -257,7 +257,7 @@ fn trials_of_something_else_are_refused_until_they_may_be_replaced() {
     assert!(cut.is_err());
     drop(trials);
     // Another limit is the same search.
-    let wider = Job { max_bytes: Some(1_000_000), ..job(&engine) };
+    let wider = Job { limit: Some(Limit::Bytes(1_000_000)), ..job(&engine) };
     assert!(!Trials::open(&file, &model(), &wider, false).unwrap().is_empty());
     let refused =
         |job: &Job<'_>| Trials::open(&file, &model(), job, false).unwrap_err().to_string();

@@ -23,16 +23,27 @@ pub fn fold(graph: &mut GraphProto) -> Result<usize, OnnxError> {
             .constant(&constant)
             .ok_or_else(|| OnnxError::graph(format!("`{constant}` is not a constant")))?;
         let values = tensor.to_f32()?;
-        let name = graph.fresh_name(&format!("{constant}_bias"));
-        graph.initializer.push(TensorProto::from_f32(&name, &[values.len()], &values));
-        let output = graph.node[add].output[0].clone();
-        let node = &mut graph.node[layer];
-        node.input.truncate(2);
-        node.input.push(name);
-        node.output[0] = output;
-        graph.node.remove(add);
+        take_in(graph, layer, add, &constant, &values);
         folded += 1;
     }
+}
+
+/// Gives a layer without a bias these values as one, in place of the addition of a constant after it, which goes.
+pub(super) fn take_in(
+    graph: &mut GraphProto,
+    layer: usize,
+    add: usize,
+    constant: &str,
+    values: &[f32],
+) {
+    let name = graph.fresh_name(&format!("{constant}_bias"));
+    graph.initializer.push(TensorProto::from_f32(&name, &[values.len()], values));
+    let output = graph.node[add].output[0].clone();
+    let node = &mut graph.node[layer];
+    node.input.truncate(2);
+    node.input.push(name);
+    node.output[0] = output;
+    graph.node.remove(add);
 }
 
 fn find(graph: &GraphProto, index: &Index, add: usize) -> Option<(usize, usize, String)> {

@@ -1,9 +1,10 @@
 //! Matrix products and the addition of a constant after them, made one `Gemm`: runtimes have that in integers, and a `MatMul`
 //! beside an `Add` not.
 
+use super::biases;
 use crate::facts::Scope;
 use crate::graph::Index;
-use crate::proto::{GraphProto, NodeProto, TensorProto};
+use crate::proto::{GraphProto, NodeProto};
 use crate::{DataType, OnnxError};
 
 /// Makes a `Gemm` of every `MatMul` of a matrix with a constant one, or `Gemm` without a bias, that nothing else reads than an
@@ -25,15 +26,8 @@ pub fn fold(graph: &mut GraphProto) -> Result<usize, OnnxError> {
         if values.len() == 1 {
             values = vec![values[0]; pair.columns];
         }
-        let name = graph.fresh_name(&format!("{}_bias", pair.bias));
-        graph.initializer.push(TensorProto::from_f32(&name, &[values.len()], &values));
-        let output = graph.node[pair.add].output[0].clone();
-        let node = &mut graph.node[pair.product];
-        node.op_type = Some("Gemm".into());
-        node.input.truncate(2);
-        node.input.push(name);
-        node.output[0] = output;
-        graph.node.remove(pair.add);
+        graph.node[pair.product].op_type = Some("Gemm".into());
+        biases::take_in(graph, pair.product, pair.add, &pair.bias, &values);
         folded += 1;
     }
 }

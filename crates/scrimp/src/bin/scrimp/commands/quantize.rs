@@ -10,7 +10,7 @@ use scrimp::onnx::{
     Choice, Config, Data, Equalize, Mode, NodeRule, Spec, State, Statistics, WeightRange,
     WeightRounding, find_profile, open_engine,
 };
-use scrimp::quantize::{self, Job, News, Outcome, Search, Trials, census};
+use scrimp::quantize::{self, Job, Limit, News, Outcome, Search, Trials, census};
 
 use crate::allocator;
 use crate::interrupt::{self, Interrupted};
@@ -265,16 +265,17 @@ impl QuantizeCommand {
             calibration: calibration.as_ref().map_or(&NoData as &dyn Data, |feed| feed),
             evaluation: evaluation.as_ref().map(|feed| feed as &dyn Data),
             engine: &*engine,
-            max_drop: self.max_drop,
-            max_bytes: self.max_bytes,
+            limit: self.max_drop.map(Limit::Drop).or(self.max_bytes.map(Limit::Bytes)),
             threads: rayon::current_num_threads(),
         };
         if !self.output.json {
             self.say_model(ui, &model, &job, [calibration.as_ref(), evaluation.as_ref()])?;
         }
-        let mut trials = match (self.max_drop, self.max_bytes) {
-            (None, None) => Trials::forgotten(),
-            _ => Trials::open(&beside(&path, ".trials.json"), &model, &job, self.output.force)?,
+        let mut trials = match job.limit {
+            None => Trials::forgotten(),
+            Some(_) => {
+                Trials::open(&beside(&path, ".trials.json"), &model, &job, self.output.force)?
+            }
         };
         let mut bars = Bars { ui, current: None, quiet: self.output.json };
         let outcome = quantize::run(
