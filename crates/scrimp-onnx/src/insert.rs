@@ -69,7 +69,8 @@ impl<'a> Writer<'a> {
             let weight = plan.weights.iter().position(|w| node.arg(1) == Some(w.tensor.as_str()));
             let (State::Quantized, Some(weight)) = (plan.nodes[at].state, weight) else { continue };
             let (name, layout) = (&plan.weights[weight].tensor, &plan.weights[weight].layout);
-            let packed = &packed[weight];
+            let mut packed = packed[weight].clone();
+            packed.spell_zero_points();
             let (rows, len) = (layout.rows(), layout.row_len());
             // MatMulInteger knows one form of a weight: [inputs, outputs].
             let by_input = crate::weights::Layout { shape: vec![len, rows], axis: 1 };
@@ -78,15 +79,10 @@ impl<'a> Writer<'a> {
             let element = &packed.element;
             let kind = element.kind;
             let scale_shape: &[usize] = if packed.scales.len() == 1 { &[] } else { &[rows] };
-            let zeros = if packed.zeros.is_empty() {
-                vec![0; packed.scales.len()]
-            } else {
-                packed.zeros.clone()
-            };
             graph.initializer.extend([
                 TensorProto::from_raw(&names[0], kind, &[len, rows], element.pack(&codes)),
                 TensorProto::from_f32(&names[1], scale_shape, &packed.scales),
-                TensorProto::from_raw(&names[2], kind, scale_shape, element.pack(&zeros)),
+                TensorProto::from_raw(&names[2], kind, scale_shape, element.pack(&packed.zeros)),
             ]);
             let input =
                 node.arg(0).ok_or_else(|| OnnxError::graph("a product without an input"))?;
